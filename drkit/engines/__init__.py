@@ -1,0 +1,153 @@
+"""Engines know one database technology each: they turn it into named byte streams and back.
+
+This file is the contract. An engine knows nothing of stores, compression, encryption or manifests; operations/ join it to
+them. `registry.ENGINES` is the plain dict in which `operations` look one up by the policy's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from drkit.credentials import Secret
+from drkit.model import ChildRecord, Fingerprint
+
+
+@dataclass(frozen=True)
+class BackupOptions:
+    """What a policy asks of a backup. No databases means all of the server's. Times are in seconds."""
+
+    databases: tuple[str, ...] = ()
+    exclude_tables: tuple[str, ...] = ()
+    fingerprint: Literal["digests", "counts"] = "digests"
+    lock_timeout_s: float = 60
+    idle_timeout_s: float = 300
+    work_folder: Path = Path()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One byte stream of an artifact.
+
+    ``name`` goes into keys and manifests and so says nothing of the data (``globals``, ``database-1``); ``label`` is the
+    name people know, for the screen only. ``expected_bytes`` is an estimate, None where there is none.
+    """
+
+    name: str
+    kind: str
+    label: str
+    expected_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found before anything was read: one line for the screen, versions for the manifest."""
+
+    summary: str
+    tools: Mapping[str, str]
+    parts: Sequence[Part]
+    warnings: Sequence[str] = ()
+
+
+class BackupSession(Protocol):
+    """One backup in progress, from preflight to fingerprint. Closed on every path by its context manager."""
+
+    @property
+    def preflight(self) -> Preflight:
+        """Return what was found before the start."""
+
+    def open_part(self, part: Part) -> AbstractContextManager[Iterator[bytes]]:
+        """Stream one part as chunks of up to a mebibyte.
+
+        The stream itself raises SourceError when its producer failed: a failed child is never taken for the end of the
+        data. Leaving the context early kills the producer. Leaving it after the last chunk waits for whatever else runs
+        in the part's snapshot (the fingerprint) and raises SourceError if that failed.
+        """
+
+    @property
+    def snapshot_at(self) -> datetime:
+        """Return the moment that the streamed parts show: the oldest of their snapshots."""
+
+    @property
+    def children(self) -> Sequence[ChildRecord]:
+        """Return every child process that ran so far, with its exit status."""
+
+    def details(self) -> dict[str, Any]:
+        """Return what only key holders may read: names, settings, fingerprints, ready for canonical JSON.
+
+        Always ``{"server": {...}, "parts": {part name: {"label": ..., "fingerprint": {...}, ...}}}``.
+        """
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How to load. ``details`` are the artifact's, opened; ``parts`` the names to load, in the order of the manifest.
+
+    ``tables`` limits the load to the named ones (``schema.table``). ``scratch`` says that the server is a sandbox of ours:
+    globals are loaded as its superuser and a full-speed load may trade durability. With ``stage_folder``, a private
+    folder with room for the plain bytes, parts may be staged there for a parallel load; without it they are streamed.
+    """
+
+    details: Mapping[str, Any]
+    parts: tuple[str, ...]
+    tables: tuple[str, ...] = ()
+    jobs: int = 2
+    scratch: bool = False
+    stage_folder: Path | None = None
+    idle_timeout_s: float = 600
+    work_folder: Path = Path()
+
+
+@dataclass
+class LoadResult:
+    """What came of a load: warnings by name, and where each part went (part name -> label in the target)."""
+
+    warnings: list[str] = field(default_factory=list)
+    loaded: dict[str, str] = field(default_factory=dict)
+
+
+class RestoreSession(Protocol):
+    """One load in progress. Entering it checks the target (reachable, right version, empty, extensions and roles there)
+    and raises SourceError, naming what is in the way, before anything is written to it."""
+
+    @property
+    def summary(self) -> str:
+        """Return one line that names the target for the screen."""
+
+    def load(self, part: str, chunks: Iterator[bytes]) -> None:
+        """Load one part; raise SourceError with the tool's last lines when it failed.
+
+        An error that ``chunks`` raises stops the load, and is the error that is raised. A database that this session
+        created and that did not load whole is dropped again; one that was there before is left and named.
+        """
+
+    def finish(self) -> LoadResult:
+        """Do what comes after the last part (ANALYZE) and return what came of it."""
+
+
+class Engine(Protocol):
+    """One technology and method, such as postgres and dump. Stateless: everything is in the arguments."""
+
+    @property
+    def name(self) -> str:
+        """Return the engine's word in a policy."""
+
+    @property
+    def method(self) -> str:
+        """Return the method's word in a policy."""
+
+    def open_backup(self, url: Secret, options: BackupOptions) -> AbstractContextManager[BackupSession]:
+        """Connect, check everything that can fail late, and hold the consistent view open until the context ends."""
+
+    def open_restore(self, url: Secret, options: RestoreOptions) -> AbstractContextManager[RestoreSession]:
+        """Connect to the target and check that the load can work."""
+
+    def fingerprint(self, url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
+        """Take the fingerprint of restored parts, part name -> fingerprint, as at backup time."""
+
+    def run_check(self, url: Secret, part: Mapping[str, Any], query: str) -> Any:
+        """Run one check of a policy against a restored part (its entry in ``details``); return the single value."""

@@ -1,0 +1,132 @@
+"""Everything drkit raises on purpose.
+
+    DrkitError
+    ├── ConfigError        3   the site, a policy or a secret reference is wrong
+    ├── Busy               4   somebody else holds the lease
+    ├── SourceError        5   the database is unreachable, or its tool failed
+    ├── StoreError         6   a store did not do what was asked
+    │   ├── StoreMissing       there is no such object or bucket
+    │   ├── StoreExists        an object of that name is there already
+    │   └── StoreUnavailable   worth another try later
+    ├── KeyUnavailable     7   no identity in reach opens it
+    ├── IntegrityError     8   the bytes are not what was recorded; never retried
+    ├── RecoveryGap        9   no path to the moment asked for
+    └── CatalogError       10  the catalog is missing, locked, corrupt or too new
+
+Not exceptions: 1 is a bug, 2 is wrong usage, 11 a failed drill or a missed objective, 12 some policies have problems,
+130 an interrupt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_DRILL_FAILED = 11
+EXIT_PROBLEMS = 12
+EXIT_INTERRUPTED = 130
+
+
+class DrkitError(Exception):
+    """Carry one lower-case sentence with the noun at fault, and what to do about it.
+
+    ``message`` and ``details`` are shown to the user as they are, so neither may hold a secret. ``details`` are the lines
+    between the sentence and the hints (the tail of a tool's stderr, the list of what was seen); ``hints`` are commands
+    or actions, one a line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, details: Sequence[str] = (), hints: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = tuple(details)
+        self.hints = tuple(hints)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a configuration file; ``line`` and ``column`` count from 1, 0 where there is no place."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+
+
+class ConfigError(DrkitError):
+    """The site, a policy or a secret reference is wrong; ``problems`` lists all of them at once."""
+
+    exit_code = 3
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        problems: Sequence[Problem] = (),
+        details: Sequence[str] = (),
+        hints: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, details=details, hints=hints)
+        self.problems = tuple(problems)
+
+
+class Busy(DrkitError):
+    """Somebody else holds the lease; the message says who, and until when."""
+
+    exit_code = 4
+
+
+class SourceError(DrkitError):
+    """The database is unreachable or a tool of it failed; ``details`` hold the last lines of the tool's stderr."""
+
+    exit_code = 5
+
+
+class StoreError(DrkitError):
+    """A store did not do what was asked."""
+
+    exit_code = 6
+
+
+class StoreMissing(StoreError):
+    """There is no such object, folder or bucket."""
+
+
+class StoreExists(StoreError):
+    """An object of that name is there already, with other bytes."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached or is out of order; the same request may succeed later."""
+
+
+class KeyUnavailable(DrkitError):
+    """No identity in reach opens it; the message names the recipients that it was sealed for."""
+
+    exit_code = 7
+
+
+class IntegrityError(DrkitError):
+    """The bytes are not what was recorded: digest, signature, authentication, truncation or chain. Never retried."""
+
+    exit_code = 8
+
+
+class RecoveryGap(DrkitError):
+    """There is no path to the moment asked for; the message has the last good position and the first missing one."""
+
+    exit_code = 9
+
+
+class CatalogError(DrkitError):
+    """The catalog is missing, locked, corrupt or from a newer drkit; the stores are not affected."""
+
+    exit_code = 10

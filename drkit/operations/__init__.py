@@ -1,0 +1,1 @@
+"""Operations: where an engine meets a store."""

@@ -1,0 +1,3 @@
+"""Fixtures that more than one folder of tests needs."""
+
+pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.s3", "tests.fixtures.site"]
