@@ -32,7 +32,7 @@ EXIT_INTERRUPTED = 130
 class DrkitError(Exception):
     """Carry one lower-case sentence with the noun at fault, and what to do about it.
 
-    ``message`` and ``details`` are shown to the user as they are, so neither may hold a secret. ``details`` are the lines
+    ``message`` and ``details`` are shown to the user as they are, so neither may hold a secret. ``details`` are lines
     between the sentence and the hints (the tail of a tool's stderr, the list of what was seen); ``hints`` are commands
     or actions, one a line.
     """
@@ -48,7 +48,7 @@ class DrkitError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in a configuration file; ``line`` and ``column`` count from 1, 0 where there is no place."""
+    """One thing that is wrong in a configuration file; line and column count from 1, 0 where there is no place."""
 
     file: str
     line: int

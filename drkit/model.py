@@ -234,8 +234,8 @@ class Run:
 class ArtifactEntry:
     """What the catalog keeps of an artifact.
 
-    ``details`` is what only the writer knew in the clear and is lost by a rebuild without an identity; ``stores`` are the
-    names of the stores in which the manifest was seen.
+    ``details`` is what only the writer knew in the clear and is lost by a rebuild without an identity; ``stores`` are
+    the names of the stores in which the manifest was seen.
     """
 
     manifest: Manifest

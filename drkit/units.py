@@ -32,7 +32,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def format_duration(duration: timedelta) -> str:
-    """Write a duration as a person says it: ``0.4 s``, ``12 s``, ``0:01:52`` up to a day, then ``2 d`` or ``13 d 4 h``."""
+    """Write a duration as a person says it: ``0.4 s``, ``12 s``, ``0:01:52`` up to a day, then ``13 d 4 h``."""
     seconds = duration.total_seconds()
     if seconds < 0:
         return "-" + format_duration(-duration)
@@ -49,7 +49,7 @@ def format_duration(duration: timedelta) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Read ``512``, ``16MB``, ``1.5 GiB`` as bytes; ``k``, ``m``, ``g``, ``t`` are powers of 1000, with ``i`` of 1024."""
+    """Read ``512``, ``16MB``, ``1.5 GiB`` as bytes; ``k`` to ``t`` are powers of 1000, with ``i`` of 1024."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f'"{text}" is not a size; write it like 512, 16MB or 1.5GiB')
@@ -94,8 +94,8 @@ def parse_utc(text: str) -> datetime:
 def parse_moment(text: str) -> datetime:
     """Read ISO 8601 with a numeric offset (or Z) as an aware UTC moment.
 
-    A bare time and a named zone are refused with ValueError: which zone was meant is a guess, and a wrong guess restores
-    the wrong hour (EnterpriseDB/barman#881).
+    A bare time and a named zone are refused with ValueError: which zone was meant is a guess, and a wrong guess
+    restores the wrong hour (EnterpriseDB/barman#881).
     """
     cleaned = text.strip()
     try:

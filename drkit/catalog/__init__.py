@@ -40,7 +40,7 @@ class Catalog(Protocol):
         """Give a lease back; no error when it is no longer ours. The fence number is kept."""
 
     def index_artifact(self, entry: ArtifactEntry) -> None:
-        """Record an artifact, or add what is new about one that is known (its stores, its details)."""
+        """Record an artifact, or add what is new about a known one (its stores, its details)."""
 
     def forget_artifact(self, artifact_id: str) -> None:
         """Remove an artifact from the index."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,8 +125,14 @@ def cli() -> None:
     """
 
 
+def _interrupt(signum: int, frame: object) -> None:
+    """Unwind on SIGTERM as on Ctrl-C, so that children, uploads and sandboxes go the same way."""
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of docs/errors.md."""
+    signal.signal(signal.SIGTERM, _interrupt)
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
     output = Output(json="--json" in flags, quiet="--quiet" in flags)
@@ -150,13 +158,13 @@ def _run(arguments: list[str], output: Output, *, debug: bool) -> int:
         return EXIT_INTERRUPTED
     except DrkitError as error:
         if debug:
-            raise
+            traceback.print_exc()
         output.error(error, error.exit_code)
         return error.exit_code
     except BrokenPipeError:
         return EXIT_BUG
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         output.bug(error)
         return EXIT_BUG

@@ -1,4 +1,6 @@
-"""What users and scripts see. The rules, which every command obeys by going through here:
+"""What users and scripts see.
+
+The rules, which every command obeys by going through here:
 
 - the result goes to standard output, alone; progress, messages and errors go to standard error
 - with ``--json`` the result is one document with a ``schema`` name and version, errors included

@@ -1,7 +1,7 @@
 """Engines know one database technology each: they turn it into named byte streams and back.
 
-This file is the contract. An engine knows nothing of stores, compression, encryption or manifests; operations/ join it to
-them. `registry.ENGINES` is the plain dict in which `operations` look one up by the policy's words.
+This file is the contract. An engine knows nothing of stores, compression, encryption or manifests; operations/ join
+it to them. `registry.ENGINES` is the plain dict in which `operations` look one up by the policy's words.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class BackupOptions:
 class Part:
     """One byte stream of an artifact.
 
-    ``name`` goes into keys and manifests and so says nothing of the data (``globals``, ``database-1``); ``label`` is the
-    name people know, for the screen only. ``expected_bytes`` is an estimate, None where there is none.
+    ``name`` goes into keys and manifests and so says nothing of the data (``globals``, ``database-1``); ``label`` is
+    the name people know, for the screen only. ``expected_bytes`` is an estimate, None where there is none.
     """
 
     name: str
@@ -85,7 +85,7 @@ class BackupSession(Protocol):
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """How to load. ``details`` are the artifact's, opened; ``parts`` the names to load, in the order of the manifest.
+    """How to load. ``details`` are the artifact's, opened; ``parts`` the names to load, in the manifest's order.
 
     ``tables`` limits the load to the named ones (``schema.table``). ``scratch`` says that the server is a sandbox of ours:
     globals are loaded as its superuser and a full-speed load may trade durability. With ``stage_folder``, a private
@@ -111,8 +111,11 @@ class LoadResult:
 
 
 class RestoreSession(Protocol):
-    """One load in progress. Entering it checks the target (reachable, right version, empty, extensions and roles there)
-    and raises SourceError, naming what is in the way, before anything is written to it."""
+    """One load in progress.
+
+    Entering it checks the target (reachable, right version, empty, extensions and roles there) and raises SourceError,
+    naming what is in the way, before anything is written to it.
+    """
 
     @property
     def summary(self) -> str:

@@ -1,8 +1,8 @@
 """Stores keep immutable named byte objects: a folder, an S3 bucket, memory for tests.
 
 This file is the contract; tests/contract/test_stores.py holds every implementation to it. A store knows nothing of
-manifests, encryption or compression. Keys are relative, ``/``-separated, of ``A-Z a-z 0-9 . _ - /`` without empty, ``.``
-or ``..`` segments; anything else is a ValueError.
+manifests, encryption or compression. Keys are relative, ``/``-separated, of ``A-Z a-z 0-9 . _ - /`` without empty,
+``.`` or ``..`` segments; anything else is a ValueError.
 """
 
 from __future__ import annotations

@@ -1,0 +1,309 @@
+"""Child processes: the one place that starts them.
+
+Rules that every caller gets: a process group of its own, a minimal environment, no shell, stderr always drained, an
+idle time-out on every pipe, and a failed child that is never taken for the end of its data. What a child is told in
+``argv`` can be read by everybody on the host, so secrets go through files that only we can read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shlex
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drkit.errors import SourceError
+from drkit.units import CHUNK_BYTES
+
+_INHERITED = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "KRB5CCNAME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
+_PIPE_BYTES = 1 << 20
+_STDERR_LINES = 20
+_STDERR_LINE_BYTES = 2000
+_KILL_AFTER_S = 5.0
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run. ``env`` is added to the minimal environment; ``user`` is changed to when we are root."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
+    user: str | None = None
+
+    @property
+    def tool(self) -> str:
+        """Return the program's own name, for messages."""
+        return Path(self.argv[0]).name
+
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment that the child gets: English messages, UTC, and little else."""
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        return {**inherited, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ": "UTC", **self.env}
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A child that ended by itself."""
+
+    status: int
+    stdout: bytes
+    stderr: str
+
+
+class _StderrTail:
+    """Drain a child's stderr in a thread and keep its last lines; a full stderr pipe would stop the child."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._lines: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._thread = threading.Thread(target=self._drain, args=(descriptor,), daemon=True)
+        self._thread.start()
+
+    def _drain(self, descriptor: int) -> None:
+        partial = b""
+        while chunk := os.read(descriptor, 1 << 16):
+            *lines, partial = (partial + chunk).split(b"\n")
+            partial = partial[-_STDERR_LINE_BYTES:]
+            self._lines.extend(line[:_STDERR_LINE_BYTES].decode(errors="replace") for line in lines[-_STDERR_LINES:])
+        if partial:
+            self._lines.append(partial.decode(errors="replace"))
+
+    def lines(self) -> list[str]:
+        """Return the last lines, once the child has closed its stderr or a moment after it ended."""
+        self._thread.join(timeout=1)
+        return [line for line in self._lines if line.strip()]
+
+
+class _Child:
+    """A running child with one pipe to us; ended, by force if need be, when its context ends."""
+
+    def __init__(self, command: Command, idle_timeout_s: float, *, reads_us: bool) -> None:
+        self.command = command
+        self.idle_timeout_s = idle_timeout_s
+        self.status: int | None = None
+        self._unused = threading.Event()
+        self._unused.set()
+        self._process = _start(
+            command,
+            stdin=subprocess.PIPE if reads_us else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if reads_us else subprocess.PIPE,
+        )
+        pipe = self._process.stdin if reads_us else self._process.stdout
+        assert pipe is not None
+        assert self._process.stderr is not None
+        self._pipe = pipe
+        self._stderr = _StderrTail(self._process.stderr.fileno())
+        os.set_blocking(pipe.fileno(), False)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+    @property
+    def stderr_lines(self) -> list[str]:
+        """Return the last lines that the child wrote to stderr."""
+        return self._stderr.lines()
+
+    def _wait_for(self, event: int) -> None:
+        poll = select.poll()
+        poll.register(self._pipe.fileno(), event)
+        if not poll.poll(self.idle_timeout_s * 1000):
+            self.kill()
+            raise self._failure(f"{self.command.tool} moved no byte for {self.idle_timeout_s:g} s and was stopped")
+
+    def _finish(self) -> None:
+        """Wait for the child's end; raise SourceError unless it exited with 0."""
+        try:
+            self.status = self._process.wait(timeout=self.idle_timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise self._failure(
+                f"{self.command.tool} closed its pipe, did not end for {self.idle_timeout_s:g} s and was stopped"
+            ) from None
+        if self.status != 0:
+            raise self._failure(f"{self.command.tool} {_ending(self.status)}")
+
+    def _failure(self, message: str) -> SourceError:
+        return SourceError(message, details=[f"command: {shlex.join(self.command.argv)}", *self.stderr_lines])
+
+    def kill(self) -> None:
+        """End the child's whole process group: politely first, then not; no error when it is gone already."""
+        for stop, patience_s in ((signal.SIGTERM, _KILL_AFTER_S), (signal.SIGKILL, None)):
+            if self._process.poll() is not None:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, stop)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=patience_s)
+        self.status = self._process.poll()
+
+    def close(self) -> None:
+        """End the child if it still runs, and close our ends of its pipes.
+
+        Another thread may still be in `Producer.chunks`: the child's end wakes it, and the pipe is closed after it left.
+        """
+        self.kill()
+        self._unused.wait(timeout=_KILL_AFTER_S)
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.close()
+        self._stderr.lines()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+
+class Producer(_Child):
+    """A child whose standard output we read."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the output in chunks of a mebibyte, and raise SourceError if the child then does not exit with 0.
+
+        The last chunk may be short. An idle time-out kills the child and raises SourceError.
+        """
+        self._unused.clear()
+        try:
+            yield from self._read()
+        finally:
+            self._unused.set()
+        self._finish()
+
+    def _read(self) -> Iterator[bytes]:
+        descriptor = self._pipe.fileno()
+        buffer = bytearray(CHUNK_BYTES)
+        view = memoryview(buffer)
+        filled = 0
+        while True:
+            try:
+                count = os.readv(descriptor, [view[filled:]])
+            except BlockingIOError:
+                self._wait_for(select.POLLIN)
+                continue
+            if count == 0:
+                break
+            filled += count
+            if filled == CHUNK_BYTES:
+                yield bytes(buffer)
+                filled = 0
+        if filled:
+            yield bytes(view[:filled])
+
+
+class Consumer(_Child):
+    """A child whose standard input we write."""
+
+    def feed(self, chunks: Iterable[bytes]) -> None:
+        """Write everything, close the pipe and wait; raise SourceError unless the child exits with 0.
+
+        When ``chunks`` raises, the child is killed before its input ends, so that it cannot take the cut for the end;
+        the error goes on to the caller.
+        """
+        try:
+            for chunk in chunks:
+                self._write(memoryview(chunk))
+        except BrokenPipeError:
+            self._finish()
+            raise self._failure(f"{self.command.tool} stopped reading before the end of its input") from None
+        except BaseException:
+            self.kill()
+            raise
+        self._pipe.close()
+        self._finish()
+
+    def _write(self, view: memoryview) -> None:
+        descriptor = self._pipe.fileno()
+        while view:
+            try:
+                view = view[os.write(descriptor, view) :]
+            except BlockingIOError:
+                self._wait_for(select.POLLOUT)
+
+
+@contextmanager
+def open_producer(command: Command, *, idle_timeout_s: float) -> Iterator[Producer]:
+    """Start a child to read from; it is gone when the context ends. Raise SourceError when it cannot be started."""
+    child = Producer(command, idle_timeout_s, reads_us=False)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+@contextmanager
+def open_consumer(command: Command, *, idle_timeout_s: float) -> Iterator[Consumer]:
+    """Start a child to write to; it is gone when the context ends. Raise SourceError when it cannot be started."""
+    child = Consumer(command, idle_timeout_s, reads_us=True)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+def run(command: Command, *, stdin: bytes = b"", timeout_s: float = 60, check: bool = True) -> Completed:
+    """Run a short child to its end and return what it said.
+
+    Raise SourceError when it cannot be started, outlives ``timeout_s``, or (with ``check``) exits with another status
+    than 0. Its output is held in memory: for tools that say little.
+    """
+    process = _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise SourceError(
+            f"{command.tool} did not end within {timeout_s:g} s", details=[f"command: {shlex.join(command.argv)}"]
+        ) from None
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    text = stderr.decode(errors="replace")
+    if check and process.returncode != 0:
+        tail = [line for line in text.splitlines() if line.strip()][-_STDERR_LINES:]
+        raise SourceError(
+            f"{command.tool} {_ending(process.returncode)}", details=[f"command: {shlex.join(command.argv)}", *tail]
+        )
+    return Completed(process.returncode, stdout, text)
+
+
+def _start(command: Command, *, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
+    identity = {"user": command.user, "group": command.user, "extra_groups": []} if command.user else {}
+    try:
+        process: subprocess.Popen[bytes] = subprocess.Popen(
+            list(command.argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=command.environment(),
+            cwd=command.cwd,
+            start_new_session=True,
+            bufsize=0,
+            **identity,  # type: ignore[call-overload]
+        )
+    except (OSError, KeyError) as error:
+        raise SourceError(f"cannot start {command.argv[0]}: {error}") from error
+    return process
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"failed with exit status {status}"
+    try:
+        return f"was killed by signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"

@@ -1,0 +1,188 @@
+"""The stages of the data path: generators of bytes, composed by nesting, joined by threads where it pays.
+
+    backup   source -> Meter (plain) -> compress -> age.encrypt -> Meter (stored) -> store.put
+    restore  store.open -> Meter (stored) -> age.decrypt -> decompress -> Meter (plain) -> engine
+
+Chunks are about a mebibyte: Python's cost is per call, and zstd, the AEAD, SHA-256 and system calls all release the
+interpreter lock, so `prefetch` between two stages lets them run on two cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from drkit.errors import IntegrityError
+from drkit.units import CHUNK_BYTES
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_END = object()
+_POLL_S = 0.1
+_ABANDON_S = 1.0
+
+
+class Meter:
+    """Counts and hashes what passes through, and changes nothing."""
+
+    def __init__(self, advance: Callable[[int], object] | None = None) -> None:
+        self._hash = hashlib.sha256()
+        self._advance = advance
+        self.size_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """Return the digest of what has passed so far, in hex."""
+        return self._hash.hexdigest()
+
+    def measure(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass ``chunks`` on, counted and hashed."""
+        for chunk in chunks:
+            self._hash.update(chunk)
+            self.size_bytes += len(chunk)
+            if self._advance:
+                self._advance(len(chunk))
+            yield chunk
+
+
+def checked(chunks: Iterable[bytes], meter: Meter, *, size_bytes: int, sha256: str, what: str) -> Iterator[bytes]:
+    """Pass ``chunks`` through ``meter``; raise IntegrityError naming ``what`` at the end unless they are as recorded.
+
+    Too many bytes are noticed as soon as they come, so a substituted object cannot make the reader swallow more.
+    """
+    for chunk in meter.measure(chunks):
+        if meter.size_bytes > size_bytes:
+            raise IntegrityError(f"{what} is longer than the {size_bytes:,} bytes that were recorded")
+        yield chunk
+    if meter.size_bytes != size_bytes:
+        raise IntegrityError(f"{what} has {meter.size_bytes:,} bytes, {size_bytes:,} were recorded")
+    if meter.sha256 != sha256:
+        raise IntegrityError(f"{what} has SHA-256 {meter.sha256[:12]}…, {sha256[:12]}… was recorded")
+
+
+def compress(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
+    """Compress into one zstd frame with a content checksum (R3: zstd accepts a cut between two frames)."""
+    compressor = zstd.ZstdCompressor(
+        options={zstd.CompressionParameter.compression_level: level, zstd.CompressionParameter.checksum_flag: 1}
+    )
+    yield from _in_chunks(_compressed(chunks, compressor))
+
+
+def _compressed(chunks: Iterable[bytes], compressor: zstd.ZstdCompressor) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield compressor.compress(chunk)
+    yield compressor.flush(zstd.ZstdCompressor.FLUSH_FRAME)
+
+
+def _in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small pieces until they make a chunk."""
+    held: list[bytes] = []
+    held_bytes = 0
+    for piece in pieces:
+        held.append(piece)
+        held_bytes += len(piece)
+        if held_bytes >= CHUNK_BYTES:
+            yield b"".join(held)
+            held, held_bytes = [], 0
+    if held_bytes:
+        yield b"".join(held)
+
+
+def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Decompress exactly one zstd frame; raise IntegrityError for damage, an early end, or bytes after the frame.
+
+    Output comes in chunks of at most a mebibyte whatever the compression ratio, so a small object cannot fill memory.
+    """
+    decompressor = zstd.ZstdDecompressor()
+    try:
+        for chunk in chunks:
+            if decompressor.eof:
+                raise IntegrityError("there are bytes after the end of the compressed data")
+            yield from _decompressed(decompressor, chunk)
+    except zstd.ZstdError as error:
+        raise IntegrityError(f"the compressed data is damaged: {error}") from error
+    if not decompressor.eof:
+        raise IntegrityError("the compressed data ends too early")
+    if decompressor.unused_data:
+        raise IntegrityError("there are bytes after the end of the compressed data")
+
+
+def _decompressed(decompressor: zstd.ZstdDecompressor, chunk: bytes) -> Iterator[bytes]:
+    while True:
+        piece = decompressor.decompress(chunk, CHUNK_BYTES)
+        if piece:
+            yield piece
+        if decompressor.eof or decompressor.needs_input:
+            return
+        chunk = b""
+
+
+@contextmanager
+def prefetch(chunks: Iterable[bytes], depth: int = 4) -> Iterator[Iterator[bytes]]:
+    """Run the stages behind ``chunks`` in a thread of their own, up to ``depth`` chunks ahead.
+
+    What they raise is raised to the reader. When the context ends early the thread stops at its next chunk and closes
+    the generators behind it. A thread that is stuck in a read then is left to the owner of that pipe or connection, whose
+    own context ends right after this one and wakes it.
+    """
+    ready: queue.Queue[object] = queue.Queue(maxsize=depth)
+    stopping = threading.Event()
+    worker = threading.Thread(target=_run_ahead, args=(chunks, ready, stopping), name="prefetch", daemon=True)
+    worker.start()
+    try:
+        yield _received(ready)
+    finally:
+        stopping.set()
+        worker.join(timeout=_ABANDON_S)
+
+
+def _run_ahead(chunks: Iterable[bytes], ready: queue.Queue[object], stopping: threading.Event) -> None:
+    iterator = iter(chunks)
+    try:
+        for chunk in iterator:
+            if not _offer(ready, chunk, stopping):
+                break
+        else:
+            _offer(ready, _END, stopping)
+    except BaseException as error:  # noqa: BLE001 - carried over to the reader's thread, which raises it
+        _offer(ready, error, stopping)
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def _offer(ready: queue.Queue[object], item: object, stopping: threading.Event) -> bool:
+    while not stopping.is_set():
+        try:
+            ready.put(item, timeout=_POLL_S)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+def _received(ready: queue.Queue[object]) -> Iterator[bytes]:
+    while (item := ready.get()) is not _END:
+        if isinstance(item, BaseException):
+            raise item
+        assert isinstance(item, bytes)
+        yield item
+
+
+def drain(chunks: Iterable[bytes]) -> None:
+    """Read everything and keep nothing."""
+    for _ in chunks:
+        pass
+
+
+def single(content: bytes) -> Sequence[bytes]:
+    """Present a small object as a stream."""
+    return [content]
