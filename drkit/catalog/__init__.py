@@ -5,11 +5,39 @@ This file is the contract; `sqlite` implements it for one host. Every method may
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from drkit.model import ArtifactEntry, Lease, Run, Scratch
+if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a list builds no documents
+    from drkit.model import ArtifactEntry, Lease, Run, Scratch
+
+
+@dataclass(frozen=True)
+class ArtifactRow:
+    """What a list shows of an artifact; ``verdict`` and ``level`` are of its newest drill, empty without one."""
+
+    artifact_id: str
+    policy: str
+    engine: str
+    method: str
+    seq: int
+    restorable_to_at: datetime
+    stored_bytes: int
+    plain_bytes: int
+    stores: tuple[str, ...]
+    verdict: str
+    level: str
+
+
+@dataclass(frozen=True)
+class EvidenceEntry:
+    """A drill or verification record, the SHA-256 of its stored bytes, and the stores in which it was seen."""
+
+    record: Mapping[str, Any]
+    sha256: str
+    stores: tuple[str, ...]
 
 
 class Catalog(Protocol):
@@ -48,14 +76,30 @@ class Catalog(Protocol):
     def artifacts(self, policy: str | None = None) -> list[ArtifactEntry]:
         """Return artifacts, newest first, without their details."""
 
+    def artifact_rows(self, policy: str | None = None) -> list[ArtifactRow]:
+        """Return what a list shows of artifacts, newest first; quick for ten thousand of them."""
+
     def artifact(self, prefix: str) -> ArtifactEntry:
-        """Return the one artifact whose id starts with ``prefix``, with details; raise CatalogError for none or many."""
+        """Return the artifact whose id starts with ``prefix``, with details; raise CatalogError for none or many."""
 
     def index_evidence(self, record: Mapping[str, Any], sha256: str, stores: Sequence[str]) -> None:
         """Record a drill or verification record that is stored."""
 
     def evidence(self, *, policy: str | None = None, artifact_id: str | None = None) -> list[dict[str, Any]]:
         """Return evidence records, newest first."""
+
+    def evidence_entries(self, *, policy: str | None = None) -> list[EvidenceEntry]:
+        """Return evidence records with their digests and stores, newest first."""
+
+    def replace_index(
+        self, artifacts: Iterable[ArtifactEntry], evidence: Iterable[EvidenceEntry], forget: Collection[str]
+    ) -> None:
+        """Make artifacts and evidence what the stores say, in one step; all or nothing.
+
+        What is given replaces what was known of it, its stores too; ``details`` that are known and not given are kept
+        as long as the manifest is the same. ``forget`` names the artifact ids and evidence digests that no store has.
+        What is in neither (another process has just indexed it) stays.
+        """
 
     def add_scratch(self, scratch: Scratch) -> None:
         """Record a throw-away thing before it is made."""

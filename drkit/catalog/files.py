@@ -1,0 +1,194 @@
+"""The catalog as a file: create, open, upgrade, move aside; and the one place where SQLite's errors become ours."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from drkit.errors import CatalogError
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x64726B74  # "drkt": tells a catalog from anybody else's SQLite file
+BUSY_TIMEOUT_S = 15.0
+
+_REBUILD = "drkit catalog rebuild"
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_NO_ACCESS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the file system raise into CatalogError with the file and the next command."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise
+    except sqlite3.Error as error:
+        raise _translate(path, error) from error
+    except OSError as error:
+        raise CatalogError(
+            f"cannot use the catalog {path}: {error.strerror or error}", hints=[f"ls -ld {path.parent} {path}"]
+        ) from error
+
+
+def _translate(path: Path, error: sqlite3.Error) -> CatalogError:
+    # The low byte is the primary result code; the rest only refines it (sqlite.org/rescode.html).
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _DAMAGED:
+        return CatalogError(
+            f"the catalog {path} is damaged: {error}",
+            details=["the backups in the stores are not affected; the damaged file is kept beside the new one"],
+            hints=[_REBUILD],
+        )
+    if code in _LOCKED:
+        return CatalogError(
+            f"the catalog {path} is locked by another process, also after {BUSY_TIMEOUT_S:.0f} s",
+            hints=[f"fuser -v {path}", "run the same command again"],
+        )
+    if code in _NO_ROOM:
+        return CatalogError(
+            f"cannot read or write the catalog {path}: {error}",
+            details=["nothing of the last change was kept; what was there before is intact"],
+            hints=[f"df -h {path.parent}"],
+        )
+    if code in _NO_ACCESS:
+        return CatalogError(f"cannot open the catalog {path}: {error}", hints=[f"ls -ld {path.parent} {path}"])
+    return CatalogError(f"the catalog {path} refused a change: {error}", hints=[_REBUILD])
+
+
+def create(path: Path) -> None:
+    """Create an empty catalog, mode 0600, whole or not at all; it is no error when there is one already.
+
+    It is made under a temporary name and linked into place, so that neither a kill nor a second process that does the
+    same can leave a half-made catalog. Folders are made as needed, mode 0700.
+    """
+    with translated(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = draft_beside(path)
+        try:
+            with suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def draft_beside(path: Path) -> Path:
+    """Create an empty catalog under a temporary name in the folder of ``path``; the caller puts it in place."""
+    draft = path.with_name(f".{path.name}.new-{os.getpid()}-{os.urandom(4).hex()}")
+    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        with closing(_connect(draft)) as connection:
+            connection.execute("pragma journal_mode = wal")
+            _upgrade(connection)
+    except BaseException:
+        remove(draft)
+        raise
+    return draft
+
+
+def remove(path: Path) -> None:
+    """Remove a catalog and what SQLite keeps beside it."""
+    for name in _beside(path):
+        name.unlink(missing_ok=True)
+
+
+def move_aside(path: Path, now: datetime) -> Path | None:
+    """Rename a catalog, with its write-ahead log, to a name that says when; return it, None where there was no file."""
+    aside = path.with_name(f"{path.name}.aside-{now:%Y%m%dT%H%M%SZ}")
+    with translated(path):
+        if not path.exists():
+            return None
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.name}.aside-{now:%Y%m%dT%H%M%SZ}-{number}")
+        # A log left beside the new file would be taken for its own, so the log goes first.
+        for source, target in reversed(list(zip(_beside(path), _beside(aside), strict=True))):
+            with suppress(FileNotFoundError):
+                source.rename(target)
+    return aside
+
+
+def _beside(path: Path) -> list[Path]:
+    return [path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")]
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a catalog that exists, upgrading an older schema; raise CatalogError for everything that is wrong with it.
+
+    The connection commits each statement unless a transaction was begun, and may be used from any thread, by one at
+    a time.
+    """
+    with translated(path):
+        if not path.exists():
+            raise CatalogError(f"there is no catalog at {path}", hints=[_REBUILD])
+        connection = _connect(path)
+        try:
+            _refuse_foreign(connection, path)
+            connection.execute("pragma journal_mode = wal")
+            if _pragma(connection, "user_version") < SCHEMA_VERSION:
+                _upgrade(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # mode=rw: a connection never creates a file; an empty one would pass for a catalog that knows of no backups.
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    connection.row_factory = sqlite3.Row
+    connection.execute("pragma foreign_keys = on")
+    # A run that is recorded, and a sandbox that is about to be made, must survive a power cut.
+    connection.execute("pragma synchronous = full")
+    return connection
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    if _pragma(connection, "application_id") != APPLICATION_ID:
+        raise CatalogError(
+            f"{path} is not a catalog of drkit",
+            details=["drkit catalog rebuild moves the file aside and puts a catalog in its place"],
+            hints=["check the line catalog: in drkit.yaml", _REBUILD],
+        )
+    version = _pragma(connection, "user_version")
+    if version > SCHEMA_VERSION:
+        raise CatalogError(
+            f"the catalog {path} was written by a newer drkit",
+            details=[f"its schema is version {version}, this drkit knows {SCHEMA_VERSION}; it was not changed"],
+            hints=["install the newer drkit here too", f"{_REBUILD}   (keeps the newer file beside a new one)"],
+        )
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date in one transaction; a second process that comes at once waits, then finds it done."""
+    from sqlite_utils import Database
+
+    from drkit.catalog.migrations import migrate
+
+    connection.execute("begin immediate")
+    try:
+        version = migrate(Database(connection, execute_plugins=False))
+        connection.execute(f"pragma application_id = {APPLICATION_ID:d}")
+        connection.execute(f"pragma user_version = {version:d}")
+        connection.execute("commit")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("rollback")
+        raise
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"pragma {name}").fetchone()[0])

@@ -1,0 +1,102 @@
+"""The tables of the SQLite catalog, one function per version; sqlite-utils keeps the record of which were applied.
+
+Moments are UTC text as `units.format_utc` writes it, so that comparing the text compares the moments. Documents are
+kept as the canonical JSON they came in; the columns beside them are what lists show and what is searched.
+
+Only creating or upgrading a catalog imports this module: sqlite-utils takes 80 ms to import, and `drkit list` has 500.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+MIGRATIONS = Migrations("drkit")
+
+_TABLES = (
+    """create table runs (
+        run_id text primary key,
+        kind text not null,
+        policy text not null,
+        state text not null,
+        started_at text not null,
+        host text not null,
+        pid integer not null,
+        heartbeat_at text not null,
+        ended_at text,
+        error text,
+        outcome text  -- JSON
+    )""",
+    "create index runs_by_start on runs (started_at desc)",
+    "create index runs_by_policy on runs (policy, kind, started_at desc)",
+    """create table artifacts (
+        artifact_id text primary key,
+        policy text not null,
+        engine text not null,
+        method text not null,
+        seq integer not null,
+        restorable_to_at text not null,
+        stored_bytes integer not null,
+        plain_bytes integer not null,
+        manifest_sha256 text not null,
+        manifest text not null,  -- canonical JSON
+        details text  -- JSON; only what this host wrote or could decrypt
+    )""",
+    "create index artifacts_by_age on artifacts (restorable_to_at desc, artifact_id desc)",
+    "create index artifacts_by_policy on artifacts (policy, restorable_to_at desc, artifact_id desc)",
+    """create table artifact_stores (
+        artifact_id text not null references artifacts (artifact_id) on delete cascade,
+        store text not null,
+        primary key (artifact_id, store)
+    ) without rowid""",
+    """create table evidence (
+        sha256 text primary key,
+        run_id text not null,
+        policy text not null,
+        artifact_id text,
+        kind text not null,
+        verdict text not null,
+        level text not null,
+        ended_at text not null,
+        record text not null  -- canonical JSON
+    )""",
+    "create index evidence_by_policy on evidence (policy, ended_at desc)",
+    "create index evidence_by_artifact on evidence (artifact_id, ended_at desc)",
+    """create table evidence_stores (
+        sha256 text not null references evidence (sha256) on delete cascade,
+        store text not null,
+        primary key (sha256, store)
+    ) without rowid""",
+    """create table events (
+        event_id integer primary key,
+        at text not null,
+        name text not null,
+        facts text not null  -- JSON
+    )""",
+    """create table leases (
+        name text primary key,
+        holder text not null,  -- empty once released: the row stays, because the fence must keep growing
+        fence integer not null,
+        expires_at text not null
+    )""",
+    """create table scratch (
+        scratch_id text primary key,
+        kind text not null,
+        locator text not null,
+        host text not null,
+        owner_pid integer not null,
+        owner_started text not null,
+        expires_at text not null
+    )""",
+)
+
+
+@MIGRATIONS(name="001_first")
+def _first(db: Database) -> None:
+    for statement in _TABLES:
+        db.execute(statement)
+
+
+def migrate(db: Database) -> int:
+    """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
+    MIGRATIONS.apply(db)
+    return len(MIGRATIONS.applied(db))
