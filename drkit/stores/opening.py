@@ -1,0 +1,81 @@
+"""From the site's description of a store to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from drkit.credentials import Secret
+from drkit.errors import ConfigError
+from drkit.stores import Store
+
+_SCHEMES = "file:, s3: and memory:"
+_memory_stores: dict[str, Store] = {}
+
+
+class StoreSettings(Protocol):
+    """What the site says of one store; `drkit.site.StoreConfig` has these fields.
+
+    ``access_key``, ``secret_key`` and ``session_token`` are secret references; without them boto3 looks where it always
+    looks. ``object_lock`` is the retention mode, or None.
+    """
+
+    @property
+    def url(self) -> str: ...  # noqa: D102
+    @property
+    def region(self) -> str | None: ...  # noqa: D102
+    @property
+    def endpoint(self) -> str | None: ...  # noqa: D102
+    @property
+    def path_style(self) -> bool: ...  # noqa: D102
+    @property
+    def ca_bundle(self) -> Path | None: ...  # noqa: D102
+    @property
+    def object_lock(self) -> str | None: ...  # noqa: D102
+    @property
+    def access_key(self) -> str | None: ...  # noqa: D102
+    @property
+    def secret_key(self) -> str | None: ...  # noqa: D102
+    @property
+    def session_token(self) -> str | None: ...  # noqa: D102
+
+
+def open_store(name: str, config: StoreSettings, site_folder: Path, resolve: Callable[[str], Secret]) -> Store:
+    """Return the store that ``config`` describes; the caller closes it.
+
+    Nothing is contacted yet. A relative ``file:`` path is relative to ``site_folder``; ``memory:`` stores are shared
+    within the process by URL. Raise ConfigError for a URL that names no store.
+    """
+    scheme = config.url.partition(":")[0]
+    if scheme == "file":
+        return _open_file(name, config.url, site_folder)
+    if scheme == "s3":
+        from drkit.stores.s3 import open_s3_store
+
+        return open_s3_store(name, config, site_folder, resolve)
+    if scheme == "memory":
+        return _open_memory(name, config.url)
+    raise ConfigError(f'store {name}: "{config.url}" is not a store; the schemes are {_SCHEMES}')
+
+
+def _open_file(name: str, url: str, site_folder: Path) -> Store:
+    from drkit.stores.file import FileStore
+
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"}:
+        raise ConfigError(
+            f'store {name}: "{url}" names the host {parts.netloc}',
+            hints=[f'write three slashes for a folder of this machine: "file:///{parts.netloc}{parts.path}"'],
+        )
+    path = unquote(parts.path)
+    if not path.strip("/"):
+        raise ConfigError(f'store {name}: "{url}" names no folder')
+    return FileStore(name, (site_folder.absolute() / path).resolve())
+
+
+def _open_memory(name: str, url: str) -> Store:
+    from drkit.stores.memory import MemoryStore
+
+    return _memory_stores.setdefault(url, MemoryStore(name, url=url))
