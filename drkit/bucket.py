@@ -55,8 +55,8 @@ def tombstone_key(policy: str, artifact_id: str) -> str:
 
 
 def trust_key(key_id: str) -> str:
-    """Return the key of a public key's document."""
-    return f"trust/{key_id}.json"
+    """Return the key of a public key's document; the colon of a key id is no character for a key."""
+    return f"trust/{key_id.replace(':', '-')}.json"
 
 
 def signature_key(key: str) -> str:

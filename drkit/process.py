@@ -13,6 +13,7 @@ import os
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import threading
 from collections import deque
@@ -307,3 +308,41 @@ def _ending(status: int) -> str:
         return f"was killed by signal {signal.Signals(-status).name}"
     except ValueError:
         return f"was killed by signal {-status}"
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """Which process: host, pid and the kernel's start tick, because pids are used again."""
+
+    host: str
+    pid: int
+    started_tick: str
+
+    @classmethod
+    def own(cls) -> ProcessIdentity:
+        """Return this process."""
+        return cls(socket.gethostname(), os.getpid(), start_tick(os.getpid()) or "")
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessIdentity:
+        """Read what ``str`` wrote; anything else is a process of a host that is not this one."""
+        host, _, rest = text.rpartition("/") if text.count("/") == 1 else ("", "", "")
+        pid, _, tick = rest.partition("@")
+        return cls(host, int(pid), tick) if pid.isdigit() else cls("", 0, "")
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.pid}@{self.started_tick}"
+
+    def is_known_dead(self) -> bool:
+        """Tell whether the process ran on this host and is gone; of another host's process nothing is known."""
+        return self.host == socket.gethostname() and start_tick(self.pid) != self.started_tick
+
+
+def start_tick(pid: int) -> str | None:
+    """Return when a process started, in clock ticks since boot, as /proc says; None when it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in {"Z", "X"} else fields[18]

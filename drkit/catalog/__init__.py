@@ -52,7 +52,9 @@ class Catalog(Protocol):
     def finish_run(self, run: Run) -> None:
         """Record how a run ended."""
 
-    def runs(self, *, policy: str | None = None, kind: str | None = None, limit: int = 100) -> list[Run]:
+    def runs(
+        self, *, policy: str | None = None, kind: str | None = None, state: str | None = None, limit: int = 100
+    ) -> list[Run]:
         """Return runs, newest first."""
 
     def add_event(self, name: str, at: datetime, facts: Mapping[str, Any]) -> None:
@@ -63,6 +65,9 @@ class Catalog(Protocol):
 
     def renew_lease(self, lease: Lease, ttl: timedelta, now: datetime) -> Lease:
         """Extend a lease; raise Busy when somebody else took it meanwhile."""
+
+    def lease(self, name: str) -> Lease | None:
+        """Return who holds a lease, expired or not; None when nobody does."""
 
     def release_lease(self, lease: Lease) -> None:
         """Give a lease back; no error when it is no longer ours. The fence number is kept."""

@@ -117,12 +117,14 @@ class SqliteCatalog(Catalog):
                 ),
             )
 
-    def runs(self, *, policy: str | None = None, kind: str | None = None, limit: int = 100) -> list[Run]:
+    def runs(
+        self, *, policy: str | None = None, kind: str | None = None, state: str | None = None, limit: int = 100
+    ) -> list[Run]:
         """Return runs, newest first."""
         rows = self._read(
             "select * from runs where (:policy is null or policy = :policy) and (:kind is null or kind = :kind)"
-            " order by started_at desc, run_id desc limit :limit",
-            {"policy": policy, "kind": kind, "limit": limit},
+            " and (:state is null or state = :state) order by started_at desc, run_id desc limit :limit",
+            {"policy": policy, "kind": kind, "state": state, "limit": limit},
         )
         return [_run(row) for row in rows]
 
@@ -169,6 +171,13 @@ class SqliteCatalog(Catalog):
                 ).fetchone()
                 raise _busy(lease.name, row)
         return Lease(lease.name, lease.holder, lease.fence, now + ttl)
+
+    def lease(self, name: str) -> Lease | None:
+        """Return who holds a lease, expired or not; None when nobody does."""
+        from drkit.model import Lease
+
+        rows = self._read("select holder, fence, expires_at from leases where name = ? and holder <> ''", (name,))
+        return Lease(name, rows[0]["holder"], rows[0]["fence"], parse_utc(rows[0]["expires_at"])) if rows else None
 
     def release_lease(self, lease: Lease) -> None:
         """Give a lease back; no error when it is no longer ours. The fence number is kept."""

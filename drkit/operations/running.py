@@ -1,0 +1,129 @@
+"""The frame around every run: a lease, a record, a heartbeat, and how it ended.
+
+One of the two broad excepts lives here (the other is the command line's): whatever ends a run is written down before it
+goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+from ulid import ULID
+
+from drkit.catalog import Catalog
+from drkit.errors import CatalogError, DrkitError
+from drkit.model import Lease, Run
+from drkit.process import ProcessIdentity, start_tick
+
+LEASE_TTL = timedelta(seconds=60)
+HEARTBEAT_S = 15.0
+_SILENT_FOR = timedelta(minutes=10)
+
+
+class RunningRun:
+    """A run in progress; set ``outcome`` to what should be kept of its result."""
+
+    def __init__(self, run: Run, lease: Lease) -> None:
+        self.run = run
+        self.lease = lease
+        self.outcome: dict[str, Any] | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Return the run's id."""
+        return self.run.run_id
+
+
+@contextmanager
+def recorded_run(
+    catalog: Catalog, clock: Callable[[], datetime], kind: str, policy: str, *, alone: str | None = None
+) -> Iterator[RunningRun]:
+    """Run the body as one recorded run that holds the lease ``alone`` (by default, of this kind and policy).
+
+    Raise Busy, with nothing recorded, when another process holds it. A holder on this host that is dead holds nothing:
+    the next run after a crash waits for no time-out. The heartbeat keeps the lease; if it is lost all the same the body
+    goes on, because adding a backup harms nobody and deleting re-checks the fence.
+    """
+    close_lost_runs(catalog, clock())
+    now = clock()
+    run = Run(new_id(now), kind, policy, "running", now, socket.gethostname(), os.getpid(), now)
+    lease = _acquire(catalog, alone or f"{kind}/{policy}", run)
+    running = RunningRun(run, lease)
+    try:
+        catalog.start_run(run)
+        with _heartbeat(catalog, clock, running):
+            yield running
+    except BaseException as error:
+        _finish(catalog, clock, running, error)
+        raise
+    else:
+        _finish(catalog, clock, running, None)
+    finally:
+        with contextlib.suppress(CatalogError):
+            catalog.release_lease(running.lease)
+
+
+def new_id(at: datetime) -> str:
+    """Return a new ULID: never reused, and sorted by the moment ``at``."""
+    return str(ULID.from_datetime(at))
+
+
+def close_lost_runs(catalog: Catalog, now: datetime) -> list[Run]:
+    """Write down as lost every run of this host whose process is gone; return them."""
+    host = socket.gethostname()
+    lost = []
+    for run in catalog.runs(state="running"):
+        if run.host == host and (start_tick(run.pid) is None or now - run.heartbeat_at > _SILENT_FOR):
+            ended = dataclasses.replace(run, state="lost", ended_at=now, error="its process ended without a word")
+            catalog.finish_run(ended)
+            lost.append(ended)
+    return lost
+
+
+def _acquire(catalog: Catalog, name: str, run: Run) -> Lease:
+    held = catalog.lease(name)
+    if held is not None and ProcessIdentity.parse(held.holder.partition("#")[0]).is_known_dead():
+        catalog.release_lease(held)
+    return catalog.acquire_lease(name, f"{ProcessIdentity.own()}#{run.run_id}", LEASE_TTL, run.started_at)
+
+
+@contextmanager
+def _heartbeat(catalog: Catalog, clock: Callable[[], datetime], running: RunningRun) -> Iterator[None]:
+    stopping = threading.Event()
+
+    def beat() -> None:
+        while not stopping.wait(HEARTBEAT_S):
+            with contextlib.suppress(DrkitError):
+                running.lease = catalog.renew_lease(running.lease, LEASE_TTL, clock())
+                catalog.beat(running.run_id, clock())
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def _finish(
+    catalog: Catalog, clock: Callable[[], datetime], running: RunningRun, error: BaseException | None
+) -> None:
+    """Record the end; a catalog that fails now must not hide what ended the run, so only success depends on it."""
+    state: Any = "succeeded" if error is None else "failed"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        state = "interrupted"
+    message = None if error is None else str(error) or type(error).__name__
+    ended = dataclasses.replace(running.run, state=state, ended_at=clock(), error=message, outcome=running.outcome)
+    with contextlib.nullcontext() if error is None else contextlib.suppress(CatalogError):
+        catalog.finish_run(ended)
+        facts = {"run_id": ended.run_id, "kind": ended.kind, "policy": ended.policy, "error": message}
+        catalog.add_event(f"run.{state}", ended.ended_at or clock(), facts)
