@@ -117,12 +117,11 @@ def _gaps(in_place: Mapping[str, Link], remembered: Sequence[Link]) -> Iterable[
     for parent, links in children.items():
         successors = ", ".join(sorted({link.artifact_id for link in links}))
         subject = names.get(parent, f"sha256:{parent}")
-        before = min(link.seq for link in links)
-        message = (
-            f"the manifest {subject} is gone without a tombstone: number {before - 1} or lower, "
-            f"the parent of artifact {successors}"
-        )
-        yield before - 1, Finding("chain-gap", subject, message, _LOOK_ELSEWHERE)
+        highest = min(link.seq for link in links) - 1
+        exact = any(len(link.parents) == 1 for link in links)
+        number = f"number {highest}" if exact else f"number {highest} or lower"
+        message = f"the manifest {subject} is gone without a tombstone: {number}, the parent of artifact {successors}"
+        yield highest, Finding("chain-gap", subject, message, _LOOK_ELSEWHERE)
 
 
 def _wrong_places(in_place: Mapping[str, Link]) -> Iterable[_Placed]:

@@ -18,6 +18,7 @@ from typing import Literal, NoReturn
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from drkit.bucket import trust_key
 from drkit.errors import ConfigError, IntegrityError, Problem
 from drkit.model import Document, Moment
 from drkit.units import format_utc
@@ -49,8 +50,8 @@ _TIMESTAMP_FORMS = {9: "%Y%m%dZ", 13: "%Y%m%d%H%MZ", 15: "%Y%m%d%H%M%SZ"}
 class Signer:
     """One line of an allowed_signers file: a key, what it may sign, and from when until when.
 
-    ``key_id`` is the fingerprint that ``ssh-keygen -lf`` prints. ``namespaces`` are patterns with ``*``, ``?`` and
-    a leading ``!``; None allows every namespace. Both ends of the window belong to it.
+    ``namespaces`` are patterns with ``*``, ``?`` and a leading ``!``; None allows every namespace. Both ends of the
+    window belong to it.
     """
 
     principal: str
@@ -89,9 +90,8 @@ class Trust(Document):
 
     @property
     def object_key(self) -> str:
-        """Return the name of the document's object in a store; ``: / +`` of a key id become ``- _ -``."""
-        stem = self.key_id.translate(str.maketrans(":/+", "-_-"))
-        return f"trust/{stem}.retired.json" if self.retired_at else f"trust/{stem}.json"
+        """Return the name of the document's object in a store."""
+        return trust_key(f"{self.key_id}.retired" if self.retired_at else self.key_id)
 
 
 def trust_of_signer(signer: Signer, *, valid_from: datetime) -> Trust:
@@ -113,8 +113,14 @@ def public_key_text(key: Ed25519PublicKey) -> str:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """Return the fingerprint that ``ssh-keygen -lf`` prints: ``SHA256:`` and unpadded base64."""
-    return _fingerprint(_public_blob(key))
+    """Return the name of a key in documents: ``ssh:`` and the first 16 hex digits of the SHA-256 of its wire form."""
+    return "ssh:" + hashlib.sha256(_public_blob(key)).hexdigest()[:16]
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """Return the same digest whole, as ``ssh-keygen -lf`` prints it: ``SHA256:`` and unpadded base64."""
+    digest = base64.b64encode(hashlib.sha256(_public_blob(key)).digest()).decode()
+    return f"SHA256:{digest.rstrip('=')}"
 
 
 def allowed_signers_line(
@@ -173,7 +179,7 @@ def verify(
         found.key.verify(found.signature, _signed_bytes(message, found.namespace, found.hash_name))
     except InvalidSignature:
         raise IntegrityError(f"the signature of {what} does not fit it: one of the two was changed") from None
-    return _trusted_signer(key_id(found.key), namespace, trusted, what=what, at=at)
+    return _trusted_signer(found.key, namespace, trusted, what=what, at=at)
 
 
 def parse_allowed_signers(text: str, where: str) -> list[Signer]:
@@ -204,13 +210,15 @@ class _Signature:
 
 
 def _trusted_signer(
-    signed_by: str, namespace: str, trusted: Sequence[Signer], *, what: str, at: datetime | None
+    key: Ed25519PublicKey, namespace: str, trusted: Sequence[Signer], *, what: str, at: datetime | None
 ) -> Signer:
-    known = [signer for signer in trusted if signer.key_id == signed_by]
+    # Whole keys are compared: a key id is short enough for a stranger to make one that has it.
+    known = [signer for signer in trusted if signer.public_key == key]
     if not known:
+        allowed_keys = [f"allowed is {signer.principal} with {fingerprint(signer.public_key)}" for signer in trusted]
         raise IntegrityError(
-            f"{what} is signed by a stranger: no allowed signer has the key {signed_by}",
-            details=[f"allowed is {signer.principal} with {signer.key_id}" for signer in trusted],
+            f"{what} is signed by a stranger: no allowed signer has the key {key_id(key)} ({fingerprint(key)})",
+            details=allowed_keys or ["there is no allowed signer at all"],
         )
     allowed = [signer for signer in known if signer.may_sign(namespace)]
     if not allowed:
@@ -222,8 +230,8 @@ def _trusted_signer(
     window = [f"valid after {format_utc(first.valid_after)}"] if first.valid_after else []
     window += [f"valid before {format_utc(first.valid_before)}"] if first.valid_before else []
     raise IntegrityError(
-        f"{what} is signed by {first.principal} outside the time in which the key {signed_by} is valid",
-        details=[f"signed at {format_utc(at)}" if at else "", *window],
+        f"{what} is signed by {first.principal} outside the time in which the key {first.key_id} is valid",
+        details=[*([f"signed at {format_utc(at)}"] if at else []), *window],
     )
 
 
@@ -296,11 +304,6 @@ def _string(data: bytes) -> bytes:
 
 def _public_blob(key: Ed25519PublicKey) -> bytes:
     return _string(_KEY_TYPE) + _string(key.public_bytes_raw())
-
-
-def _fingerprint(public_blob: bytes) -> str:
-    digest = base64.b64encode(hashlib.sha256(public_blob).digest()).decode()
-    return f"SHA256:{digest.rstrip('=')}"
 
 
 def _signed_bytes(message: bytes, namespace: bytes, hash_name: bytes) -> bytes:
