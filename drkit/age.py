@@ -94,8 +94,8 @@ def encrypt(chunks: Iterable[bytes], recipients: Sequence[Recipient]) -> Iterato
 def decrypt(chunks: Iterable[bytes], identities: Sequence[Identity]) -> Iterator[bytes]:
     """Open a stream: yield plaintext in blocks of up to 1 MiB, each of them authenticated before it is yielded.
 
-    Raise NoIdentityMatches (a KeyUnavailable), or HeaderDamaged, HeaderForged or PayloadDamaged (all IntegrityErrors). A
-    cut shows only where the bytes end, so what was yielded is the whole plaintext only once the iterator is exhausted.
+    Raise NoIdentityMatches (a KeyUnavailable), or HeaderDamaged, HeaderForged or PayloadDamaged (IntegrityErrors). A cut
+    shows only where the bytes end, so what was yielded is the whole plaintext only once the iterator is exhausted.
     """
     source = iter(chunks)
     raw_header, nonce, rest = take_header(source)
@@ -253,21 +253,23 @@ def _in_blocks(chunks: Iterable[bytes], block_bytes: int) -> Iterator[tuple[memo
     """Cut a stream into blocks of ``block_bytes``; the last, marked True, may be shorter, or empty in an empty stream.
 
     A full block is held back until another byte comes, because only then is it known not to be the last. A chunk of
-    exactly one block passes through uncopied.
+    exactly one block passes through uncopied. A block is valid until the next one is asked for.
     """
-    gathered = bytearray()
+    gathered = memoryview(bytearray(block_bytes))
+    filled = 0
     full: memoryview | None = None
     for chunk in chunks:
         rest = memoryview(chunk)
         while rest:
             if full is not None:
                 yield full, False
-                full, gathered = None, bytearray()
-            missing = block_bytes - len(gathered)
+                full, filled = None, 0
+            missing = block_bytes - filled
             taken, rest = rest[:missing], rest[missing:]
             if len(taken) == block_bytes:
                 full = taken
             else:
-                gathered += taken
-                full = memoryview(gathered) if len(gathered) == block_bytes else None
-    yield memoryview(gathered) if full is None else full, True
+                gathered[filled : filled + len(taken)] = taken
+                filled += len(taken)
+                full = gathered if filled == block_bytes else None
+    yield gathered[:filled] if full is None else full, True

@@ -324,7 +324,7 @@ def post_quantum_supported() -> bool:
 def _require_hybrid() -> None:
     if not post_quantum_supported():
         raise ValueError(
-            "post-quantum keys need ML-KEM, which the installed cryptography lacks; its wheels have it from version 48 on"
+            "post-quantum keys need ML-KEM, which the installed cryptography lacks; its wheels have it from 48 on"
         )
 
 
