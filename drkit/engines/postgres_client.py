@@ -88,16 +88,18 @@ class Endpoint:
 
 def parse_url(url: Secret) -> Endpoint:
     """Read a libpq URL or ``key=value`` string; raise ConfigError, without the text, when it is neither."""
+    malformed = ConfigError(
+        "the target's url is not a PostgreSQL connection URL",
+        hints=[f"write it like {_URL_FORM}; percent-encode @ : / ? # % in the password (: is %3A, / is %2F, @ is %40)"],
+    )
     try:
-        parameters = {
-            key: str(value) for key, value in conninfo.conninfo_to_dict(url.reveal()).items() if value is not None
-        }
+        parsed = conninfo.conninfo_to_dict(url.reveal())
     except psycopg.ProgrammingError:
         # libpq's own words quote pieces of the URL, and a mistyped URL may have the password in any of them.
-        raise ConfigError(
-            "the target's url is not a PostgreSQL connection URL",
-            hints=[f"write it like {_URL_FORM}; percent-encode @ : / ? # % in the password (: is %3A, / is %2F)"],
-        ) from None
+        raise malformed from None
+    parameters = {key: str(value) for key, value in parsed.items() if value is not None}
+    if "@" in parameters.get("host", "").lstrip("@"):
+        raise malformed  # an @ in the password moved the rest of it into the host
     password = parameters.pop("password", None)
     return Endpoint(parameters, Secret(password) if password else None)
 
@@ -114,6 +116,8 @@ def pinned(endpoint: Endpoint, connection: psycopg.Connection[Any]) -> Endpoint:
         parameters["hostaddr"] = info.hostaddr
     for ours in ("password", "application_name", "target_session_attrs", "load_balance_hosts", "service", "passfile"):
         parameters.pop(ours, None)
+    if parameters.get("sslcertmode") == "allow":
+        del parameters["sslcertmode"]  # the default; libpq before 16 does not know the word
     parameters |= {"user": info.user, "dbname": info.dbname}
     return Endpoint(parameters, Secret(info.password) if info.password else endpoint.password)
 
@@ -148,7 +152,7 @@ def prepare_session(connection: psycopg.Connection[Any]) -> None:
         connection.execute("set client_encoding to 'UTF8'")
     connection.execute(
         """select pg_catalog.set_config(s.name, v.setting, false)
-             from pg_catalog.unnest(%s::text[], %s::text[]) as v(name, setting)
+             from rows from (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[])) as v(name, setting)
              join pg_catalog.pg_settings as s on pg_catalog.lower(s.name) = pg_catalog.lower(v.name)""",
         (list(SESSION_SETTINGS), list(SESSION_SETTINGS.values())),
     )
@@ -216,6 +220,11 @@ _TROUBLES = (
         "start the server, or correct host and port: pg_isready {flags}",
     ),
     _Trouble(
+        "failed to resolve host",
+        "the host of {server} has no address",
+        "correct the host name in the target's url",
+    ),
+    _Trouble(
         "could not translate host name",
         "the host of {server} has no address",
         "correct the host name in the target's url",
@@ -268,6 +277,11 @@ _TROUBLES = (
     ),
     _Trouble("is starting up", "{server} is starting up", "try again in a moment: pg_isready {flags}"),
     _Trouble("is shutting down", "{server} is shutting down", "start it again, then: pg_isready {flags}"),
+    _Trouble(
+        "does not support SSL",
+        "{server} does not speak TLS, which the target's url asks for",
+        "turn on ssl in the server, or change sslmode in the url",
+    ),
     _Trouble(
         "certificate",
         "the TLS connection to {server} failed",
