@@ -32,6 +32,7 @@ from drkit.age_header import (
     parse_header,
     take_header,
 )
+from drkit.age_hybrid import post_quantum_supported
 from drkit.age_keys import (
     Identity,
     Recipient,
@@ -40,7 +41,6 @@ from drkit.age_keys import (
     generate_identity,
     parse_identity,
     parse_recipient,
-    post_quantum_supported,
 )
 from drkit.errors import ConfigError
 
@@ -94,8 +94,8 @@ def encrypt(chunks: Iterable[bytes], recipients: Sequence[Recipient]) -> Iterato
 def decrypt(chunks: Iterable[bytes], identities: Sequence[Identity]) -> Iterator[bytes]:
     """Open a stream: yield plaintext in blocks of up to 1 MiB, each of them authenticated before it is yielded.
 
-    Raise NoIdentityMatches (a KeyUnavailable), or HeaderDamaged, HeaderForged or PayloadDamaged (IntegrityErrors). A cut
-    shows only where the bytes end, so what was yielded is the whole plaintext only once the iterator is exhausted.
+    Raise NoIdentityMatches (a KeyUnavailable), or HeaderDamaged, HeaderForged or PayloadDamaged (IntegrityErrors). A
+    cut shows only where the bytes end, so what was yielded is the whole plaintext only once the iterator is exhausted.
     """
     source = iter(chunks)
     raw_header, nonce, rest = take_header(source)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -28,6 +30,9 @@ _VERSION_PREFIX = b"age-encryption.org/"
 _STANZA = re.compile(rb"-> ([!-~]+(?: [!-~]+)*)\n((?:[A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{0,63}\n)")
 _END = re.compile(rb"--- ([A-Za-z0-9+/]{43})\n")
 _BODY_COLUMNS = 64
+_WRAPPED_BYTES = FILE_KEY_BYTES + 16
+# Each wrapping key is used for one file key and no more, so the nonce may be constant (C2SP age.md, "X25519").
+_ZERO_NONCE = bytes(12)
 
 
 class HeaderDamaged(IntegrityError):
@@ -57,6 +62,15 @@ class Stanza:
     kind: str
     arguments: tuple[str, ...]
     body: bytes
+
+    def require_shape(self, *, arguments: int) -> None:
+        """Raise HeaderDamaged unless the stanza has so many arguments, and a body that wraps one file key.
+
+        The body's length is checked before it is opened: a longer one can be made to open under many keys, and then
+        whether it opened tells an attacker about the key (partitioning oracles; C2SP age.md).
+        """
+        if len(self.arguments) != arguments or len(self.body) != _WRAPPED_BYTES:
+            raise HeaderDamaged(f"the header of the age file has a malformed {self.kind} stanza")
 
     def encode(self) -> bytes:
         """Spell the stanza as it stands in a header."""
@@ -148,6 +162,19 @@ def decode_base64(text: str, *, size: int | None = None) -> bytes:
 def hkdf_sha256(key_material: bytes, salt: bytes, info: bytes) -> bytes:
     """Derive 32 bytes (RFC 5869)."""
     return HKDF(SHA256(), 32, salt, info).derive(key_material)
+
+
+def seal_file_key(key: bytes, file_key: bytes) -> bytes:
+    """Wrap the file key under a key that is used for nothing else."""
+    return ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, file_key, None)
+
+
+def open_file_key(key: bytes, body: bytes) -> bytes | None:
+    """Unwrap the file key; None where it was wrapped under another key."""
+    try:
+        return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
+    except InvalidTag:
+        return None
 
 
 def _mac(authenticated: bytes, file_key: bytes) -> bytes:
