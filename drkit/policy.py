@@ -1,0 +1,311 @@
+"""Policies: what to protect and how. The words, the model of one file, and what must hold between its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from drkit.credentials import check_reference, has_password, is_reference, mask_url, scheme_of
+from drkit.schedule import check_cron, check_timezone
+from drkit.units import parse_duration
+from drkit.validation import Flag, Section, Text, Whole, known_name, seen
+from drkit.words import did_you_mean
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a policy can say of one method of an engine.
+
+    A continuous one takes no schedule; ``needs`` is the method without which it restores nothing; ``options`` are the
+    keys of a rule that mean something to it, beside method, schedule and timezone.
+    """
+
+    continuous: bool = False
+    needs: str | None = None
+    options: tuple[str, ...] = ()
+
+
+METHODS: Mapping[str, Mapping[str, Method]] = {
+    "postgres": {
+        "dump": Method(options=("lock_timeout", "idle_timeout")),
+        "base": Method(options=("via", "parallel", "idle_timeout")),
+        "wal": Method(continuous=True, needs="base"),
+    },
+    "mongodb": {
+        "dump": Method(options=("idle_timeout",)),
+        "oplog": Method(continuous=True, needs="dump"),
+    },
+}
+"""Every engine and method that a policy may name; which of them this drkit can run is for `engines.registry` to say."""
+
+URL_SCHEMES: Mapping[str, tuple[str, ...]] = {
+    "postgres": ("postgresql", "postgres", "libpq"),
+    "mongodb": ("mongodb", "mongodb+srv"),
+}
+
+LEVELS = ("intact", "loads", "replays", "same-data", "works")
+
+_UNITS = ((604800, "w"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+def write_duration(duration: timedelta) -> str:
+    """Write a duration as a policy does: ``15m``, ``14d``, ``1h 30m``; the opposite of `units.parse_duration`."""
+    milliseconds = round(duration.total_seconds() * 1000)
+    seconds, rest = divmod(milliseconds, 1000)
+    words = [f"{rest}ms"] if rest else []
+    for size, unit in _UNITS[1:]:
+        count, seconds = divmod(seconds, size)
+        if count:
+            words.insert(len(words) - bool(rest), f"{count}{unit}")
+    return " ".join(words) or "0s"
+
+
+def _duration(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{seen(value)} is not a duration; write it like 30s, 15m, 2h, 14d or 1h 30m")  # noqa: TRY004
+    try:
+        duration = parse_duration(value)
+    except OverflowError:
+        raise ValueError(f"{seen(value)} is longer than drkit can count") from None
+    if not duration:
+        raise ValueError(f"{seen(value)} is no time at all; write it like 30s, 15m, 2h, 14d or 1h 30m")
+    return duration
+
+
+def _scalar(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"expected a single value (true, a number or text), found {seen(value)}")
+
+
+def _source_url(text: str) -> str:
+    if is_reference(text):
+        return check_reference(text)
+    if has_password(text):
+        raise ValueError(f"a password is written in the file ({mask_url(text)}); refer to it by env:NAME or file:PATH")
+    if not scheme_of(text):
+        word = text.partition(":")[0]
+        guess = did_you_mean(word, ("env", "file", "aws-secret", "postgresql", "mongodb")) if ":" in text else ""
+        raise ValueError(f"neither a reference nor a URL{guess or '; write it like env:ORDERS_URL'}")
+    return text
+
+
+def _recipient(text: str) -> str:
+    from drkit.age import parse_recipient
+
+    return str(parse_recipient(text))
+
+
+def _store_name(name: str, info: ValidationInfo) -> str:
+    stores = (info.context or {}).get("stores")
+    return name if stores is None else known_name(name, stores, "a store of the site")
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    PlainSerializer(write_duration, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^(\d+\s*(ms|s|m|h|d|w)\s*)+$"}),
+]
+Cron = Annotated[Text, AfterValidator(check_cron)]
+Zone = Annotated[Text, AfterValidator(check_timezone)]
+Recipient = Annotated[Text, AfterValidator(_recipient)]
+StoreName = Annotated[Text, AfterValidator(_store_name)]
+SourceUrl = Annotated[Text, AfterValidator(_source_url)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+EngineWord = Literal["postgres", "mongodb"]
+MethodWord = Literal["dump", "base", "wal", "oplog"]
+LevelWord = Literal["intact", "loads", "replays", "same-data", "works"]
+
+
+class Target(Section):
+    """The database server to protect."""
+
+    engine: EngineWord = Field(description="The database technology.", examples=["postgres"])
+    url: SourceUrl = Field(
+        description="Where the server is: a reference to a URL (env:NAME, file:PATH, aws-secret:NAME#KEY), or a URL "
+        "without a password.",
+        examples=["env:ORDERS_URL"],
+    )
+    databases: tuple[Text, ...] = Field(
+        default=(), description="The databases to protect; all of the server's when left out.", examples=["[orders]"]
+    )
+    exclude_tables: tuple[Text, ...] = Field(
+        default=(),
+        description="Tables whose rows are left out, as schema.table with * and ? as wildcards. They are restored "
+        "empty or not at all, and every report says so.",
+        examples=["[audit.access_log]"],
+    )
+
+
+class Objectives(Section):
+    """What the business asks for; drills and checks are held against it."""
+
+    rpo: Duration | None = Field(default=None, description="How much may be lost, as time.", examples=["15m"])
+    rto: Duration | None = Field(default=None, description="How long a restore may take.", examples=["2h"])
+
+
+class BackupRule(Section):
+    """One way in which the target is backed up."""
+
+    method: MethodWord = Field(description="postgres: dump, base or wal; mongodb: dump or oplog.", examples=["dump"])
+    schedule: Cron | None = Field(
+        default=None,
+        description="When, as five cron fields; only by hand when left out. wal and oplog run all the time.",
+        examples=['"0 2 * * *"'],
+    )
+    timezone: Zone = Field(default="UTC", description="The time zone of the schedule.", examples=["Europe/Berlin"])
+    via: Literal["stream", "local"] = Field(
+        default="stream",
+        description="base only: over a replication connection, or in parallel on the database's own host.",
+    )
+    parallel: Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
+        default=1, description="base only: how many files are read at once."
+    )
+    lock_timeout: Duration = Field(
+        default=timedelta(seconds=60),
+        description="dump only: how long to wait for a lock that somebody else holds before the backup fails and "
+        "names the blocker.",
+        examples=["60s"],
+    )
+    idle_timeout: Duration = Field(
+        default=timedelta(minutes=5),
+        description="How long the database may send nothing before the backup fails.",
+        examples=["5m"],
+    )
+
+
+class Encryption(Section):
+    """Who can open the backups. The backup host needs none of their identities."""
+
+    recipients: tuple[Recipient, ...] = Field(
+        min_length=1,
+        description="age recipients, all classic (age1…) or all post-quantum (age1pq1…); two or more, of which one "
+        "identity is kept far away.",
+        examples=["[age1…, age1…]"],
+    )
+    accept_single_key: Flag = Field(
+        default=False, description="Accept one recipient: when its identity is lost, so are all backups."
+    )
+
+
+class Retention(Section):
+    """What to keep; an artifact stays if any of these wants it. Without the section everything stays."""
+
+    last: Whole = Field(default=0, description="How many of the newest.", examples=["3"])
+    daily: Whole = Field(default=0, description="For how many days the newest of the day.", examples=["14"])
+    weekly: Whole = Field(default=0, description="For how many weeks the newest of the week.", examples=["8"])
+    monthly: Whole = Field(default=0, description="For how many months the newest of the month.", examples=["12"])
+    yearly: Whole = Field(default=0, description="For how many years the newest of the year.", examples=["7"])
+    recovery_window: Duration | None = Field(
+        default=None, description="For how long back every moment stays restorable.", examples=["14d"]
+    )
+
+
+class Check(Section):
+    """One question to the restored data whose answer is known."""
+
+    name: Text = Field(description="What is true when the answer is right.", examples=["orders are fresh"])
+    sql: Text = Field(description="A query of one row and one column.", examples=['"select count(*) > 0 from orders"'])
+    expect: Annotated[Any, BeforeValidator(_scalar)] = Field(
+        default=True, description="The right answer: true, false, a number or text.", examples=["true"]
+    )
+    database: Text | None = Field(
+        default=None, description="The database to ask; the only one when left out.", examples=["orders"]
+    )
+
+
+class DrillRule(Section):
+    """One rehearsal of a restore."""
+
+    name: Name = Field(description="What to call it.", examples=["quarterly"])
+    schedule: Cron | None = Field(
+        default=None, description="When, as five cron fields; only by hand when left out.", examples=['"0 6 1 */3 *"']
+    )
+    timezone: Zone = Field(default="UTC", description="The time zone of the schedule.", examples=["Europe/Berlin"])
+    pick: Literal["latest", "random", "oldest"] = Field(
+        default="latest", description="Which moment to restore.", examples=["random"]
+    )
+    window: Duration | None = Field(
+        default=None, description="How far back to pick from; all there is when left out.", examples=["30d"]
+    )
+    level: LevelWord = Field(
+        default="same-data",
+        description="How far to prove: intact (digests), loads, replays, same-data (counts and digests of every "
+        "table), works (the checks).",
+        examples=["works"],
+    )
+    checks: tuple[Check, ...] = Field(default=(), description="Questions to the restored data, asked at level works.")
+
+
+class Policy(Section):
+    """What to protect and how."""
+
+    policy: Name = Field(
+        description="The policy's name: letters, digits, - and _. It is part of every key in the stores, so it stays.",
+        examples=["orders"],
+    )
+    owner: Text | None = Field(
+        default=None, description="Who answers for the data.", examples=["payments@acme.example"]
+    )
+    tier: Annotated[int, Field(strict=True, ge=1, le=9)] | None = Field(
+        default=None, description="How important it is; 1 is the most.", examples=["1"]
+    )
+    target: Target = Field(
+        description="The database server to protect.", examples=['{engine: postgres, url: "env:URL"}']
+    )
+    objectives: Objectives = Field(default=Objectives(), description="RPO and RTO.", examples=["{rpo: 24h, rto: 2h}"])
+    backups: tuple[BackupRule, ...] = Field(
+        min_length=1, description="How it is backed up.", examples=['[{method: dump, schedule: "0 2 * * *"}]']
+    )
+    stores: tuple[StoreName, ...] = Field(
+        min_length=1,
+        description="Names of the site's stores; the first is written to, the others get copies.",
+        examples=["[primary]"],
+    )
+    encryption: Encryption = Field(description="Who can open the backups.", examples=["{recipients: [age1…, age1…]}"])
+    retention: Retention | None = Field(default=None, description="What to keep; everything when left out.")
+    drills: tuple[DrillRule, ...] = Field(default=(), description="Rehearsals of the restore.")
+    fingerprint: Literal["digests", "counts"] = Field(
+        default="digests",
+        description="What is recorded of every table at backup time: row count and digest, or the row count alone, "
+        "which is quicker and proves less.",
+    )
+    compression_level: Annotated[int, Field(strict=True, ge=1, le=19)] = Field(
+        default=1, description="zstd's level; above 3 the compressor is slower than most databases."
+    )
+    read_back: Literal["head", "full"] = Field(
+        default="head",
+        description="How the stored objects are checked before the commit: by the store's own checksum, or by reading "
+        "all of it again.",
+    )
+
+    _path: Path = PrivateAttr(Path())
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the file that the policy was read from."""
+        self._path = (context or {}).get("path", Path())
+
+    @property
+    def path(self) -> Path:
+        """Return the file that the policy was read from."""
+        return self._path
+
+    def rule(self, method: str) -> BackupRule | None:
+        """Return the first rule of that method, or None when the policy has none."""
+        return next((rule for rule in self.backups if rule.method == method), None)
