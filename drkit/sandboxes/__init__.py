@@ -30,7 +30,8 @@ class ScratchLedger(Protocol):
 class SandboxRequest:
     """What to lend: ``major`` as the manifest names it, ``need_bytes`` of room for the restored data.
 
-    ``settings`` are floors that the restore needs (``max_locks_per_transaction``); ``ttl`` bounds how long it may live.
+    ``settings`` are floors that the restore needs (``max_locks_per_transaction``); ``ttl`` bounds how long it may live;
+    ``superuser`` is the name of the source's bootstrap role, which grants may name as their grantor.
     """
 
     major: int
@@ -38,6 +39,7 @@ class SandboxRequest:
     folder: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     ttl: timedelta = timedelta(hours=12)
+    superuser: str = "postgres"
 
 
 @dataclass(frozen=True)

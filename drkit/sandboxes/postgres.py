@@ -1,0 +1,340 @@
+"""A throw-away PostgreSQL server: private folder, socket only, tuned for loading, and gone afterwards.
+
+Three things take it away. Leaving the context does, and checks that nothing is left. If drkit dies first, a watcher that
+holds the other end of a pipe stops the server within moments. What then is left in the folder, the next command reaps
+with the help of the ledger's row, which was written before anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from ulid import ULID
+
+from drkit.binaries import postgres_binary
+from drkit.credentials import Secret
+from drkit.errors import SourceError
+from drkit.model import Scratch
+from drkit.process import Command, open_consumer, run
+from drkit.sandboxes import SandboxRequest, ScratchLedger, ScratchServer
+from drkit.sandboxes.machine import core_count, memory_available_bytes, process_started
+from drkit.units import MIB, format_bytes
+
+_GIB = 1 << 30
+_SOCKET_NAME = ".s.PGSQL.5432"
+_SOCKET_PATH_LIMIT = 107  # sockaddr_un.sun_path on Linux, without its final zero (unix(7))
+_CLUSTER_BYTES = 64 * MIB  # an empty cluster of PostgreSQL 14 to 18 takes 40 to 50 MB
+_LEAST_MEMORY_BYTES = 192 * MIB
+_START_TIMEOUT_S = 60
+_STOP_TIMEOUT_S = 30.0
+_SERVER_PROGRAMS = ("postgres", "initdb")
+
+
+class PostgresSandbox:
+    """Lends PostgreSQL servers of the majors whose server binaries are installed here."""
+
+    kind = "postgres"
+
+    @contextmanager
+    def open(self, request: SandboxRequest, ledger: ScratchLedger) -> Iterator[ScratchServer]:
+        """Lend an empty server; on leaving stop it and remove every file, or raise SourceError naming what is left."""
+        plan = _plan(request)
+        scratch = _scratch(plan, request)
+        ledger.add_scratch(scratch)
+        try:
+            with _running(plan, request) as server:
+                yield server
+        finally:
+            self.reap(scratch)
+            ledger.remove_scratch(scratch.scratch_id)
+
+    def reap(self, scratch: Scratch) -> None:
+        """Take away the processes and files of a scratch; raise SourceError naming what is left of it."""
+        folder = Path(scratch.locator)
+        if folder.name != _folder_name(scratch.scratch_id) or not folder.is_absolute():
+            raise SourceError(f"scratch {scratch.scratch_id} names {folder}, which is no scratch server's folder")
+        left = _stop_processes(folder)
+        if left:
+            raise SourceError(
+                f"scratch server {folder} could not be stopped: it still holds restored data",
+                details=[f"process {pid} ({command})" for pid, command in left],
+                hints=[f"kill -9 {' '.join(str(pid) for pid, _ in left)}"],
+            )
+        _remove(folder)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What will be made, where, and as whom; nothing exists yet."""
+
+    scratch_id: str
+    folder: Path
+    user: str | None
+    initdb: Path
+    pg_ctl: Path
+    memory_bytes: int
+
+    @property
+    def cluster(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def stage(self) -> Path:
+        return self.folder / "stage"
+
+
+def _plan(request: SandboxRequest) -> _Plan:
+    """Check binaries, memory and room; raise SourceError with what is short before anything is made."""
+    initdb, pg_ctl = postgres_binary("initdb", request.major), postgres_binary("pg_ctl", request.major)
+    postgres_binary("postgres", request.major)
+    memory_bytes = memory_available_bytes()
+    if memory_bytes < _LEAST_MEMORY_BYTES:
+        raise SourceError(
+            f"a scratch server needs {format_bytes(_LEAST_MEMORY_BYTES)} of memory, "
+            f"{format_bytes(memory_bytes)} are available",
+        )
+    user = _server_user()
+    scratch_id = str(ULID())
+    parent = _parent_folder(request, user, _folder_name(scratch_id))
+    _check_room(parent, request.need_bytes + _CLUSTER_BYTES)
+    return _Plan(scratch_id, parent / _folder_name(scratch_id), user, initdb, pg_ctl, memory_bytes)
+
+
+def _folder_name(scratch_id: str) -> str:
+    return f"drkit-{scratch_id}"
+
+
+def _server_user() -> str | None:
+    """Return whom the server runs as, because PostgreSQL refuses root; None is ourselves."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    raise SourceError("a scratch server cannot run as root, and there is neither a user postgres nor nobody")
+
+
+def _parent_folder(request: SandboxRequest, user: str | None, name: str) -> Path:
+    """Return the folder asked for, or the system's temporary one if that path is too long or closed to ``user``."""
+    wanted = request.folder.absolute()
+    socket_path = wanted / name / _SOCKET_NAME
+    if len(os.fsencode(socket_path)) <= _SOCKET_PATH_LIMIT and (user is None or _is_open_to_all(wanted)):
+        wanted.mkdir(mode=0o711, parents=True, exist_ok=True)
+        return wanted
+    return Path(tempfile.gettempdir())
+
+
+def _is_open_to_all(folder: Path) -> bool:
+    """Tell whether everybody may pass through ``folder``, or through its parents where it is not yet made."""
+    return all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents) if part.exists())
+
+
+def _check_room(folder: Path, need_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < need_bytes:
+        raise SourceError(
+            f"a scratch server in {folder} needs {format_bytes(need_bytes)}, {format_bytes(free_bytes)} are free: "
+            f"{format_bytes(need_bytes - free_bytes)} short",
+        )
+
+
+def _scratch(plan: _Plan, request: SandboxRequest) -> Scratch:
+    return Scratch(
+        scratch_id=plan.scratch_id,
+        kind=PostgresSandbox.kind,
+        locator=str(plan.folder),
+        host=socket.gethostname(),
+        owner_pid=os.getpid(),
+        owner_started=process_started(os.getpid()),
+        expires_at=datetime.now(UTC) + request.ttl,
+    )
+
+
+@contextmanager
+def _running(plan: _Plan, request: SandboxRequest) -> Iterator[ScratchServer]:
+    plan.folder.mkdir(mode=0o700)
+    plan.stage.mkdir(mode=0o700)
+    if plan.user:
+        account = pwd.getpwnam(plan.user)
+        os.chown(plan.folder, account.pw_uid, account.pw_gid)
+    _initialise(plan, request)
+    # The shell waits for the end of its input, which comes when we close the pipe and also when we are killed.
+    stop = ["/bin/sh", "-c", 'read -r _; exec "$0" -D "$1" -m immediate -w stop', str(plan.pg_ctl), str(plan.cluster)]
+    with open_consumer(_as_server(plan, stop), idle_timeout_s=_STOP_TIMEOUT_S) as watcher:
+        _start(plan)
+        try:
+            yield ScratchServer(
+                url=Secret(
+                    f"postgresql://{quote(request.superuser, safe='')}@/postgres?host={quote(str(plan.folder), safe='')}"
+                ),
+                version=_version(plan),
+                folder=plan.folder,
+                stage_folder=plan.stage,
+            )
+        finally:
+            with contextlib.suppress(SourceError):  # it died before; `reap` looks for what is left in any case
+                watcher.feed([])
+
+
+def _as_server(plan: _Plan, argv: list[str]) -> Command:
+    return Command(argv, cwd=plan.folder, user=plan.user)
+
+
+def _initialise(plan: _Plan, request: SandboxRequest) -> None:
+    argv = [str(plan.initdb), "-D", str(plan.cluster), "-U", request.superuser, "--auth=peer", "--encoding=UTF8"]
+    argv += ["--locale=C", "--no-sync", "--no-instructions"]
+    if request.major >= 18:
+        argv.append("--no-data-checksums")
+    run(_as_server(plan, argv), timeout_s=_START_TIMEOUT_S)
+    settings = {**_tuning(plan, request), **_neutral(plan)}
+    lines = [f"{name} = '{value}'\n" for name, value in _with_floors(settings, request.settings).items()]
+    _append(plan.cluster / "postgresql.conf", "".join(lines))
+    # Only the operating system's user that runs drkit may connect; there is no password to keep or to lose.
+    (plan.cluster / "pg_hba.conf").write_text("local all all peer map=drkit\n")
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    (plan.cluster / "pg_ident.conf").write_text(f'drkit "{me}" "{request.superuser}"\n')
+
+
+def _append(file: Path, text: str) -> None:
+    with file.open("a") as config:
+        config.write(text)
+
+
+def _tuning(plan: _Plan, request: SandboxRequest) -> dict[str, str]:
+    """Return settings for a load at full speed; durability is worth nothing in a server that is thrown away."""
+    cores = core_count()
+    sort_bytes = _between(64 * MIB, plan.memory_bytes // 16, _GIB)
+    return {
+        "fsync": "off",
+        "full_page_writes": "off",
+        "synchronous_commit": "off",
+        "wal_level": "minimal",
+        "max_wal_senders": "0",
+        "wal_compression": "off",
+        "checkpoint_timeout": "1d",
+        "max_wal_size": f"{_between(_GIB, request.need_bytes // 2, 16 * _GIB) // MIB}MB",
+        "shared_buffers": f"{_between(32 * MIB, plan.memory_bytes // 8, 4 * _GIB) // MIB}MB",
+        "maintenance_work_mem": f"{sort_bytes // MIB}MB",
+        "max_parallel_maintenance_workers": str(max(cores - 1, 1)),
+        "max_worker_processes": str(max(cores * 2, 4)),
+        "max_parallel_workers": str(max(cores, 2)),
+        "max_connections": str(16 + 4 * cores),
+        "max_locks_per_transaction": "256",
+        "autovacuum": "off",
+        "jit": "off",
+        "bgwriter_lru_maxpages": "0",
+    }
+
+
+def _neutral(plan: _Plan) -> dict[str, str]:
+    """Return settings that keep a restored database from acting on anything outside (T40, T49)."""
+    return {
+        "listen_addresses": "",
+        "unix_socket_directories": str(plan.folder),
+        "port": "5432",
+        "archive_mode": "off",
+        "max_logical_replication_workers": "0",
+        "shared_preload_libraries": "",
+        "session_preload_libraries": "",
+        "local_preload_libraries": "",
+        "logging_collector": "off",
+        "log_min_messages": "fatal",
+        "log_min_error_statement": "panic",
+        "ssl": "off",
+        "restart_after_crash": "off",
+        "cluster_name": "drkit scratch",
+    }
+
+
+def _with_floors(settings: Mapping[str, str], floors: Mapping[str, str]) -> dict[str, str]:
+    """Return ``settings`` with numbers raised to the floors, and with what else the restore needs added."""
+    merged = dict(settings)
+    for name, floor in floors.items():
+        ours = merged.get(name)
+        if ours is None or (floor.isdigit() and ours.isdigit() and int(floor) > int(ours)):
+            merged[name] = floor
+    return merged
+
+
+def _between(least: int, wanted: int, most: int) -> int:
+    return max(least, min(wanted, most))
+
+
+def _start(plan: _Plan) -> None:
+    log = plan.folder / "server.log"
+    argv = [str(plan.pg_ctl), "-D", str(plan.cluster), "-l", str(log), "-w", "-t", str(_START_TIMEOUT_S), "-s", "start"]
+    try:
+        run(_as_server(plan, argv), timeout_s=_START_TIMEOUT_S + 10)
+    except SourceError as error:
+        lines = log.read_text(errors="replace").splitlines()[-10:] if log.exists() else []
+        raise SourceError("the scratch server did not start", details=[*error.details, *lines]) from error
+
+
+def _version(plan: _Plan) -> str:
+    done = run(_as_server(plan, [str(plan.pg_ctl.with_name("postgres")), "--version"]))
+    return done.stdout.decode().split()[2]
+
+
+def _processes(folder: Path) -> list[tuple[int, str]]:
+    """Return the server programs that live in ``folder``, by working folder or arguments.
+
+    The folder's name is unique, so a process that took over a number from postmaster.pid can never be mistaken for it.
+    """
+    found = []
+    for entry in Path("/proc").iterdir() if Path("/proc/self").exists() else ():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                command = (entry / "comm").read_text().strip()
+                if command in _SERVER_PROGRAMS and _lives_in(entry, folder):
+                    found.append((int(entry.name), command))
+    return found
+
+
+def _lives_in(process: Path, folder: Path) -> bool:
+    arguments = (process / "cmdline").read_bytes().split(b"\0")
+    here = os.fsencode(folder)
+    if any(argument == here or argument.startswith(here + b"/") for argument in arguments):
+        return True
+    return Path(os.readlink(process / "cwd")).is_relative_to(folder)
+
+
+def _stop_processes(folder: Path) -> list[tuple[int, str]]:
+    """Stop the server at once and return what is still there after the time-out."""
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    stop = signal.SIGQUIT
+    while left := _processes(folder):
+        for pid, _ in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, stop)
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.05)
+        if time.monotonic() > deadline - _STOP_TIMEOUT_S / 2:
+            stop = signal.SIGKILL
+    return []
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder; raise SourceError naming it if that fails."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SourceError(
+            f"scratch folder {folder} could not be removed and holds restored data: {error}",
+            hints=[f"rm -rf {folder}"],
+        ) from error
