@@ -66,7 +66,7 @@ def public_file(path: Path) -> Path:
 
 
 def write_key_pair(path: Path, secret: str, public: str) -> None:
-    """Write the new file ``path`` with mode 0600 and the new file ``path.pub``; raise ConfigError when either exists."""
+    """Write two new files, ``path`` with mode 0600 and ``path.pub``; raise ConfigError when either exists."""
     for file in (path, public_file(path)):
         if file.exists():
             raise ConfigError(f"{file} exists; drkit never writes over a key", hints=["choose another name"])
