@@ -118,7 +118,10 @@ class Encryption(Document):
 
 
 class Manifest(Document):
-    """The signed document that makes an artifact exist."""
+    """The signed document that makes an artifact exist.
+
+    ``written_to`` is the store in which it was committed: the version ids of ``objects`` are that store's.
+    """
 
     format: Literal["drkit-manifest"] = "drkit-manifest"
     version: Literal[1] = 1
@@ -140,6 +143,7 @@ class Manifest(Document):
     encryption: Encryption
     tools: dict[str, str]
     children: tuple[ChildRecord, ...] = ()
+    written_to: str
     fence: Count | None = None
     details: str
 

@@ -1,0 +1,95 @@
+"""The one place that turns a site and its policies into objects."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from drkit.catalog.sqlite import catalog_path, open_catalog
+from drkit.credentials import resolve
+from drkit.keys import load_signers
+from drkit.operations import Workplace
+from drkit.operations.sandboxing import reap_scratches
+from drkit.policy import load_policies
+from drkit.process import start_tick
+from drkit.site import Site, load_site
+from drkit.stores import Store
+from drkit.stores.opening import open_store
+
+_WORK_PREFIX = "drkit-"
+
+
+def utc_now() -> datetime:
+    """Return the wall clock, the only one that drkit records."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def open_app(site_path: Path | None = None, clock: Callable[[], datetime] = utc_now) -> Iterator[Workplace]:
+    """Open a site: read it, open its catalog, and take away what dead processes left; close everything at the end.
+
+    Raise ConfigError for a site or policy that is wrong, CatalogError for a catalog that cannot be used.
+    """
+    site = load_site(site_path, os.environ, Path.cwd())
+    policies = load_policies(site)
+    signers = load_signers(site.keys.signers)
+    with ExitStack() as stack:
+        catalog = open_catalog(catalog_path(site.catalog, site.folder), create=True)
+        stack.callback(catalog.close)
+        work_folder = stack.enter_context(_private_folder())
+        stores = stack.enter_context(_lazy_stores(site))
+        workplace = Workplace(site, policies, stores, catalog, signers, work_folder, clock)
+        reap_scratches(workplace)
+        yield workplace
+
+
+class _LazyStores(Mapping[str, Store]):
+    """The site's stores by name, each opened when it is first asked for."""
+
+    def __init__(self, site: Site, stack: ExitStack) -> None:
+        self._site = site
+        self._stack = stack
+        self._open: dict[str, Store] = {}
+
+    def __getitem__(self, name: str) -> Store:
+        if name not in self._open:
+            folder = self._site.folder
+            store = open_store(name, self._site.stores[name], folder, lambda text: resolve(text, folder=folder))
+            self._stack.callback(store.close)
+            self._open[name] = store
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._site.stores)
+
+    def __len__(self) -> int:
+        return len(self._site.stores)
+
+
+@contextmanager
+def _lazy_stores(site: Site) -> Iterator[Mapping[str, Store]]:
+    with ExitStack() as stack:
+        yield _LazyStores(site, stack)
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Lend a folder for this process only, and remove those whose process is gone (kill -9 leaves one behind)."""
+    root = Path(tempfile.gettempdir())
+    for old in root.glob(f"{_WORK_PREFIX}{os.getuid()}-*"):
+        pid, _, tick = old.name.removeprefix(f"{_WORK_PREFIX}{os.getuid()}-").partition("-")[0].partition("@")
+        if pid.isdigit() and start_tick(int(pid)) != tick and old.stat().st_uid == os.getuid():
+            shutil.rmtree(old, ignore_errors=True)
+    name = f"{_WORK_PREFIX}{os.getuid()}-{os.getpid()}@{start_tick(os.getpid())}-"
+    folder = Path(tempfile.mkdtemp(prefix=name, dir=root))
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)

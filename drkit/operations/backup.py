@@ -1,0 +1,268 @@
+"""Taking a backup: engine stream, sealed on its way into the first store, committed by a signed manifest.
+
+Write order (R2 of docs/format.md): data, signature, manifest. Until the manifest stands, nothing that is in the store
+is a backup; from then on it is one, whatever happens to copies and catalog.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from drkit import __version__, age, bucket
+from drkit.canonical import canonical_json
+from drkit.chain import Link, next_link
+from drkit.credentials import resolve
+from drkit.engines import BackupOptions, BackupSession, Engine, Part
+from drkit.engines.registry import find_engine
+from drkit.errors import IntegrityError, StoreError
+from drkit.fingerprint import total_rows
+from drkit.keys import load_signing_key, recipient_fingerprint, recipients_of, trust_of_recipient
+from drkit.model import (
+    ArtifactEntry,
+    Compression,
+    Coverage,
+    Encryption,
+    Manifest,
+    ObjectRecord,
+    RecipientRecord,
+)
+from drkit.operations import Reporter, Workplace
+from drkit.operations.artifacts import find_artifacts, open_sealed, recorded_version
+from drkit.operations.copying import copy_artifact
+from drkit.operations.repository import ensure_repository, publish_trust
+from drkit.operations.running import RunningRun, new_id, recorded_run
+from drkit.policy import BackupRule, Policy
+from drkit.signing import MANIFEST_NAMESPACE, sign, trust_of_signer
+from drkit.stores import Store
+from drkit.stream import Meter, compress, drain, prefetch
+from drkit.units import format_bytes, format_count, format_duration, format_moment
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """A committed artifact, where it is, and how long each copy took in seconds."""
+
+    entry: ArtifactEntry
+    took_s: dict[str, float]
+    warnings: tuple[str, ...]
+    run_id: str
+
+
+@dataclass(frozen=True)
+class _Sealing:
+    """What every part of one artifact is made with."""
+
+    policy: Policy
+    store: Store
+    artifact_id: str
+    recipients: Sequence[age.Recipient]
+
+
+def back_up(workplace: Workplace, policy: Policy, rule: BackupRule, reporter: Reporter) -> BackupResult:
+    """Take one backup of ``policy`` by ``rule`` and commit it.
+
+    Raise the error that ended it; then no manifest exists, and what was uploaded is an orphan that nothing refers to.
+    A required copy that fails raises too, although the manifest in the first store stands: `drkit store copy` goes on.
+    """
+    engine = find_engine(policy.target.engine, rule.method)
+    recipients = recipients_of(policy.encryption.recipients, accept_single_key=policy.encryption.accept_single_key)
+    with recorded_run(workplace.catalog, workplace.clock, "backup", policy.policy) as running:
+        job = _Job(workplace, policy, reporter, running, recipients)
+        result = job.run(engine, rule)
+        running.outcome = {"artifact_id": result.entry.manifest.artifact_id, "stores": list(result.entry.stores)}
+        return result
+
+
+class _Job:
+    """One backup in progress; its methods are the steps of docs/architecture.md, section 6."""
+
+    def __init__(
+        self,
+        workplace: Workplace,
+        policy: Policy,
+        reporter: Reporter,
+        running: RunningRun,
+        recipients: Sequence[age.Recipient],
+    ) -> None:
+        self.workplace = workplace
+        self.policy = policy
+        self.reporter = reporter
+        self.running = running
+        self.signing_key = load_signing_key(workplace.site.signing_key)
+        self.started_at = running.run.started_at
+        self.sealing = _Sealing(policy, workplace.stores[policy.stores[0]], new_id(self.started_at), recipients)
+
+    def run(self, engine: Engine, rule: BackupRule) -> BackupResult:
+        """Do the steps in order."""
+        clock_s = time.monotonic()
+        repo_id = ensure_repository(self.workplace, self.policy.stores)
+        self._publish_keys()
+        url = resolve(self.policy.target.url, folder=self.workplace.site.folder)
+        with engine.open_backup(url, self._options(rule)) as session:
+            artifact = f"artifact {self.sealing.artifact_id}"
+            self.reporter.line(f"{self.policy.policy}  {rule.method}  {artifact}  {session.preflight.summary}")
+            for warning in session.preflight.warnings:
+                self.reporter.line(f"  warning     {warning}")
+            objects = [self._stream(session, part) for part in session.preflight.parts]
+            details = session.details()
+            manifest = self._manifest(repo_id, rule, session, objects, details)
+        self._report_fingerprint(details, session.snapshot_at)
+        self._read_back(manifest)
+        entry = self._commit(manifest, details)
+        took_s = {self.sealing.store.name: time.monotonic() - clock_s}
+        entry = self._copy(entry, took_s, clock_s)
+        timings = ", ".join(f"{name} {format_duration(timedelta(seconds=took))}" for name, took in took_s.items())
+        self.reporter.line(f"  committed   {timings}")
+        return BackupResult(entry, took_s, tuple(session.preflight.warnings), self.running.run_id)
+
+    def _publish_keys(self) -> None:
+        now = self.started_at
+        documents = [trust_of_recipient(item, name=None, valid_from=now) for item in self.sealing.recipients]
+        documents += [trust_of_signer(signer, valid_from=now) for signer in self.workplace.signers]
+        publish_trust(self.sealing.store, documents)
+
+    def _options(self, rule: BackupRule) -> BackupOptions:
+        target = self.policy.target
+        return BackupOptions(
+            databases=target.databases,
+            exclude_tables=target.exclude_tables,
+            fingerprint=self.policy.fingerprint,
+            lock_timeout_s=target.lock_timeout.total_seconds(),
+            idle_timeout_s=target.idle_timeout.total_seconds(),
+            work_folder=self.workplace.work_folder,
+        )
+
+    def _stream(self, session: BackupSession, part: Part) -> ObjectRecord:
+        """Move one part from the engine into the first store, measured on both sides of compression and sealing."""
+        key = bucket.part_key(self.policy.policy, self.sealing.artifact_id, part.name)
+        started_s = time.monotonic()
+        with self.reporter.progress(part.label, part.expected_bytes) as progress:
+            plain, stored = Meter(progress.advance), Meter()
+            with (
+                session.open_part(part) as source,
+                prefetch(plain.measure(source)) as ahead,
+                prefetch(compress(ahead, self.policy.compression_level)) as packed,
+            ):
+                info = self.sealing.store.put(key, stored.measure(age.encrypt(packed, self.sealing.recipients)))
+        took_s = max(time.monotonic() - started_s, 0.001)
+        self.reporter.line(
+            f"  {part.label:<11} {format_bytes(plain.size_bytes)}  {format_bytes(plain.size_bytes / took_s)}/s"
+            f"  {format_bytes(stored.size_bytes)} stored ({plain.size_bytes / max(stored.size_bytes, 1):.1f}x)"
+            f"  {format_duration(timedelta(seconds=took_s))}"
+        )
+        return ObjectRecord(
+            part=part.name,
+            kind=part.kind,
+            key=key,
+            version_id=info.version_id,
+            stored_bytes=stored.size_bytes,
+            stored_sha256=stored.sha256,
+            plain_bytes=plain.size_bytes,
+            plain_sha256=plain.sha256,
+            checksum=info.checksum,
+        )
+
+    def _manifest(
+        self,
+        repo_id: str,
+        rule: BackupRule,
+        session: BackupSession,
+        objects: Sequence[ObjectRecord],
+        details: dict[str, Any],
+    ) -> Manifest:
+        seq, parents = next_link(self._links())
+        sealed = b"".join(age.encrypt([canonical_json(details)], self.sealing.recipients))
+        return Manifest(
+            repo_id=repo_id,
+            policy=self.policy.policy,
+            artifact_id=self.sealing.artifact_id,
+            run_id=self.running.run_id,
+            engine=self.policy.target.engine,
+            method=rule.method,
+            seq=seq,
+            parents=parents,
+            started_at=self.started_at,
+            ended_at=self.workplace.clock(),
+            covers=Coverage(from_at=session.snapshot_at, to_at=session.snapshot_at),
+            objects=tuple(objects),
+            compression=Compression(level=self.policy.compression_level),
+            encryption=Encryption(recipients=tuple(_record(item) for item in self.sealing.recipients)),
+            tools={"drkit": __version__, **session.preflight.tools},
+            children=tuple(session.children),
+            written_to=self.sealing.store.name,
+            fence=self.running.lease.fence,
+            details=age.armor(sealed),
+        )
+
+    def _links(self) -> list[Link]:
+        """Return the chain so far, the vanished included: that one is missing must stay visible in the next one."""
+        found = find_artifacts(self.workplace, self.policy.policy)
+        for refused in found.refused:
+            self.reporter.line(f"  warning     not believed: {refused.message}")
+        entries = [*found.entries, *found.vanished]
+        return [
+            Link(item.manifest.artifact_id, item.manifest_sha256, item.manifest.seq, item.manifest.parents)
+            for item in entries
+        ]
+
+    def _report_fingerprint(self, details: dict[str, Any], snapshot_at: datetime) -> None:
+        prints = [part["fingerprint"] for part in details["parts"].values() if "fingerprint" in part]
+        tables = sum(len(items.get("table", {})) for items in prints)
+        rows = sum(total_rows(items) for items in prints)
+        what = "counts and digests" if self.policy.fingerprint == "digests" else "counts"
+        self.reporter.line(
+            f"  fingerprint {format_count(tables, 'table')}, {format_count(rows, 'row')}, {what} as of"
+            f" {format_moment(snapshot_at)}"
+        )
+
+    def _read_back(self, manifest: Manifest) -> None:
+        """Ask the store for what it was given: sizes and its own checksums, or with ``full`` every byte."""
+        store = self.sealing.store
+        for item in manifest.objects:
+            info = store.head(item.key, version_id=recorded_version(store, manifest, item))
+            if info.size_bytes != item.stored_bytes or (info.checksum and info.checksum != item.checksum):
+                raise IntegrityError(f"store {store.name} does not have {item.key} as it was written")
+            if self.policy.read_back == "full":
+                with open_sealed(store, manifest, item) as chunks:
+                    drain(chunks)
+
+    def _commit(self, manifest: Manifest, details: dict[str, Any]) -> ArtifactEntry:
+        """Sign, then write signature and manifest; then index, which a later rebuild can do as well."""
+        data = manifest.to_bytes()
+        key = bucket.manifest_key(manifest.policy, manifest.artifact_id)
+        store = self.sealing.store
+        store.put(bucket.signature_key(key), [sign(data, self.signing_key, MANIFEST_NAMESPACE)])
+        store.put(key, [data])
+        entry = ArtifactEntry(manifest, hashlib.sha256(data).hexdigest(), (store.name,), details)
+        self.workplace.catalog.index_artifact(entry)
+        return entry
+
+    def _copy(self, entry: ArtifactEntry, took_s: dict[str, float], clock_s: float) -> ArtifactEntry:
+        """Copy the sealed bytes to the policy's other stores; try them all before the first failure is raised."""
+        failures: list[StoreError] = []
+        for name in self.policy.stores[1:]:
+            try:
+                with self.reporter.progress(f"copy {name}", entry.manifest.stored_bytes) as progress:
+                    entry = copy_artifact(self.workplace, entry, name, progress.advance)
+            except StoreError as error:
+                failures.append(error)
+            else:
+                took_s[name] = time.monotonic() - clock_s
+        if failures:
+            raise type(failures[0])(
+                f"artifact {entry.manifest.artifact_id} is committed in {', '.join(entry.stores)}, but a copy failed:"
+                f" {failures[0].message}",
+                details=failures[0].details,
+                hints=["drkit store copy"],
+            )
+        return entry
+
+
+def _record(recipient: age.Recipient) -> RecipientRecord:
+    key_class = "post-quantum" if recipient.key_class == "post-quantum" else "classic"
+    return RecipientRecord(fingerprint=recipient_fingerprint(str(recipient)), key_class=key_class)

@@ -1,0 +1,51 @@
+"""Choosing a sandbox for an engine, and taking away what dead processes left."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from drkit.errors import DrkitError
+from drkit.model import Scratch
+from drkit.operations import Workplace
+from drkit.process import ProcessIdentity
+from drkit.sandboxes import Sandbox
+
+
+def sandbox_for(engine: str) -> Sandbox:
+    """Return the sandbox that lends servers of an engine."""
+    return _sandboxes()[engine]
+
+
+def _sandboxes() -> dict[str, Sandbox]:
+    from drkit.sandboxes.postgres import PostgresSandbox
+
+    return {"postgres": PostgresSandbox()}
+
+
+def reap_scratches(workplace: Workplace) -> list[Scratch]:
+    """Take away every scratch of this host whose owner is dead or whose time is over; return those taken away.
+
+    One that cannot be taken away stays in the ledger, is reported as an event, and is tried again by the next command:
+    it is a copy of somebody's data that should not be there.
+    """
+    reaped = []
+    for scratch in workplace.catalog.scratches():
+        if scratch.host != socket.gethostname() or not _abandoned(workplace, scratch):
+            continue
+        try:
+            _sandboxes()[scratch.kind].reap(scratch)
+        except DrkitError as error:
+            facts = {"scratch_id": scratch.scratch_id, "locator": scratch.locator, "error": error.message}
+            workplace.catalog.add_event("sandbox.leaked", workplace.clock(), facts)
+            continue
+        workplace.catalog.remove_scratch(scratch.scratch_id)
+        workplace.catalog.add_event("sandbox.reaped", workplace.clock(), {"scratch_id": scratch.scratch_id})
+        reaped.append(scratch)
+    return reaped
+
+
+def _abandoned(workplace: Workplace, scratch: Scratch) -> bool:
+    owner = ProcessIdentity(scratch.host, scratch.owner_pid, scratch.owner_started)
+    mine = scratch.owner_pid == os.getpid() and not owner.is_known_dead()
+    return not mine and (owner.is_known_dead() or scratch.expires_at < workplace.clock())
