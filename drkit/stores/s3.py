@@ -1,0 +1,337 @@
+"""A bucket as a store (R9): S3 and what speaks like it.
+
+Everything is created with ``If-None-Match: *``. An answer that got lost is not an error: whether a 412, a vanished
+upload or a time-out, what the bucket then holds is compared with what was sent, and equal bytes are our own earlier try.
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from botocore.exceptions import ClientError
+
+from drkit.credentials import Secret
+from drkit.errors import ConfigError, StoreExists, StoreMissing, StoreUnavailable
+from drkit.model import Checksum
+from drkit.stores import ObjectInfo, Store, Traits
+from drkit.stores.naming import check_key, check_prefix, is_key
+from drkit.stores.retrying import RetryingStore
+from drkit.stores.s3_connection import AccessKeys, Connection, S3Options, Unsupported, code_of, status_of
+from drkit.stores.s3_content import ALGORITHMS, Algorithm, Content, checksum_from, cut, part_size_bytes
+from drkit.stores.s3_reading import ResumingRead
+from drkit.stores.s3_upload import Upload
+
+if TYPE_CHECKING:
+    from drkit.stores.opening import StoreSettings
+
+
+T = TypeVar("T")
+
+
+class S3Store:
+    """Objects under a prefix of one bucket; the client is made at the first request, and threads may share it."""
+
+    def __init__(self, name: str, options: S3Options) -> None:
+        self.name = name
+        self.url = f"s3://{options.bucket}/{options.prefix}".rstrip("/")
+        self._options = options
+        self._connection = Connection(name, options)
+        self._folder = options.prefix.strip("/") + "/" if options.prefix.strip("/") else ""
+        self._algorithm = ALGORITHMS[0]
+        self._traits: Traits | None = None
+        self._bucket_seen = False
+
+    @property
+    def traits(self) -> Traits:
+        """Return what the bucket can do; asks it once whether it keeps versions, and takes a refusal as no."""
+        if self._traits is None:
+            self._traits = Traits(
+                create_only=True,
+                compare_and_swap=True,
+                versions=self._keeps_versions(),
+                object_lock=self._options.object_lock,
+            )
+        return self._traits
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> ObjectInfo:
+        """Create an object (`Store.put`): up to one part by a single request, more as a multipart upload.
+
+        A 409 at the end of an upload (somebody else is completing the same key) is asked again a few times. When it
+        stays, S3 wants all parts anew, and ``chunks`` is spent: that is StoreUnavailable, and the caller starts over.
+        """
+        check_key(key)
+        parts = cut(chunks, self._size_of)
+        beginning = list(itertools.islice(parts, 2))
+        if len(beginning) == 1:
+            return self._put_small(key, beginning[0])
+        return self._put_large(key, itertools.chain(beginning, parts))
+
+    def replace(self, key: str, content: bytes, *, expected: str | None) -> ObjectInfo:
+        """Write a small object if its revision, the ETag, is still ``expected`` (`Store.replace`)."""
+        check_key(key)
+        condition = {"IfMatch": expected} if expected else {"IfNoneMatch": "*"}
+        try:
+            return self._with_algorithm(lambda algorithm: self._write_whole(key, content, algorithm, condition))
+        except (StoreExists, StoreMissing) as error:
+            raise StoreExists(f"{key} in store {self.name} was changed by somebody else") from error
+
+    @contextmanager
+    def open(self, key: str, *, version_id: str | None = None) -> Iterator[Iterator[bytes]]:
+        """Read an object (`Store.open`); a connection that breaks is taken up where it broke."""
+        check_key(key)
+        reading = ResumingRead(self._connection, self._options, f"{self._folder}{key}", key, version_id)
+        reading.begin()
+        self._bucket_seen = True
+        try:
+            yield reading.chunks()
+        finally:
+            reading.close()
+
+    def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo:
+        """Describe an object (`Store.head`)."""
+        check_key(key)
+        version = {"VersionId": version_id} if version_id else {}
+        with self._connection.translated(key):
+            try:
+                answer = self._connection.call(
+                    "head_object", Key=f"{self._folder}{key}", ChecksumMode="ENABLED", **version
+                )
+            except ClientError as error:
+                if status_of(error) == 404:
+                    self._check_bucket()
+                raise
+        self._bucket_seen = True
+        return ObjectInfo(
+            key,
+            answer["ContentLength"],
+            answer["LastModified"].astimezone(UTC),
+            version_id=_version(answer),
+            revision=answer["ETag"],
+            checksum=checksum_from(answer),
+        )
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Describe the objects under ``prefix`` (`Store.list`), a page of a thousand at a time, without checksums."""
+        check_prefix(prefix)
+        return self._list(f"{self._folder}{prefix}")
+
+    def delete(self, key: str, *, version_id: str | None = None) -> None:
+        """Remove an object or one version of it (`Store.delete`)."""
+        check_key(key)
+        version = {"VersionId": version_id} if version_id else {}
+        with self._connection.translated(key):
+            self._connection.call("delete_object", Key=f"{self._folder}{key}", **version)
+
+    def abort_leftovers(self, *, older_than: datetime) -> int:
+        """Abort uploads under the prefix that began before ``older_than``; return how many."""
+        pages = self._pages(
+            "list_multipart_uploads",
+            {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
+            Prefix=self._folder,
+        )
+        leftovers = [item for page in pages for item in page.get("Uploads", ()) if item["Initiated"] < older_than]
+        for item in leftovers:
+            with self._connection.translated(f"the upload of {item['Key']}"):
+                try:
+                    self._connection.call("abort_multipart_upload", Key=item["Key"], UploadId=item["UploadId"])
+                except ClientError as error:
+                    if code_of(error) != "NoSuchUpload":
+                        raise
+        return len(leftovers)
+
+    def close(self) -> None:
+        """Give back connections (`Store.close`)."""
+        self._connection.close()
+
+    def _size_of(self, index: int) -> int:
+        return part_size_bytes(index, self._options.part_size_bytes)
+
+    def _put_small(self, key: str, body: bytes) -> ObjectInfo:
+        return self._options.patience.retry(
+            lambda: self._with_algorithm(
+                lambda algorithm: self._write_whole(key, body, algorithm, {"IfNoneMatch": "*"}),
+            )
+        )
+
+    def _put_large(self, key: str, parts: Iterable[bytes]) -> ObjectInfo:
+        path = f"{self._folder}{key}"
+        patience = self._options.patience
+        begin = functools.partial(Upload, self._connection, self._options, path)
+        with patience.retry(lambda: self._with_algorithm(lambda algorithm: begin(algorithm).begin())) as upload:
+            upload.send(parts)
+            content = upload.content(self._size_of)
+            try:
+                created = patience.retry(lambda: self._commit(key, content, upload.complete))
+            except StoreMissing as error:
+                raise StoreUnavailable(f"the upload of {key} is gone from store {self.name}") from error
+            upload.completed = True
+            return created
+
+    def _with_algorithm(self, create: Callable[[Algorithm], T]) -> T:
+        """Try the checksums in order of preference, and remember the first one that the server takes."""
+        first = ALGORITHMS.index(self._algorithm)
+        for algorithm in ALGORITHMS[first:-1]:
+            try:
+                created = create(algorithm)
+            except Unsupported:
+                continue
+            self._algorithm = algorithm
+            return created
+        created = create(ALGORITHMS[-1])
+        self._algorithm = ALGORITHMS[-1]
+        return created
+
+    def _write_whole(self, key: str, body: bytes, algorithm: Algorithm, condition: dict[str, str]) -> ObjectInfo:
+        digest = algorithm.digest(body)
+        content = Content(algorithm, self._size_of, multipart=False, size_bytes=len(body), digests=[digest])
+        request = functools.partial(
+            self._connection.call, "put_object", Key=f"{self._folder}{key}", Body=body, **algorithm.argument(digest)
+        )
+        return self._commit(key, content, functools.partial(request, **condition))
+
+    def _commit(self, key: str, content: Content, request: Callable[[], dict[str, Any]]) -> ObjectInfo:
+        """Send the request that makes the object exist, and see that it does; look when the outcome is not clear."""
+        try:
+            with self._connection.translated(key):
+                answer = request()
+        except (StoreExists, StoreMissing, StoreUnavailable) as error:
+            found = self._find(key, content)
+            if found is not None:
+                return found
+            if isinstance(error, StoreExists):
+                raise StoreExists(f"{key} is in store {self.name} already, with other bytes") from error
+            raise
+        return self._confirm(key, content, answer)
+
+    def _find(self, key: str, content: Content) -> ObjectInfo | None:
+        """Return the object if it holds exactly these bytes: by size and checksum, else by reading it."""
+        try:
+            found = self.head(key)
+        except StoreMissing:
+            return None
+        if found.size_bytes != content.size_bytes:
+            return None
+        if not _same_checksum(found.checksum, content.checksum):
+            with self.open(key, version_id=found.version_id) as chunks:
+                if not content.equals(chunks):
+                    return None
+        return _with_part_size(found, content)
+
+    def _confirm(self, key: str, content: Content, answer: dict[str, Any]) -> ObjectInfo:
+        """Ask for what was stored: a 200 may carry an error (aws/aws-sdk-java#538), and what is kept may be damaged."""
+        try:
+            stored = self.head(key, version_id=_version(answer))
+        except StoreMissing as error:
+            raise StoreUnavailable(f"store {self.name} says that it took {key}, and does not have it") from error
+        comparable = stored.checksum and content.checksum and stored.checksum.algorithm == content.checksum.algorithm
+        damaged = comparable and not _same_checksum(stored.checksum, content.checksum)
+        if stored.size_bytes == content.size_bytes and not damaged:
+            return _with_part_size(stored, content)
+        if stored.revision == answer.get("ETag"):
+            self.delete(key, version_id=stored.version_id)
+        raise StoreUnavailable(
+            f"store {self.name} does not hold {key} as it was sent",
+            details=[
+                f"sent    {content.size_bytes:,} bytes, {_describe(content.checksum)}",
+                f"stored  {stored.size_bytes:,} bytes, {_describe(stored.checksum)}",
+            ],
+        )
+
+    def _list(self, prefix: str) -> Iterator[ObjectInfo]:
+        for page in self._pages("list_objects_v2", {"ContinuationToken": "NextContinuationToken"}, Prefix=prefix):
+            for item in page.get("Contents", ()):
+                key = item["Key"].removeprefix(self._folder)
+                if is_key(key):
+                    modified_at = item["LastModified"].astimezone(UTC)
+                    yield ObjectInfo(key, item["Size"], modified_at, revision=item["ETag"])
+
+    def _pages(self, operation: str, markers: dict[str, str], **arguments: Any) -> Iterator[dict[str, Any]]:
+        while True:
+            with self._connection.translated(f"the bucket {self._options.bucket}"):
+                page = self._connection.call(operation, **arguments)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            arguments |= {marker: page[after] for marker, after in markers.items()}
+
+    def _check_bucket(self) -> None:
+        """Raise StoreError when the bucket is missing: an answer to HEAD cannot say whether it or the key is."""
+        if self._bucket_seen:
+            return
+        try:
+            self._connection.call("head_bucket")
+        except ClientError as error:
+            if status_of(error) == 404:
+                raise self._connection.no_bucket() from error
+        self._bucket_seen = True
+
+    def _keeps_versions(self) -> bool:
+        with self._connection.translated(f"the bucket {self._options.bucket}"):
+            try:
+                return self._connection.call("get_bucket_versioning").get("Status") == "Enabled"
+            except ClientError as error:
+                if status_of(error) in {403, 501}:
+                    return False
+                raise
+
+
+def open_s3_store(name: str, config: StoreSettings, site_folder: Path, resolve: Callable[[str], Secret]) -> Store:
+    """Return the bucket that ``config`` describes; raise ConfigError for a URL that names none."""
+    parts = urlsplit(config.url)
+    if not parts.netloc or parts.username or parts.query or parts.fragment:
+        raise ConfigError(f'store {name}: "{config.url}" is not a bucket; write it like s3://bucket/prefix')
+    prefix = parts.path.strip("/")
+    if prefix and not is_key(prefix):
+        raise ConfigError(f'store {name}: the prefix "{prefix}" has other characters than A-Z a-z 0-9 . _ - /')
+    options = S3Options(
+        bucket=parts.netloc,
+        prefix=prefix,
+        region=config.region,
+        endpoint=config.endpoint,
+        path_style=config.path_style,
+        ca_bundle=site_folder / config.ca_bundle if config.ca_bundle else None,
+        object_lock=config.object_lock is not None,
+        keys=_keys(name, config, resolve),
+    )
+    return RetryingStore(S3Store(name, options))
+
+
+def _keys(name: str, config: StoreSettings, resolve: Callable[[str], Secret]) -> Callable[[], AccessKeys] | None:
+    access_key, secret_key, session_token = config.access_key, config.secret_key, config.session_token
+    if access_key is None and secret_key is None:
+        return None
+    if access_key is None or secret_key is None:
+        raise ConfigError(f"store {name}: access_key and secret_key belong together, and only one is given")
+    return lambda: AccessKeys(
+        resolve(access_key), resolve(secret_key), resolve(session_token) if session_token else None
+    )
+
+
+def _version(answer: dict[str, Any]) -> str | None:
+    """Return the version id; "null" is what a bucket says that does not keep versions."""
+    version_id = answer.get("VersionId")
+    return version_id if version_id and version_id != "null" else None
+
+
+def _same_checksum(one: Checksum | None, other: Checksum | None) -> bool:
+    """Compare values without the count of parts, which some servers leave out."""
+    if one is None or other is None or (one.algorithm, one.kind) != (other.algorithm, other.kind):
+        return False
+    return one.value.partition("-")[0] == other.value.partition("-")[0]
+
+
+def _with_part_size(found: ObjectInfo, content: Content) -> ObjectInfo:
+    return replace(found, checksum=content.checksum) if _same_checksum(found.checksum, content.checksum) else found
+
+
+def _describe(checksum: Checksum | None) -> str:
+    return f"{checksum.algorithm} {checksum.value}" if checksum else "no checksum"

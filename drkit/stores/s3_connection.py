@@ -1,0 +1,228 @@
+"""One bucket's connection: the client, credentials that are renewed, and the one place where errors are translated."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore import exceptions as boto_errors
+from botocore.config import Config
+
+from drkit.credentials import Secret
+from drkit.errors import StoreError, StoreExists, StoreMissing, StoreUnavailable
+from drkit.stores.backoff import Backoff
+from drkit.units import MIB
+
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidAccessKeyId"}
+_PASSING = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "InternalError",
+    "InvalidDigest",
+    "OperationAborted",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+_UNSUPPORTED = {"InvalidArgument", "InvalidRequest", "NotImplemented", "UnsupportedArgument"}
+_REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", *_EXPIRED}
+_NETWORK_ERRORS = (boto_errors.HTTPClientError, boto_errors.IncompleteReadError, boto_errors.ResponseStreamingError)
+_NO_KEYS = (
+    boto_errors.NoCredentialsError,
+    boto_errors.PartialCredentialsError,
+    boto_errors.CredentialRetrievalError,
+    boto_errors.TokenRetrievalError,
+    boto_errors.ProfileNotFound,
+)
+
+
+class Unsupported(StoreError):
+    """The server does not know something that the request asks for, most often the checksum's algorithm."""
+
+
+@dataclass(frozen=True)
+class AccessKeys:
+    """Keys as they are now; asked for again when the server calls them expired."""
+
+    access_key: Secret
+    secret_key: Secret
+    session_token: Secret | None = None
+
+
+@dataclass(frozen=True)
+class S3Options:
+    """Where a bucket is and how to talk to it.
+
+    ``keys`` returns the present keys, or is None for boto3's own search (environment, profile, role).
+    ``in_flight_bytes`` bounds the parts in memory. ``attempts`` are botocore's quick ones within a request;
+    ``patience`` is what a piece of a stream gets beyond them, because a stream cannot be read again.
+    """
+
+    bucket: str
+    prefix: str = ""
+    region: str | None = None
+    endpoint: str | None = None
+    path_style: bool = False
+    ca_bundle: Path | None = None
+    object_lock: bool = False
+    keys: Callable[[], AccessKeys] | None = None
+    part_size_bytes: int = 8 * MIB
+    in_flight_bytes: int = 32 * MIB
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+    attempts: int = 3
+    patience: Backoff = field(default_factory=Backoff)
+
+
+class Connection:
+    """Calls one bucket's operations; safe to share between threads."""
+
+    def __init__(self, store_name: str, options: S3Options) -> None:
+        self.store_name = store_name
+        self._options = options
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Return the answer of one operation; raise what botocore raises, so call it inside `translated`.
+
+        When the server says that the credentials have expired, they are looked up anew and the same request is sent
+        once more; an upload so goes on under its own id (velero-io/velero#8173 is what happens otherwise).
+        """
+        client = self._client_other_than(None)
+        try:
+            return self._send(client, operation, arguments)
+        except boto_errors.ClientError as error:
+            if not _is_expired(error):
+                raise
+        return self._send(self._client_other_than(client), operation, arguments)
+
+    def close(self) -> None:
+        """Give back the sockets."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _send(self, client: Any, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = getattr(client, operation)(Bucket=self._options.bucket, **arguments)
+        return answer
+
+    def _client_other_than(self, expired: Any) -> Any:
+        """Return the client, made anew when ``expired`` is still the one in use: of parallel parts only one renews."""
+        with self._lock:
+            if self._client is None or self._client is expired:
+                self._client = _make_client(self._options)
+            return self._client
+
+    @contextmanager
+    def translated(self, subject: str) -> Iterator[None]:
+        """Turn botocore's errors into store errors about ``subject``, a key or the bucket; the one place that does."""
+        try:
+            yield
+        except boto_errors.ClientError as error:
+            raise self._answered(error, subject) from error
+        except boto_errors.SSLError as error:
+            raise self._error(
+                StoreError, subject, f"its certificate is not trusted: {error}", "set ca_bundle to its authority's file"
+            ) from error
+        except _NETWORK_ERRORS as error:
+            raise self._error(StoreUnavailable, subject, _sentence(error)) from error
+        except _NO_KEYS as error:
+            raise self._error(
+                StoreError,
+                subject,
+                f"no credentials: {error}",
+                "set access_key and secret_key of the store in drkit.yaml to references such as env:NAME or file:PATH",
+            ) from error
+        except boto_errors.BotoCoreError as error:
+            raise self._error(StoreError, subject, _sentence(error)) from error
+
+    def _answered(self, error: boto_errors.ClientError, subject: str) -> StoreError:
+        code, status = code_of(error), status_of(error)
+        said = f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": ")
+        if code == "NoSuchBucket":
+            return self.no_bucket()
+        if status == 501 or code in _UNSUPPORTED:
+            return self._error(Unsupported, subject, said)
+        if code in _PASSING or status >= 500 or status == 429:
+            return self._error(StoreUnavailable, subject, said)
+        if status == 412:
+            return StoreExists(f"{subject} in store {self.store_name} was changed by somebody else")
+        if status == 404:
+            return StoreMissing(f"{subject} is not in store {self.store_name}")
+        if code in {"RequestTimeTooSkewed", "RequestInTheFuture"}:
+            return self._error(StoreError, subject, said, "set this machine's clock: timedatectl set-ntp true")
+        if code in _REFUSED_KEYS:
+            return self._error(StoreError, subject, said, f"renew the credentials of store {self.store_name}")
+        if status in {401, 403}:
+            return self._error(StoreError, subject, said, f"drkit store probe {self.store_name}")
+        return self._error(StoreError, subject, said)
+
+    def no_bucket(self) -> StoreError:
+        """Return the error for a bucket that is not there: never StoreMissing, which would mean an empty store."""
+        return StoreError(
+            f"the bucket {self._options.bucket} of store {self.store_name} does not exist",
+            hints=["make it (aws s3 mb s3://" + self._options.bucket + "), or correct the url in drkit.yaml"],
+        )
+
+    def _error(self, kind: type[StoreError], subject: str, reason: str, *hints: str) -> StoreError:
+        return kind(f"store {self.store_name} failed at {subject}: {reason}", hints=hints)
+
+
+def code_of(error: boto_errors.ClientError) -> str:
+    """Return the error code; for HEAD, whose answers have no body, that is the status."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def status_of(error: boto_errors.ClientError) -> int:
+    """Return the HTTP status, 0 where there is none."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _is_expired(error: boto_errors.ClientError) -> bool:
+    """Say whether new credentials may help; a HEAD says 400 for an expired token, and no more."""
+    return code_of(error) in _EXPIRED or (error.operation_name.startswith("Head") and status_of(error) == 400)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip().rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _make_client(options: S3Options) -> Any:
+    """Return a new client.
+
+    Checksums are sent explicitly where they are wanted; botocore's own default since 1.36, a trailer on every upload,
+    breaks many servers (boto/boto3#4392).
+    """
+    keys = options.keys() if options.keys else None
+    return boto3.session.Session().client(
+        "s3",
+        region_name=options.region,
+        endpoint_url=options.endpoint,
+        verify=str(options.ca_bundle) if options.ca_bundle else None,
+        aws_access_key_id=keys.access_key.reveal() if keys else None,
+        aws_secret_access_key=keys.secret_key.reveal() if keys else None,
+        aws_session_token=keys.session_token.reveal() if keys and keys.session_token else None,
+        config=Config(
+            connect_timeout=options.connect_timeout_s,
+            read_timeout=options.read_timeout_s,
+            retries={"mode": "standard", "total_max_attempts": options.attempts},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            tcp_keepalive=True,
+            s3={"addressing_style": "path" if options.path_style else "auto"},
+        ),
+    )
