@@ -116,10 +116,12 @@ def _expand_recipient(public_key: bytes) -> MLKEM768X25519PublicKey:
     from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
     from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
 
-    return MLKEM768X25519PublicKey(
-        MLKEM768PublicKey.from_public_bytes(public_key[:_MLKEM_PUBLIC_BYTES]),
-        X25519PublicKey.from_public_bytes(public_key[_MLKEM_PUBLIC_BYTES:]),
-    )
+    try:
+        mlkem_key = MLKEM768PublicKey.from_public_bytes(public_key[:_MLKEM_PUBLIC_BYTES])
+    except ValueError:
+        raise ValueError("the recipient holds no valid ML-KEM-768 key") from None
+    x25519_key = X25519PublicKey.from_public_bytes(public_key[_MLKEM_PUBLIC_BYTES:])
+    return MLKEM768X25519PublicKey(mlkem_key, x25519_key)
 
 
 def _expand_seed(seed: bytes) -> tuple[X25519PrivateKey, MLKEM768X25519PrivateKey, bytes]:
