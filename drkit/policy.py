@@ -309,3 +309,17 @@ class Policy(Section):
     def rule(self, method: str) -> BackupRule | None:
         """Return the first rule of that method, or None when the policy has none."""
         return next((rule for rule in self.backups if rule.method == method), None)
+
+
+def effective(policy: Policy) -> dict[str, Any]:
+    """Return every value in effect as the file would have it: durations in its words, secrets as references.
+
+    What is not set, and what a rule's method has no use for, is left out: the result passes the check again.
+    """
+    values = policy.model_dump(mode="json", by_alias=True, exclude_none=True)
+    unused = {option for methods in METHODS.values() for method in methods.values() for option in method.options}
+    for rule in values["backups"]:
+        used = METHODS[policy.target.engine][rule["method"]]
+        for key in unused - set(used.options):
+            rule.pop(key, None)
+    return values

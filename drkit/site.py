@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,6 +238,14 @@ def load_policy(path: Path, site: Site) -> Policy:
     return policy
 
 
+def check_files(files: Sequence[Path], site: Site) -> dict[str, Policy]:
+    """Read these policy files, by name; raise ConfigError with every problem in all of them."""
+    scan = _scan(files, site)
+    if scan.problems:
+        raise refuse(scan.problems)
+    return dict(scan.policies)
+
+
 def policy_named(site: Site, name: str) -> Policy:
     """Return the policy of that name, even while another file has problems: they do not stop this one's backups.
 
@@ -259,9 +267,13 @@ def policy_named(site: Site, name: str) -> Policy:
 
 def scan_policies(site: Site) -> PolicyScan:
     """Read every file of the folder of policies; raise ConfigError only when the folder itself cannot be read."""
+    return _scan(policy_files(site), site)
+
+
+def _scan(files: Sequence[Path], site: Site) -> PolicyScan:
     policies: dict[str, Policy] = {}
     problems: list[Problem] = []
-    for path in policy_files(site):
+    for path in files:
         policy, found = _read_policy(path, site)
         problems += found
         if policy is None:
