@@ -14,10 +14,10 @@ from drkit.documents import SourceDocument, read_document, shown_path
 from drkit.errors import ConfigError, Problem
 from drkit.policy import Name, Policy
 from drkit.policy_rules import cross_checks
+from drkit.site_file import DEFAULT_CATALOG, SITE_FILE, find_site
 from drkit.validation import Flag, Section, Text, refuse, validate
 from drkit.words import did_you_mean
 
-SITE_FILE = "drkit.yaml"
 _STORE_SCHEMES = ("file", "s3", "memory")
 _S3_ONLY = (
     "region",
@@ -145,7 +145,7 @@ class Site(Section):
     """One installation: where the catalog, the stores, the keys and the policies are."""
 
     catalog: Annotated[Text, AfterValidator(_catalog)] = Field(
-        default="sqlite:///var/catalog.db",
+        default=DEFAULT_CATALOG,
         description="The index of what was done: sqlite:///FILE, counted from this file's folder, or postgresql://…",
         examples=["sqlite:///var/catalog.db"],
     )
@@ -188,27 +188,6 @@ class PolicyScan:
 
     policies: Mapping[str, Policy]
     problems: tuple[Problem, ...]
-
-
-def find_site(explicit: Path | None, env: Mapping[str, str], cwd: Path) -> Path:
-    """Return the site file: ``explicit``, else $DRKIT_SITE, else drkit.yaml in ``cwd`` or a folder above it."""
-    named = explicit or (Path(env["DRKIT_SITE"]) if env.get("DRKIT_SITE") else None)
-    if named is not None:
-        path = cwd / named.expanduser()
-        path = path / SITE_FILE if path.is_dir() else path
-        if not path.is_file():
-            source = "--site" if explicit else "DRKIT_SITE"
-            raise ConfigError(
-                f"there is no site file {path}, which {source} names", hints=[f"drkit init {path.parent}"]
-            )
-        return path.absolute()
-    for folder in (cwd, *cwd.parents):
-        if (folder / SITE_FILE).is_file():
-            return folder / SITE_FILE
-    raise ConfigError(
-        f"there is no site: no {SITE_FILE} in {cwd} or a folder above it",
-        hints=["drkit init", "or name one: --site PATH, or DRKIT_SITE=PATH"],
-    )
 
 
 def load_site(explicit: Path | None, env: Mapping[str, str], cwd: Path) -> Site:

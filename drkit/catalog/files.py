@@ -70,6 +70,13 @@ def create(path: Path) -> None:
     """
     with translated(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _, log, _ = _beside(path)
+        if log.exists() and not path.exists():  # in this order: a log is made after its catalog
+            raise CatalogError(
+                f"the catalog {path} is gone, but its write-ahead log {log.name} is there",
+                details=["a new catalog in its place would swallow the log of the old one"],
+                hints=[_REBUILD],
+            )
         draft = draft_beside(path)
         try:
             with suppress(FileExistsError):
@@ -92,6 +99,13 @@ def draft_beside(path: Path) -> Path:
     return draft
 
 
+def put_in_place(draft: Path, path: Path) -> None:
+    """Give a complete draft its name; raise CatalogError when another process has put a catalog there meanwhile."""
+    with translated(path):
+        os.link(draft, path)
+        draft.unlink()
+
+
 def remove(path: Path) -> None:
     """Remove a catalog and what SQLite keeps beside it."""
     for name in _beside(path):
@@ -99,10 +113,10 @@ def remove(path: Path) -> None:
 
 
 def move_aside(path: Path, now: datetime) -> Path | None:
-    """Rename a catalog, with its write-ahead log, to a name that says when; return it, None where there was no file."""
+    """Rename a catalog, with its write-ahead log, to a name that says when; return it, None where there was nothing."""
     aside = path.with_name(f"{path.name}.aside-{now:%Y%m%dT%H%M%SZ}")
     with translated(path):
-        if not path.exists():
+        if not any(name.exists() for name in _beside(path)):
             return None
         number = 1
         while aside.exists():
@@ -138,6 +152,58 @@ def connect(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
         return connection
+
+
+def is_usable(path: Path) -> bool:
+    """Say whether the file is a whole catalog of this drkit or an older one.
+
+    False when it is missing, damaged, from a newer drkit or something else; raise CatalogError when that cannot be told
+    (locked, no access).
+    """
+    with translated(path):
+        if not path.exists():
+            return False
+        try:
+            with closing(_connect(path)) as connection:
+                ours = _pragma(connection, "application_id") == APPLICATION_ID
+                known = _pragma(connection, "user_version") <= SCHEMA_VERSION
+                return ours and known and connection.execute("pragma quick_check(1)").fetchone()[0] == "ok"
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF in _DAMAGED:
+                return False
+            raise
+
+
+def salvage(old: Path, new: Path) -> list[str]:
+    """Copy what no store knows from a catalog that cannot be used into a fresh one; return the tables that were lost.
+
+    Leases count: fences must go on growing. Scratches count: they are copies of data that somebody has to take away.
+    """
+    lost = []
+    with translated(new), closing(_connect(new)) as connection:
+        for table, statement in _SALVAGE.items():
+            try:
+                connection.execute("attach ? as old", (f"{old.absolute().as_uri()}?mode=ro",))
+                connection.execute(statement)
+            except sqlite3.DatabaseError:
+                lost.append(table)
+            finally:
+                with suppress(sqlite3.OperationalError):
+                    connection.execute("detach old")
+    return lost
+
+
+_SALVAGE = {
+    "leases": """insert into leases (name, holder, fence, expires_at)
+        select name, holder, fence, expires_at from old.leases""",
+    "scratch": """insert into scratch (scratch_id, kind, locator, host, owner_pid, owner_started, expires_at)
+        select scratch_id, kind, locator, host, owner_pid, owner_started, expires_at from old.scratch""",
+    "runs": """insert into runs
+        (run_id, kind, policy, state, started_at, host, pid, heartbeat_at, ended_at, error, outcome)
+        select run_id, kind, policy, state, started_at, host, pid, heartbeat_at, ended_at, error, outcome
+        from old.runs""",
+    "events": "insert into events (event_id, at, name, facts) select event_id, at, name, facts from old.events",
+}
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -37,7 +37,11 @@ _TABLES = (
         restorable_to_at text not null,
         stored_bytes integer not null,
         plain_bytes integer not null,
-        manifest_sha256 text not null,
+        manifest_sha256 text not null
+    )""",
+    # Apart from what lists show: ten thousand rows are then a few hundred pages to read, not ten thousand.
+    """create table manifests (
+        artifact_id text primary key references artifacts (artifact_id) on delete cascade,
         manifest text not null,  -- canonical JSON
         details text  -- JSON; only what this host wrote or could decrypt
     )""",

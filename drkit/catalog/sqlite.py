@@ -27,19 +27,18 @@ _ROWS = """
     from artifacts a where :policy is null or a.policy = :policy
     order by a.restorable_to_at desc, a.artifact_id desc"""
 _ARTIFACTS = """
-    select a.*, (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id) as stores
-    from artifacts a"""
+    select a.artifact_id, a.policy, a.manifest_sha256, m.manifest, m.details,
+        (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id) as stores
+    from artifacts a join manifests m using (artifact_id)"""
 _PUT_ARTIFACT = """
     insert into artifacts (artifact_id, policy, engine, method, seq, restorable_to_at, stored_bytes, plain_bytes,
-        manifest_sha256, manifest, details)
+        manifest_sha256)
     values (:artifact_id, :policy, :engine, :method, :seq, :restorable_to_at, :stored_bytes, :plain_bytes,
-        :manifest_sha256, :manifest, :details)
-    on conflict (artifact_id) do update set policy = excluded.policy, engine = excluded.engine,
-        method = excluded.method, seq = excluded.seq, restorable_to_at = excluded.restorable_to_at,
-        stored_bytes = excluded.stored_bytes, plain_bytes = excluded.plain_bytes, manifest = excluded.manifest,
-        details = case when excluded.details is null and manifest_sha256 = excluded.manifest_sha256 then details
-            else excluded.details end,
-        manifest_sha256 = excluded.manifest_sha256"""
+        :manifest_sha256)
+    on conflict (artifact_id) do nothing"""
+_PUT_MANIFEST = """
+    insert into manifests (artifact_id, manifest, details) values (:artifact_id, :manifest, :details)
+    on conflict (artifact_id) do update set details = coalesce(excluded.details, details)"""
 _PUT_EVIDENCE = """
     insert into evidence (sha256, run_id, policy, artifact_id, kind, verdict, level, ended_at, record)
     values (:sha256, :run_id, :policy, :artifact_id, :kind, :verdict, :level, :ended_at, :record)
@@ -277,6 +276,10 @@ class SqliteCatalog(Catalog):
             connection.executemany("delete from evidence where sha256 = ?", gone)
             for entry in artifacts:
                 artifact_id = entry.manifest.artifact_id
+                connection.execute(
+                    "delete from artifacts where artifact_id = ? and manifest_sha256 != ?",
+                    (artifact_id, entry.manifest_sha256),
+                )
                 connection.execute("delete from artifact_stores where artifact_id = ?", (artifact_id,))
                 _put_artifact(connection, entry)
             for record in evidence:
@@ -341,22 +344,21 @@ class SqliteCatalog(Catalog):
 
 def _put_artifact(connection: sqlite3.Connection, entry: ArtifactEntry) -> None:
     manifest = entry.manifest
-    connection.execute(
-        _PUT_ARTIFACT,
-        {
-            "artifact_id": manifest.artifact_id,
-            "policy": manifest.policy,
-            "engine": manifest.engine,
-            "method": manifest.method,
-            "seq": manifest.seq,
-            "restorable_to_at": format_utc(manifest.covers.to_at),
-            "stored_bytes": manifest.stored_bytes,
-            "plain_bytes": manifest.plain_bytes,
-            "manifest_sha256": entry.manifest_sha256,
-            "manifest": manifest.to_bytes().decode(),
-            "details": None if entry.details is None else _json(entry.details),
-        },
-    )
+    values = {
+        "artifact_id": manifest.artifact_id,
+        "policy": manifest.policy,
+        "engine": manifest.engine,
+        "method": manifest.method,
+        "seq": manifest.seq,
+        "restorable_to_at": format_utc(manifest.covers.to_at),
+        "stored_bytes": manifest.stored_bytes,
+        "plain_bytes": manifest.plain_bytes,
+        "manifest_sha256": entry.manifest_sha256,
+        "manifest": manifest.to_bytes().decode(),
+        "details": None if entry.details is None else _json(entry.details),
+    }
+    connection.execute(_PUT_ARTIFACT, values)
+    connection.execute(_PUT_MANIFEST, values)
     connection.executemany(
         "insert or ignore into artifact_stores (artifact_id, store) values (?, ?)",
         [(manifest.artifact_id, store) for store in entry.stores],

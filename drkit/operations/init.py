@@ -11,7 +11,7 @@ from pathlib import Path
 from drkit.errors import ConfigError
 from drkit.keys import KeyFile, new_identity_file, write_signing_key
 from drkit.signing import allowed_signers_line, key_id
-from drkit.site import SITE_FILE
+from drkit.site_file import SITE_FILE
 
 EXAMPLE_POLICY = "example"
 EXAMPLE_VARIABLE = "DATABASE_URL"
