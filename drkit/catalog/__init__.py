@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a list builds no documents
     from drkit.model import ArtifactEntry, Lease, Run, Scratch
 
 
-@dataclass(frozen=True)
-class ArtifactRow:
+class ArtifactRow(NamedTuple):
     """What a list shows of an artifact; ``verdict`` and ``level`` are of its newest drill, empty without one."""
 
     artifact_id: str

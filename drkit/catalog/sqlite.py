@@ -12,37 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drkit.canonical import canonical_json
-from drkit.catalog import ArtifactRow, Catalog, EvidenceEntry, files
+from drkit.catalog import ArtifactRow, Catalog, EvidenceEntry, files, rows
 from drkit.errors import Busy, CatalogError, ConfigError, IntegrityError
 from drkit.units import format_moment, format_utc, parse_utc
 
 if TYPE_CHECKING:
     from drkit.model import ArtifactEntry, Lease, Run, Scratch
-
-_ROWS = """
-    select a.artifact_id, a.policy, a.engine, a.method, a.seq, a.restorable_to_at, a.stored_bytes, a.plain_bytes,
-        (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id) as stores,
-        (select verdict || ' ' || level from evidence e where e.artifact_id = a.artifact_id and e.kind = 'drill'
-            order by ended_at desc limit 1) as proof
-    from artifacts a where :policy is null or a.policy = :policy
-    order by a.restorable_to_at desc, a.artifact_id desc"""
-_ARTIFACTS = """
-    select a.artifact_id, a.policy, a.manifest_sha256, m.manifest, m.details,
-        (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id) as stores
-    from artifacts a join manifests m using (artifact_id)"""
-_PUT_ARTIFACT = """
-    insert into artifacts (artifact_id, policy, engine, method, seq, restorable_to_at, stored_bytes, plain_bytes,
-        manifest_sha256)
-    values (:artifact_id, :policy, :engine, :method, :seq, :restorable_to_at, :stored_bytes, :plain_bytes,
-        :manifest_sha256)
-    on conflict (artifact_id) do nothing"""
-_PUT_MANIFEST = """
-    insert into manifests (artifact_id, manifest, details) values (:artifact_id, :manifest, :details)
-    on conflict (artifact_id) do update set details = coalesce(excluded.details, details)"""
-_PUT_EVIDENCE = """
-    insert into evidence (sha256, run_id, policy, artifact_id, kind, verdict, level, ended_at, record)
-    values (:sha256, :run_id, :policy, :artifact_id, :kind, :verdict, :level, :ended_at, :record)
-    on conflict (sha256) do nothing"""
 
 
 def catalog_path(url: str, folder: Path) -> Path:
@@ -104,7 +79,7 @@ class SqliteCatalog(Catalog):
         self._put_run(run)
 
     def _put_run(self, run: Run) -> None:
-        outcome = None if run.outcome is None else _json(run.outcome)
+        outcome = None if run.outcome is None else rows.json_text(run.outcome)
         ended_at = None if run.ended_at is None else format_utc(run.ended_at)
         with self._transaction() as connection:
             connection.execute(
@@ -120,24 +95,24 @@ class SqliteCatalog(Catalog):
         self, *, policy: str | None = None, kind: str | None = None, state: str | None = None, limit: int = 100
     ) -> list[Run]:
         """Return runs, newest first."""
-        rows = self._read(
+        found = self._read(
             "select * from runs where (:policy is null or policy = :policy) and (:kind is null or kind = :kind)"
             " and (:state is null or state = :state) order by started_at desc, run_id desc limit :limit",
             {"policy": policy, "kind": kind, "state": state, "limit": limit},
         )
-        return [_run(row) for row in rows]
+        return [rows.run_of(row) for row in found]
 
     def add_event(self, name: str, at: datetime, facts: Mapping[str, Any]) -> None:
         """Record one state change."""
         with self._transaction() as connection:
             connection.execute(
-                "insert into events (at, name, facts) values (?, ?, ?)", (format_utc(at), name, _json(facts))
+                "insert into events (at, name, facts) values (?, ?, ?)", (format_utc(at), name, rows.json_text(facts))
             )
 
     def events(self, *, limit: int = 100) -> list[dict[str, Any]]:
         """Return state changes, newest first, each with ``at``, ``name`` and its facts."""
-        rows = self._read("select at, name, facts from events order by event_id desc limit ?", (limit,))
-        return [{**json.loads(row["facts"]), "at": row["at"], "name": row["name"]} for row in rows]
+        found = self._read("select at, name, facts from events order by event_id desc limit ?", (limit,))
+        return [{**json.loads(row["facts"]), "at": row["at"], "name": row["name"]} for row in found]
 
     def acquire_lease(self, name: str, holder: str, ttl: timedelta, now: datetime) -> Lease:
         """Take a lease that is free, expired or already ours; raise Busy with its holder otherwise."""
@@ -175,8 +150,8 @@ class SqliteCatalog(Catalog):
         """Return who holds a lease, expired or not; None when nobody does."""
         from drkit.model import Lease
 
-        rows = self._read("select holder, fence, expires_at from leases where name = ? and holder <> ''", (name,))
-        return Lease(name, rows[0]["holder"], rows[0]["fence"], parse_utc(rows[0]["expires_at"])) if rows else None
+        found = self._read("select holder, fence, expires_at from leases where name = ? and holder <> ''", (name,))
+        return Lease(name, found[0]["holder"], found[0]["fence"], parse_utc(found[0]["expires_at"])) if found else None
 
     def release_lease(self, lease: Lease) -> None:
         """Give a lease back; no error when it is no longer ours. The fence number is kept."""
@@ -201,7 +176,7 @@ class SqliteCatalog(Catalog):
                     details=[f"known {known['manifest_sha256']}", f"seen  {entry.manifest_sha256}"],
                     hints=[f"drkit check {entry.manifest.policy}"],
                 )
-            _put_artifact(connection, entry)
+            rows.put_artifact(connection, entry)
 
     def forget_artifact(self, artifact_id: str) -> None:
         """Remove an artifact from the index; no error when it is not there."""
@@ -210,61 +185,63 @@ class SqliteCatalog(Catalog):
 
     def artifacts(self, policy: str | None = None) -> list[ArtifactEntry]:
         """Return artifacts, newest first, without their details."""
-        rows = self._read(
-            f"{_ARTIFACTS} where :policy is null or a.policy = :policy"
+        found = self._read(
+            f"{rows.ARTIFACTS} where :policy is null or a.policy = :policy"
             " order by a.restorable_to_at desc, a.artifact_id desc",
             {"policy": policy},
         )
-        return [_artifact(row) for row in rows]
+        return [rows.artifact_of(row) for row in found]
 
     def artifact_rows(self, policy: str | None = None) -> list[ArtifactRow]:
         """Return what a list shows of artifacts, newest first; quick for ten thousand of them."""
-        return [_artifact_row(row) for row in self._read(_ROWS, {"policy": policy})]
+        return [rows.list_row_of(row) for row in self._read(rows.LIST, {"policy": policy})]
 
     def artifact(self, prefix: str) -> ArtifactEntry:
         """Return the artifact whose id starts with ``prefix``, with details; raise CatalogError for none or many."""
         wanted = prefix.rstrip("….")
-        rows = self._read(
-            f"{_ARTIFACTS} where substr(a.artifact_id, 1, length(:wanted)) = :wanted collate nocase"
-            " order by a.artifact_id desc limit 6",
-            {"wanted": wanted},
-        )
-        if not rows or not wanted:
+        found = self._beginning_with(wanted.upper()) or self._beginning_with(wanted)
+        if not found:
             raise CatalogError(
                 f'no artifact starts with "{prefix}"',
                 hints=["drkit list", "drkit catalog rebuild   (to look in the stores)"],
             )
-        if len(rows) > 1:
+        if len(found) > 1:
             raise CatalogError(
                 f'more than one artifact starts with "{prefix}"',
-                details=[f"{row['artifact_id']}  {row['policy']}" for row in rows],
-                hints=[f"drkit show {rows[0]['artifact_id']}"],
+                details=[f"{row['artifact_id']}  {row['policy']}" for row in found],
+                hints=[f"drkit show {found[0]['artifact_id']}"],
             )
-        return _artifact(rows[0], with_details=True)
+        return rows.artifact_of(found[0], with_details=True)
+
+    def _beginning_with(self, prefix: str) -> list[sqlite3.Row]:
+        # A range, unlike a pattern, is found by the index.
+        bounds = {"low": prefix, "high": prefix + "\U0010ffff"}
+        query = f"{rows.ARTIFACTS} where artifact_id >= :low and artifact_id < :high order by artifact_id limit 6"
+        return self._read(query, bounds) if prefix else []
 
     def index_evidence(self, record: Mapping[str, Any], sha256: str, stores: Sequence[str]) -> None:
         """Record a drill or verification record that is stored."""
         with self._transaction() as connection:
-            _put_evidence(connection, EvidenceEntry(record, sha256, tuple(stores)))
+            rows.put_evidence(connection, EvidenceEntry(record, sha256, tuple(stores)))
 
     def evidence(self, *, policy: str | None = None, artifact_id: str | None = None) -> list[dict[str, Any]]:
         """Return evidence records, newest first."""
-        rows = self._read(
+        found = self._read(
             "select record from evidence where (:policy is null or policy = :policy)"
             " and (:artifact_id is null or artifact_id = :artifact_id) order by ended_at desc, run_id desc",
             {"policy": policy, "artifact_id": artifact_id},
         )
-        return [json.loads(row["record"]) for row in rows]
+        return [json.loads(row["record"]) for row in found]
 
     def evidence_entries(self, *, policy: str | None = None) -> list[EvidenceEntry]:
         """Return evidence records with their digests and stores, newest first."""
-        rows = self._read(
+        found = self._read(
             "select e.sha256, e.record,"
             " (select group_concat(store, ' ') from evidence_stores s where s.sha256 = e.sha256) as stores"
             " from evidence e where :policy is null or policy = :policy order by ended_at desc, run_id desc",
             {"policy": policy},
         )
-        return [EvidenceEntry(json.loads(row["record"]), row["sha256"], _stores(row)) for row in rows]
+        return [EvidenceEntry(json.loads(row["record"]), row["sha256"], rows.stores_of(row)) for row in found]
 
     def replace_index(
         self, artifacts: Iterable[ArtifactEntry], evidence: Iterable[EvidenceEntry], forget: Collection[str]
@@ -281,10 +258,10 @@ class SqliteCatalog(Catalog):
                     (artifact_id, entry.manifest_sha256),
                 )
                 connection.execute("delete from artifact_stores where artifact_id = ?", (artifact_id,))
-                _put_artifact(connection, entry)
+                rows.put_artifact(connection, entry)
             for record in evidence:
                 connection.execute("delete from evidence_stores where sha256 = ?", (record.sha256,))
-                _put_evidence(connection, record)
+                rows.put_evidence(connection, record)
 
     def add_scratch(self, scratch: Scratch) -> None:
         """Record a throw-away thing before it is made."""
@@ -307,8 +284,8 @@ class SqliteCatalog(Catalog):
         """Return throw-away things that are not yet gone."""
         from drkit.model import Scratch
 
-        rows = self._read("select * from scratch order by scratch_id")
-        return [Scratch(**{**row, "expires_at": parse_utc(row["expires_at"])}) for row in map(dict, rows)]
+        found = self._read("select * from scratch order by scratch_id")
+        return [Scratch(**{**row, "expires_at": parse_utc(row["expires_at"])}) for row in map(dict, found)]
 
     def export(self) -> bytes:
         """Return what the stores say, canonically: artifacts and evidence, the same on every host.
@@ -316,7 +293,7 @@ class SqliteCatalog(Catalog):
         Runs, events, leases, scratch and decrypted details belong to one host and are left out.
         """
         with self._turn:
-            artifacts = self._read(f"{_ARTIFACTS} order by a.artifact_id")
+            artifacts = self._read(f"{rows.ARTIFACTS} order by a.artifact_id")
             evidence = sorted(self.evidence_entries(), key=lambda entry: entry.sha256)
         document = {
             "format": "drkit-catalog",
@@ -325,7 +302,7 @@ class SqliteCatalog(Catalog):
                 {
                     "manifest": json.loads(row["manifest"]),
                     "manifest_sha256": row["manifest_sha256"],
-                    "stores": list(_stores(row)),
+                    "stores": list(rows.stores_of(row)),
                 }
                 for row in artifacts
             ],
@@ -342,91 +319,8 @@ class SqliteCatalog(Catalog):
             self._connection.close()
 
 
-def _put_artifact(connection: sqlite3.Connection, entry: ArtifactEntry) -> None:
-    manifest = entry.manifest
-    values = {
-        "artifact_id": manifest.artifact_id,
-        "policy": manifest.policy,
-        "engine": manifest.engine,
-        "method": manifest.method,
-        "seq": manifest.seq,
-        "restorable_to_at": format_utc(manifest.covers.to_at),
-        "stored_bytes": manifest.stored_bytes,
-        "plain_bytes": manifest.plain_bytes,
-        "manifest_sha256": entry.manifest_sha256,
-        "manifest": manifest.to_bytes().decode(),
-        "details": None if entry.details is None else _json(entry.details),
-    }
-    connection.execute(_PUT_ARTIFACT, values)
-    connection.execute(_PUT_MANIFEST, values)
-    connection.executemany(
-        "insert or ignore into artifact_stores (artifact_id, store) values (?, ?)",
-        [(manifest.artifact_id, store) for store in entry.stores],
-    )
-
-
-def _put_evidence(connection: sqlite3.Connection, entry: EvidenceEntry) -> None:
-    record = entry.record
-    words = {name: str(record.get(name) or "") for name in ("run_id", "policy", "kind", "verdict", "level", "ended_at")}
-    connection.execute(
-        _PUT_EVIDENCE,
-        {
-            **words,
-            "artifact_id": record.get("artifact_id"),
-            "sha256": entry.sha256,
-            "record": canonical_json(dict(record)).decode(),
-        },
-    )
-    connection.executemany(
-        "insert or ignore into evidence_stores (sha256, store) values (?, ?)",
-        [(entry.sha256, store) for store in entry.stores],
-    )
-
-
 def _busy(name: str, row: sqlite3.Row | None) -> Busy:
     if row is None or not row["holder"]:
         return Busy(f"the lease {name} was given up meanwhile", hints=["drkit run list"])
     until = format_moment(parse_utc(row["expires_at"]))
     return Busy(f"{name} is busy: {row['holder']} holds it until {until}", hints=["drkit run list"])
-
-
-def _run(row: sqlite3.Row) -> Run:
-    from drkit.model import Run
-
-    values = dict(row)
-    for name in ("started_at", "heartbeat_at", "ended_at"):
-        values[name] = None if values[name] is None else parse_utc(values[name])
-    values["outcome"] = None if values["outcome"] is None else json.loads(values["outcome"])
-    return Run(**values)
-
-
-def _artifact(row: sqlite3.Row, *, with_details: bool = False) -> ArtifactEntry:
-    from drkit.model import ArtifactEntry, Manifest
-
-    details = json.loads(row["details"]) if with_details and row["details"] is not None else None
-    return ArtifactEntry(Manifest.model_validate_json(row["manifest"]), row["manifest_sha256"], _stores(row), details)
-
-
-def _artifact_row(row: sqlite3.Row) -> ArtifactRow:
-    verdict, _, level = (row["proof"] or "").partition(" ")
-    return ArtifactRow(
-        artifact_id=row["artifact_id"],
-        policy=row["policy"],
-        engine=row["engine"],
-        method=row["method"],
-        seq=row["seq"],
-        restorable_to_at=datetime.fromisoformat(row["restorable_to_at"]),
-        stored_bytes=row["stored_bytes"],
-        plain_bytes=row["plain_bytes"],
-        stores=_stores(row),
-        verdict=verdict,
-        level=level,
-    )
-
-
-def _stores(row: sqlite3.Row) -> tuple[str, ...]:
-    return tuple(sorted((row["stores"] or "").split()))
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)

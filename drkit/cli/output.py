@@ -47,9 +47,7 @@ def styled(word: str) -> str:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns under their headers; quick for ten thousand rows."""
-    widths = [len(header) for header in headers]
-    for row in rows:
-        widths = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     template = "  ".join(f"{{:<{width}}}" for width in widths)
     return "\n".join(template.format(*row).rstrip() for row in [headers, *rows])
 

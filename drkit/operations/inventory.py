@@ -1,0 +1,232 @@
+"""What the stores really hold: objects listed, documents read and verified. `rebuild` and `check` start from it.
+
+Nothing here fails because of what is in a store: whatever is unsigned, damaged or strange becomes a finding, and only
+what passed every check is handed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from drkit import bucket
+from drkit.canonical import parse_json
+from drkit.chain import Link, manifest_link, tombstone_link
+from drkit.errors import IntegrityError, StoreError, StoreMissing
+from drkit.model import Finding, Manifest, Tombstone
+from drkit.signing import EVIDENCE_NAMESPACE, MANIFEST_NAMESPACE, TOMBSTONE_NAMESPACE, Signer, verify
+from drkit.stores import ObjectInfo, Store, read_object
+from drkit.units import parse_utc
+
+_READERS = 8
+"""Documents are small and far away: what counts is the number of requests in flight."""
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """A verified manifest in one store, in its own place."""
+
+    store: str
+    manifest: Manifest
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StoredEvidence:
+    """A verified evidence record in one store."""
+
+    store: str
+    policy: str
+    record: Mapping[str, Any]
+    sha256: str
+
+
+@dataclass
+class StoreInventory:
+    """What one store holds of the policies asked for; ``findings`` are per policy, ``""`` for the store as a whole.
+
+    ``error`` is set when the store could not be listed: then nothing is known of it, and nothing may be concluded from
+    what it lacks. ``links`` and ``tombstones`` are of the chain, per policy; manifests in a wrong place are in
+    ``links`` too.
+    """
+
+    name: str
+    repo_id: str | None = None
+    error: StoreError | None = None
+    objects: dict[str, ObjectInfo] = field(default_factory=dict)
+    artifacts: list[StoredArtifact] = field(default_factory=list)
+    evidence: list[StoredEvidence] = field(default_factory=list)
+    links: dict[str, list[Link]] = field(default_factory=dict)
+    tombstones: dict[str, list[Link]] = field(default_factory=dict)
+    findings: dict[str, list[Finding]] = field(default_factory=dict)
+
+    def report(self, policy: str, finding: Finding) -> None:
+        """Note a finding."""
+        self.findings.setdefault(policy, []).append(finding)
+
+
+def take_inventory(
+    stores: Mapping[str, Store], signers: Sequence[Signer], policies: Collection[str] | None = None
+) -> dict[str, StoreInventory]:
+    """List the stores and read every manifest, tombstone and evidence record of ``policies`` (None: of all)."""
+    return {name: _inventory(store, signers, policies) for name, store in stores.items()}
+
+
+def _inventory(store: Store, signers: Sequence[Signer], policies: Collection[str] | None) -> StoreInventory:
+    inventory = StoreInventory(store.name)
+    try:
+        inventory.repo_id = _repo_id(store, inventory)
+        prefixes = [bucket.POLICIES_PREFIX] if policies is None else [f"{bucket.POLICIES_PREFIX}{p}/" for p in policies]
+        for prefix in prefixes:
+            inventory.objects.update((item.key, item) for item in store.list(prefix))
+        _read_documents(store, signers, inventory)
+    except StoreError as error:
+        return StoreInventory(store.name, error=error)
+    return inventory
+
+
+def _repo_id(store: Store, inventory: StoreInventory) -> str | None:
+    where = f"{bucket.REPO_KEY} in store {store.name}"
+    try:
+        repo_id = parse_json(read_object(store, bucket.REPO_KEY), where).get("repo_id")
+    except StoreMissing:
+        # An empty store is what the first backup finds; one with backups in it and without this file is odd.
+        return None
+    except IntegrityError as error:
+        inventory.report("", Finding("repo-strange", where, error.message, f"drkit store probe {store.name}"))
+        return None
+    return repo_id if isinstance(repo_id, str) else None
+
+
+def _read_documents(store: Store, signers: Sequence[Signer], inventory: StoreInventory) -> None:
+    """Read and verify the documents, several at a time; the results are taken in the order of their keys."""
+    readers = [(key, reader) for key in sorted(inventory.objects) if (reader := _reader_of(key))]
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="inventory") as pool:
+
+        def read(item: tuple[str, _Reader]) -> tuple[str, Any]:
+            key, reader = item
+            what = f"{key} in store {store.name}"
+            try:
+                return key, reader.parse(_signed(store, key, what, reader.namespace, signers), what, signers)
+            except StoreMissing:
+                return key, None  # removed since the listing, as prune does
+            except IntegrityError as error:
+                return key, error
+
+        for (key, reader), (_, value) in zip(readers, pool.map(read, readers), strict=True):
+            policy = key.split("/")[1]
+            if isinstance(value, IntegrityError):
+                hint = f"drkit check {policy}   (compare with the other stores before you trust this one)"
+                finding = Finding(reader.code, f"{key} in store {store.name}", value.message, hint)
+                inventory.report(policy, finding)
+            elif value is not None:
+                reader.keep(inventory, policy, key, value)
+
+
+@dataclass(frozen=True)
+class _Signed:
+    data: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How one kind of document is verified, parsed and kept."""
+
+    code: str
+    namespace: str
+    parse: Callable[[_Signed, str, Sequence[Signer]], Any]
+    keep: Callable[[StoreInventory, str, str, Any], None]
+
+
+def _signed(store: Store, key: str, what: str, namespace: str, signers: Sequence[Signer]) -> _Signed:
+    data = read_object(store, key)
+    try:
+        signature = read_object(store, bucket.signature_key(key))
+    except StoreMissing:
+        raise IntegrityError(f"{what} is not signed") from None
+    verify(data, signature, namespace, signers, what=what)
+    return _Signed(data, signature)
+
+
+def _parse_manifest(signed: _Signed, what: str, signers: Sequence[Signer]) -> tuple[Manifest, bytes]:
+    manifest = Manifest.from_bytes(signed.data, what)
+    verify(signed.data, signed.signature, MANIFEST_NAMESPACE, signers, what=what, at=manifest.ended_at)
+    return manifest, signed.data
+
+
+def _keep_manifest(inventory: StoreInventory, policy: str, key: str, value: tuple[Manifest, bytes]) -> None:
+    manifest, data = value
+    _, _, artifact_id, _ = key.split("/")
+    where = f"{key} in store {inventory.name}"
+    if manifest.policy != policy:
+        message = f"{where} is the manifest of another policy, {manifest.policy}"
+        inventory.report(policy, Finding("manifest-misplaced", where, message, _ASK_WHO_WROTE))
+        return
+    if inventory.repo_id is not None and manifest.repo_id != inventory.repo_id:
+        message = f"{where} belongs to another repository, {manifest.repo_id}; this one is {inventory.repo_id}"
+        inventory.report(policy, Finding("manifest-misplaced", where, message, _ASK_WHO_WROTE))
+        return
+    inventory.links.setdefault(policy, []).append(manifest_link(manifest, data, found_under=artifact_id))
+    if manifest.artifact_id == artifact_id:  # the audit of the chain reports the others
+        digest = hashlib.sha256(data).hexdigest()
+        inventory.artifacts.append(StoredArtifact(inventory.name, manifest, digest))
+
+
+def _parse_tombstone(signed: _Signed, what: str, signers: Sequence[Signer]) -> Tombstone:
+    tombstone = Tombstone.from_bytes(signed.data, what)
+    verify(signed.data, signed.signature, TOMBSTONE_NAMESPACE, signers, what=what, at=tombstone.removed_at)
+    return tombstone
+
+
+def _keep_tombstone(inventory: StoreInventory, policy: str, key: str, tombstone: Tombstone) -> None:
+    where = f"{key} in store {inventory.name}"
+    foreign = inventory.repo_id is not None and tombstone.repo_id != inventory.repo_id
+    if tombstone.policy != policy or key != bucket.tombstone_key(policy, tombstone.artifact_id) or foreign:
+        message = f"{where} is the tombstone of artifact {tombstone.artifact_id} of policy {tombstone.policy}"
+        inventory.report(policy, Finding("tombstone-misplaced", where, message, _ASK_WHO_WROTE))
+        return
+    inventory.tombstones.setdefault(policy, []).append(tombstone_link(tombstone))
+
+
+def _parse_evidence(signed: _Signed, what: str, signers: Sequence[Signer]) -> tuple[dict[str, Any], bytes]:
+    record = parse_json(signed.data, what)
+    try:
+        ended_at: datetime = parse_utc(str(record["ended_at"]))
+    except (KeyError, ValueError) as error:
+        raise IntegrityError(f"{what}: field ended_at is missing or no moment") from error
+    verify(signed.data, signed.signature, EVIDENCE_NAMESPACE, signers, what=what, at=ended_at)
+    return record, signed.data
+
+
+def _keep_evidence(inventory: StoreInventory, policy: str, key: str, value: tuple[dict[str, Any], bytes]) -> None:
+    record, data = value
+    where = f"{key} in store {inventory.name}"
+    foreign = inventory.repo_id is not None and record.get("repo_id", inventory.repo_id) != inventory.repo_id
+    if record.get("policy") != policy or key != bucket.evidence_key(policy, str(record.get("run_id"))) or foreign:
+        message = f"{where} is the record of run {record.get('run_id')} of policy {record.get('policy')}"
+        inventory.report(policy, Finding("evidence-misplaced", where, message, _ASK_WHO_WROTE))
+        return
+    digest = hashlib.sha256(data).hexdigest()
+    inventory.evidence.append(StoredEvidence(inventory.name, policy, record, digest))
+
+
+_MANIFEST = _Reader("manifest-untrusted", MANIFEST_NAMESPACE, _parse_manifest, _keep_manifest)
+_TOMBSTONE = _Reader("tombstone-untrusted", TOMBSTONE_NAMESPACE, _parse_tombstone, _keep_tombstone)
+_EVIDENCE = _Reader("evidence-untrusted", EVIDENCE_NAMESPACE, _parse_evidence, _keep_evidence)
+_ASK_WHO_WROTE = "somebody put it there who is not drkit: compare with another store before you trust this one"
+
+
+def _reader_of(key: str) -> _Reader | None:
+    if bucket.parse_manifest_key(key):
+        return _MANIFEST
+    if bucket.parse_evidence_key(key):
+        return _EVIDENCE
+    segments = key.split("/")
+    if len(segments) == 4 and segments[2] == "tombstones" and key.endswith(".json"):
+        return _TOMBSTONE
+    return None
