@@ -144,6 +144,14 @@ def test_every_refusal_has_its_own_sentence() -> None:
     assert refusal(MESSAGE + b" ", SIGNATURE) == refusal(MESSAGE, armored(bytes(flipped)))
 
 
+def test_a_signature_has_one_spelling_only() -> None:
+    signature = next(sign(MESSAGE, KEY, "x" * size) for size in (1, 2, 3) if b"=" in sign(MESSAGE, KEY, "x" * size))
+    end = signature.index(b"=")
+    respelled = signature[: end - 1] + bytes([signature[end - 1] + 1]) + signature[end:]
+    assert blob_of(respelled) == blob_of(signature)
+    assert "stray bits" in refusal(MESSAGE, respelled)
+
+
 def test_a_stranger_is_named_beside_those_who_are_allowed() -> None:
     with pytest.raises(IntegrityError) as caught:
         verify(MESSAGE, sign(MESSAGE, OTHER_KEY, MANIFEST_NAMESPACE), MANIFEST_NAMESPACE, TRUSTED)
