@@ -43,7 +43,7 @@ def open_app(site_path: Path | None = None, clock: Callable[[], datetime] = utc_
         catalog = open_catalog(catalog_path(site.catalog, site.folder), create=True)
         stack.callback(catalog.close)
         work_folder = stack.enter_context(_private_folder())
-        stores = stack.enter_context(_lazy_stores(site))
+        stores = stack.enter_context(open_stores(site))
         workplace = Workplace(site, policies, stores, catalog, signers, work_folder, clock)
         reap_scratches(workplace)
         yield workplace
@@ -73,7 +73,8 @@ class _LazyStores(Mapping[str, Store]):
 
 
 @contextmanager
-def _lazy_stores(site: Site) -> Iterator[Mapping[str, Store]]:
+def open_stores(site: Site) -> Iterator[Mapping[str, Store]]:
+    """Lend the site's stores, each opened when it is first asked for; close them at the end."""
     with ExitStack() as stack:
         yield _LazyStores(site, stack)
 
