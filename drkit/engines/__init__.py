@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from drkit.credentials import Secret
-from drkit.model import ChildRecord, Fingerprint
+from drkit.model import ChildRecord, Difference, Fingerprint
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,9 @@ class Engine(Protocol):
 
     def fingerprint(self, url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
         """Take the fingerprint of restored parts, part name -> fingerprint, as at backup time."""
+
+    def expected(self, difference: Difference) -> str:
+        """Return why a difference between recorded and restored is to be expected, or the empty string."""
 
     def run_check(self, url: Secret, part: Mapping[str, Any], query: str) -> Any:
         """Run one check of a policy against a restored part (its entry in ``details``); return the single value."""

@@ -127,7 +127,9 @@ def choose_artifact(
         matches = [entry for entry in entries if entry.manifest.artifact_id.startswith(artifact_id.upper())]
         if len(matches) == 1:
             return matches[0]
-        which = f"no artifact of policy {policy} begins" if not matches else f"{len(matches)} artifacts of {policy} begin"
+        which = (
+            f"no artifact of policy {policy} begins" if not matches else f"{len(matches)} artifacts of {policy} begin"
+        )
         raise RecoveryGap(f"{which} with {artifact_id}", details=_refusals(found), hints=[f"drkit list {policy}"])
     if not entries:
         raise RecoveryGap(
@@ -196,9 +198,7 @@ def open_plain(
     """Decrypt and decompress one object in threads of its own; the plain bytes are compared at the end as well."""
     what = f"the content of object {record.key}"
     with prefetch(sealed) as ahead, prefetch(age.decrypt(ahead, identities)) as packed:
-        yield checked(
-            decompress(packed), Meter(), size_bytes=record.plain_bytes, sha256=record.plain_sha256, what=what
-        )
+        yield checked(decompress(packed), Meter(), size_bytes=record.plain_bytes, sha256=record.plain_sha256, what=what)
 
 
 def recipient_names(manifest: Manifest) -> str:

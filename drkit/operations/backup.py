@@ -16,12 +16,11 @@ from typing import Any
 from drkit import __version__, age, bucket
 from drkit.canonical import canonical_json
 from drkit.chain import Link, next_link
-from drkit.credentials import resolve
 from drkit.engines import BackupOptions, BackupSession, Engine, Part
 from drkit.engines.registry import find_engine
 from drkit.errors import IntegrityError, StoreError
 from drkit.fingerprint import total_rows
-from drkit.keys import load_signing_key, recipient_fingerprint, recipients_of, trust_of_recipient
+from drkit.keys import recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.model import (
     ArtifactEntry,
     Compression,
@@ -33,9 +32,11 @@ from drkit.model import (
 )
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import find_artifacts, open_sealed, recorded_version
+from drkit.operations.choosing import database_url
 from drkit.operations.copying import copy_artifact
 from drkit.operations.repository import ensure_repository, publish_trust
 from drkit.operations.running import RunningRun, new_id, recorded_run
+from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import BackupRule, Policy
 from drkit.signing import MANIFEST_NAMESPACE, sign, trust_of_signer
 from drkit.stores import Store
@@ -93,7 +94,7 @@ class _Job:
         self.policy = policy
         self.reporter = reporter
         self.running = running
-        self.signing_key = load_signing_key(workplace.site.signing_key)
+        self.signing_key = load_site_signing_key(workplace.site)
         self.started_at = running.run.started_at
         self.sealing = _Sealing(policy, workplace.stores[policy.stores[0]], new_id(self.started_at), recipients)
 
@@ -102,7 +103,7 @@ class _Job:
         clock_s = time.monotonic()
         repo_id = ensure_repository(self.workplace, self.policy.stores)
         self._publish_keys()
-        url = resolve(self.policy.target.url, folder=self.workplace.site.folder)
+        url = database_url(self.policy.target.url, self.workplace.site.folder)
         with engine.open_backup(url, self._options(rule)) as session:
             artifact = f"artifact {self.sealing.artifact_id}"
             self.reporter.line(f"{self.policy.policy}  {rule.method}  {artifact}  {session.preflight.summary}")
@@ -132,8 +133,8 @@ class _Job:
             databases=target.databases,
             exclude_tables=target.exclude_tables,
             fingerprint=self.policy.fingerprint,
-            lock_timeout_s=target.lock_timeout.total_seconds(),
-            idle_timeout_s=target.idle_timeout.total_seconds(),
+            lock_timeout_s=rule.lock_timeout.total_seconds(),
+            idle_timeout_s=rule.idle_timeout.total_seconds(),
             work_folder=self.workplace.work_folder,
         )
 

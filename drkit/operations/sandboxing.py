@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 from drkit.errors import DrkitError
 from drkit.model import Scratch
@@ -21,6 +22,12 @@ def _sandboxes() -> dict[str, Sandbox]:
     from drkit.sandboxes.postgres import PostgresSandbox
 
     return {"postgres": PostgresSandbox()}
+
+
+def scratch_folder(workplace: Workplace) -> Path:
+    """Return where scratch servers live: beside the site, where there is room for databases, or as the host says."""
+    named = os.environ.get("DRKIT_SCRATCH")
+    return Path(named) if named else workplace.site.folder / "scratch"
 
 
 def reap_scratches(workplace: Workplace) -> list[Scratch]:

@@ -19,12 +19,16 @@ from drkit.model import Checksum
 
 @dataclass(frozen=True)
 class Traits:
-    """What a store can do; optional abilities are data, so that nobody asks for them by ``hasattr``."""
+    """What a store can do; optional abilities are data, so that nobody asks for them by ``hasattr``.
+
+    ``local`` says that reading an object twice costs no more than reading a file twice.
+    """
 
     create_only: bool
     compare_and_swap: bool
     versions: bool
     object_lock: bool
+    local: bool = False
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOS
 class FileStore:
     """Objects as files under ``root``, a folder that must exist: an unmounted disk is an error, not an empty store."""
 
-    traits = Traits(create_only=True, compare_and_swap=True, versions=False, object_lock=False)
+    traits = Traits(create_only=True, compare_and_swap=True, versions=False, object_lock=False, local=True)
 
     def __init__(self, name: str, root: Path) -> None:
         self.name = name

@@ -30,7 +30,7 @@ def _utc_now() -> datetime:
 class MemoryStore:
     """Objects in a dict; for tests of operations, and for trying things out. Safe to share between threads."""
 
-    traits = Traits(create_only=True, compare_and_swap=True, versions=False, object_lock=False)
+    traits = Traits(create_only=True, compare_and_swap=True, versions=False, object_lock=False, local=True)
 
     def __init__(self, name: str, *, url: str = "memory:", now: Callable[[], datetime] = _utc_now) -> None:
         self.name = name

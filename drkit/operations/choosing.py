@@ -1,0 +1,63 @@
+"""From the words on a command line to policies, rules and identities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drkit.credentials import Secret, is_reference, resolve
+from drkit.errors import ConfigError
+from drkit.keys import KeyFile, Passphrase, load_identities
+from drkit.operations import Workplace
+from drkit.policy import BackupRule, DrillRule, Policy
+from drkit.words import did_you_mean
+
+
+def find_policy(workplace: Workplace, name: str) -> Policy:
+    """Return a policy by name; raise ConfigError naming the nearest one."""
+    if name not in workplace.policies:
+        raise ConfigError(
+            f'there is no policy "{name}" in {workplace.site.policies_folder}{did_you_mean(name, workplace.policies)}',
+            hints=["drkit policy check"],
+        )
+    return workplace.policies[name]
+
+
+def find_rule(policy: Policy, method: str | None) -> BackupRule:
+    """Return the policy's rule for a method, or its first one; raise ConfigError when there is none."""
+    rule = policy.backups[0] if method is None else policy.rule(method)
+    if rule is None:
+        has = ", ".join(rule.method for rule in policy.backups)
+        raise ConfigError(
+            f"policy {policy.policy} has no backup of method {method}; it has {has}",
+            hints=[f"drkit backup {policy.policy} --method {policy.backups[0].method}"],
+        )
+    return rule
+
+
+def identities_in_reach(workplace: Workplace, extra: Sequence[Path], passphrase: Passphrase | None) -> list[KeyFile]:
+    """Read the identities of the site and those given by hand, the latter first."""
+    return load_identities([*extra, *workplace.site.keys.identities], passphrase)
+
+
+def find_drill(policy: Policy, name: str | None, level: str | None) -> DrillRule:
+    """Return the policy's drill of that name, or its first, or the default one; ``level`` overrides its level."""
+    rule = policy.drills[0] if policy.drills and name is None else None
+    if name is not None:
+        rule = next((rule for rule in policy.drills if rule.name == name), None)
+        if rule is None:
+            names = [rule.name for rule in policy.drills]
+            raise ConfigError(
+                f'policy {policy.policy} has no drill "{name}"{did_you_mean(name, names)}',
+                details=[f"it has {', '.join(names)}" if names else "it has none"],
+            )
+    rule = rule or DrillRule(name="by-hand")
+    return rule.model_copy(update={"level": level}) if level else rule
+
+
+def database_url(text: str, folder: Path) -> Secret:
+    """Return a database's URL: what a reference points at, or the text itself where it is none.
+
+    Raise ConfigError for a reference that cannot be resolved.
+    """
+    return resolve(text, folder=folder) if is_reference(text) else Secret(text)

@@ -1,0 +1,295 @@
+"""A drill: the production restore into a throw-away server, compared with what the manifest recorded, never with live.
+
+Every level is recorded by itself; one that was not run is ``not run``, never ``passed``. The record is signed, chained
+and stored beside the artifacts; if it cannot be stored, the drill has not passed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any
+
+from drkit.engines import Engine, LoadResult, RestoreOptions
+from drkit.engines.registry import find_engine
+from drkit.errors import ConfigError, DrkitError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError, StoreError
+from drkit.fingerprint import compare_fingerprints, count_kinds, describe_difference
+from drkit.keys import KeyFile
+from drkit.model import Fingerprint
+from drkit.operations import Reporter, Workplace
+from drkit.operations.artifacts import choose_artifact, find_artifacts, open_details
+from drkit.operations.drill_outcome import LEVELS, DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
+from drkit.operations.evidence import record_drill
+from drkit.operations.restore import RestorePlan, fetch, load
+from drkit.operations.running import recorded_run
+from drkit.operations.sandboxing import sandbox_for, scratch_folder
+from drkit.operations.verify import verify_exists
+from drkit.policy import Policy
+from drkit.sandboxes import SandboxRequest, ScratchServer
+from drkit.stream import Meter, drain
+from drkit.units import format_bytes, format_count, format_duration, format_moment
+
+_DISK_FACTOR = 3
+"""An index-heavy database takes this many times the bytes of its dump, staged copy included."""
+_SHOWN_LINES = 10
+
+
+def run_drill(
+    workplace: Workplace, policy: Policy, request: DrillRequest, identities: Sequence[KeyFile], reporter: Reporter
+) -> DrillOutcome:
+    """Drill one policy and return what was found; only a drill that could not be begun raises.
+
+    Whatever stops the drill on its way becomes its verdict: a damaged artifact or a load that fails is ``failed``, a
+    store out of reach or a scratch server that does not start is ``inconclusive``.
+    """
+    if request.rule.level == "replays" and all(rule.method == "dump" for rule in policy.backups):
+        raise ConfigError(
+            f"drill {request.rule.name} of {policy.policy} asks for level replays, and a dump has nothing to replay",
+            hints=[f"drkit drill {policy.policy} --level same-data"],
+        )
+    with recorded_run(workplace.catalog, workplace.clock, "drill", policy.policy) as running:
+        now = running.run.started_at
+        seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
+        outcome = DrillOutcome(policy, request, running.run_id, now, seed, request.at or now)
+        try:
+            _Drill(workplace, outcome, identities, reporter).run()
+        except (IntegrityError, KeyUnavailable, RecoveryGap) as error:
+            outcome.error, outcome.verdict = error, "failed"
+        except (StoreError, SourceError) as error:
+            outcome.error = error
+            outcome.verdict = "failed" if outcome.failed_level else "inconclusive"
+        outcome.ended_at = workplace.clock()
+        record_drill(workplace, outcome, reporter)
+        running.outcome = {"verdict": outcome.verdict, "level": request.rule.level}
+        return outcome
+
+
+class _Drill:
+    """One drill in progress; its methods are the phases of docs/architecture.md, section 7."""
+
+    def __init__(
+        self, workplace: Workplace, outcome: DrillOutcome, identities: Sequence[KeyFile], reporter: Reporter
+    ) -> None:
+        self.workplace = workplace
+        self.outcome = outcome
+        self.identities = identities
+        self.reporter = reporter
+        self.policy = outcome.policy
+        self.wanted = LEVELS[: LEVELS.index(outcome.request.rule.level) + 1]
+        self.began_s = time.monotonic()
+
+    def run(self) -> None:
+        """Go up the levels until the one asked for, or the first that fails."""
+        with self._phase("select"):
+            plan = self._select()
+        self._exists()
+        if "loads" in self.wanted:
+            self._restore(plan)
+        else:
+            with self._level("intact"), self._phase("fetch"):
+                self._read_all(plan)
+        self.outcome.rto = timedelta(seconds=time.monotonic() - self.began_s)
+        self.outcome.judge()
+
+    def _select(self) -> RestorePlan:
+        """Choose the moment and the artifact, and open its details."""
+        outcome, request = self.outcome, self.outcome.request
+        found = find_artifacts(self.workplace, self.policy.policy)
+        outcome.candidates = len(found.entries)
+        outcome.findings += [f"not believed: {error.message}" for error in found.refused]
+        if request.artifact_id is None and request.at is None:
+            outcome.disaster_at = draw_moment(outcome, [item.manifest.covers.to_at for item in found.entries])
+        at = None if request.artifact_id else outcome.disaster_at
+        entry = choose_artifact(found, self.policy.policy, artifact_id=request.artifact_id, at=at)
+        outcome.entry = entry
+        manifest = entry.manifest
+        self.reporter.line(
+            f"drill {request.rule.name} of {manifest.policy}   {describe_pick(outcome)}   level {request.rule.level}"
+        )
+        details = open_details(manifest, self.identities)
+        age = format_duration(outcome.started_at - manifest.covers.to_at)
+        opens = ", ".join(sorted({key.name for key in self.identities}))
+        self.reporter.line(
+            f"  artifact {manifest.artifact_id}  {manifest.method} of {format_moment(manifest.covers.to_at)}, {age} old,"
+            f" opened by {opens}"
+        )
+        return RestorePlan(entry, details, manifest.objects, tuple(self.identities))
+
+    def _exists(self) -> None:
+        entry = self.outcome.entry
+        assert entry is not None
+        with self._level("exists") as level:
+            for name in entry.stores:
+                verify_exists(self.workplace, self.workplace.stores[name], entry)
+            objects = format_count(len(entry.manifest.objects), "object")
+            level.summary = f"{objects} in {' and '.join(entry.stores)}, signature, sizes and checksums verified"
+
+    def _read_all(self, plan: RestorePlan) -> None:
+        """Prove level intact alone: read, decrypt and compare every byte."""
+        with self._level("intact") as level, self._phase("fetch"):
+            for item in fetch(self.workplace, plan, self.workplace.work_folder, self.reporter):
+                with item.open(plan, Meter()) as chunks:
+                    drain(chunks)
+            level.summary = f"{format_bytes(plan.stored_bytes)} read, decrypted, digests equal"
+
+    def _restore(self, plan: RestorePlan) -> None:
+        """Restore as in production, into a server that is lent for it, and compare there."""
+        engine = find_engine(plan.entry.manifest.engine, plan.entry.manifest.method)
+        with self._level("intact") as intact, self._phase("fetch"):
+            fetched = fetch(self.workplace, plan, self.workplace.work_folder, self.reporter)
+            intact.summary = f"{format_bytes(plan.stored_bytes)} read, digests equal; decrypted while it was loaded"
+        with self._scratch(plan) as server:
+            options = _restore_options(self.workplace, plan, server)
+            with self._level("loads") as level, self._phase("load"):
+                with engine.open_restore(server.url, options) as session:
+                    loaded = load(plan, fetched, session, self.reporter)
+                level.summary = f"scratch {self.policy.target.engine} {server.version}" + _warned(loaded)
+                self.outcome.findings += loaded.warnings
+            if "same-data" in self.wanted:
+                with self._level("same-data") as level, self._phase("compare"):
+                    self._compare(plan, engine, engine.fingerprint(server.url, options), level)
+            if "works" in self.wanted:
+                with self._level("works") as level, self._phase("checks"):
+                    self._run_checks(plan, engine, server, level)
+            self.outcome.rto = timedelta(seconds=time.monotonic() - self.began_s)
+
+    def _compare(
+        self, plan: RestorePlan, engine: Engine, restored: Mapping[str, Fingerprint], level: LevelOutcome
+    ) -> None:
+        """Compare every part's fingerprint with the recorded one; list what differs by name."""
+        totals: Counter[str] = Counter()
+        for part, facts in plan.details["parts"].items():
+            if "fingerprint" not in facts:
+                continue
+            found = compare_fingerprints(facts["fingerprint"], restored.get(part, {}), engine.expected)
+            self.outcome.differences += [item for item in found if not item.expected_by]
+            self.outcome.expected_differences += [item for item in found if item.expected_by]
+            totals.update(count_kinds(facts["fingerprint"]))
+        level.lines = [describe_difference(item) for item in self.outcome.differences]
+        if level.lines:
+            level.result = "failed"
+            level.summary = format_count(len(level.lines), "difference")
+        else:
+            counted = "count and digest" if self.policy.fingerprint == "digests" else "count"
+            others = ", ".join(
+                format_count(totals[kind], kind, plural(kind)) for kind in sorted(totals) if kind != "table"
+            )
+            level.summary = f"{totals['table']} of {totals['table']} tables equal in {counted}; {others}"
+
+    def _run_checks(self, plan: RestorePlan, engine: Engine, server: ScratchServer, level: LevelOutcome) -> None:
+        """Ask the policy's questions, each of the restored database that it names."""
+        checks = self.outcome.request.rule.checks
+        good = []
+        for check in checks:
+            part = _part_of(plan, check.database)
+            try:
+                answer = engine.run_check(server.url, part, check.sql)
+            except SourceError as error:
+                level.lines.append(f"{check.name}: {error.message}")
+                continue
+            if answer == check.expect and isinstance(answer, bool) == isinstance(check.expect, bool):
+                good.append(check.name)
+            else:
+                level.lines.append(f"{check.name}: expected {check.expect!r}, the answer is {answer!r}")
+        level.result = "failed" if level.lines else "passed"
+        level.summary = f"{len(good)} of {format_count(len(checks), 'check')} ok   {'; '.join(good)}".rstrip()
+
+    @contextmanager
+    def _scratch(self, plan: RestorePlan) -> Iterator[ScratchServer]:
+        """Lend a server; whether it was taken away again is a result of its own."""
+        server_facts = plan.details["server"]
+        request = SandboxRequest(
+            major=int(server_facts["major"]),
+            need_bytes=_DISK_FACTOR * plan.plain_bytes,
+            folder=scratch_folder(self.workplace),
+            settings=server_facts.get("floors", {}),
+        )
+        sandbox = sandbox_for(plan.entry.manifest.engine)
+        lent = ExitStack()
+        with self._phase("provision"):
+            server = lent.enter_context(sandbox.open(request, self.workplace.catalog))
+        self.outcome.scratch = {"kind": sandbox.kind, "version": server.version}
+        try:
+            yield server
+        finally:
+            with self._phase("tear down"):
+                self._tear_down(lent)
+
+    def _tear_down(self, lent: ExitStack) -> None:
+        """Take the server away; one that stays is a copy of somebody's data, and no drill with it has passed."""
+        try:
+            lent.close()
+        except SourceError as error:
+            self.outcome.teardown = f"LEAKED: {error.message}"
+            self.outcome.findings.append(self.outcome.teardown)
+            self.outcome.leaked = True
+        else:
+            self.outcome.teardown = "nothing left behind"
+        self.reporter.line(f"  torn down   {'FAILED ' if self.outcome.leaked else 'ok     '} {self.outcome.teardown}")
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.outcome.phases_s[name] = self.outcome.phases_s.get(name, 0.0) + time.monotonic() - began_s
+
+    @contextmanager
+    def _level(self, name: str) -> Iterator[LevelOutcome]:
+        """Record how a level ends and say it; a failed one ends the drill."""
+        level = self.outcome.levels[name]
+        try:
+            yield level
+        except IntegrityError as error:
+            # Damage that shows while loading is the artifact's, not the load's.
+            self._failed("intact" if name == "loads" else name, error)
+            raise
+        except SourceError as error:
+            self._failed(name, error)
+            raise
+        if level.result == "not run":
+            level.result = "passed"
+        word = "ok" if level.result == "passed" else "FAILED"
+        self.reporter.line(f"  {name.replace('-', ' '):<11} {word:<7} {level.summary}")
+        for line in level.lines[:_SHOWN_LINES]:
+            self.reporter.line(f"{'':23}{line}")
+        if len(level.lines) > _SHOWN_LINES:
+            self.reporter.line(f"{'':23}and {len(level.lines) - _SHOWN_LINES} more, all in the record")
+
+    def _failed(self, name: str, error: DrkitError) -> None:
+        self.outcome.levels[name] = LevelOutcome("failed", error.message, list(error.details))
+        self.reporter.line(f"  {name.replace('-', ' '):<11} FAILED  {error.message}")
+
+
+def _restore_options(workplace: Workplace, plan: RestorePlan, server: ScratchServer) -> RestoreOptions:
+    return RestoreOptions(
+        details=plan.details,
+        parts=tuple(item.part for item in plan.objects),
+        scratch=True,
+        stage_folder=server.stage_folder,
+        work_folder=workplace.work_folder,
+    )
+
+
+def _warned(loaded: LoadResult) -> str:
+    return f", {format_count(len(loaded.warnings), 'warning')}" if loaded.warnings else ""
+
+
+def _part_of(plan: RestorePlan, database: str | None) -> Mapping[str, Any]:
+    """Return the restored part that a check asks: the database it names, or the only one."""
+    parts = [facts for name, facts in plan.details["parts"].items() if "fingerprint" in facts]
+    named = [facts for facts in parts if database is None or facts.get("label") == database]
+    if len(named) == 1:
+        return named[0]
+    names = ", ".join(str(facts.get("label")) for facts in parts)
+    raise ConfigError(
+        f'a check asks database "{database}", and the artifact has {names}'
+        if database
+        else f"a check names no database, and the artifact has {names}",
+        hints=["set database: in the check"],
+    )

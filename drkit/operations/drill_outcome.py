@@ -1,0 +1,187 @@
+"""What a drill asks and what it found, as values, and how they are said."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal
+
+from drkit.errors import DrkitError
+from drkit.model import ArtifactEntry, Difference
+from drkit.policy import DrillRule, Policy
+from drkit.units import format_duration, format_moment
+
+LEVELS = ("exists", "intact", "loads", "replays", "same-data", "works")
+Result = Literal["passed", "failed", "not run", "not applicable"]
+Verdict = Literal["passed", "passed_with_findings", "failed", "inconclusive", "cancelled"]
+
+
+@dataclass(frozen=True)
+class DrillRequest:
+    """What to drill. ``at`` is the simulated moment of the disaster, ``seed`` makes a random one repeatable."""
+
+    rule: DrillRule
+    at: datetime | None = None
+    artifact_id: str | None = None
+    seed: int | None = None
+
+
+@dataclass
+class LevelOutcome:
+    """How one level ended, with the lines for the screen."""
+
+    result: Result = "not run"
+    summary: str = ""
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DrillOutcome:
+    """Everything that a drill found; `drkit.operations.evidence` makes the signed record of it."""
+
+    policy: Policy
+    request: DrillRequest
+    run_id: str
+    started_at: datetime
+    seed: int
+    disaster_at: datetime
+    candidates: int = 0
+    entry: ArtifactEntry | None = None
+    levels: dict[str, LevelOutcome] = field(default_factory=lambda: {level: LevelOutcome() for level in LEVELS})
+    phases_s: dict[str, float] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    expected_differences: list[Difference] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    error: DrkitError | None = None
+    verdict: Verdict = "inconclusive"
+    scratch: dict[str, str] = field(default_factory=dict)
+    teardown: str = "nothing was made"
+    leaked: bool = False
+    rto: timedelta | None = None
+    ended_at: datetime | None = None
+    stored_in: tuple[str, ...] = ()
+
+    @property
+    def rpo(self) -> timedelta | None:
+        """Return what a disaster at that moment would have lost, as time."""
+        return self.disaster_at - self.entry.manifest.covers.to_at if self.entry else None
+
+    @property
+    def failed_level(self) -> str | None:
+        """Return the level that failed, if one did."""
+        return next((name for name, level in self.levels.items() if level.result == "failed"), None)
+
+    @property
+    def missed_objectives(self) -> list[str]:
+        """Return the objectives that were missed, as words."""
+        goals = self.policy.objectives
+        measured = {"rpo": (self.rpo, goals.rpo), "rto": (self.rto, goals.rto)}
+        return [name for name, (got, goal) in measured.items() if got is not None and goal is not None and got > goal]
+
+    def judge(self) -> None:
+        """Turn levels, findings and objectives into the verdict of a drill that went to its end."""
+        if self.failed_level:
+            self.verdict = "failed"
+            return
+        if self.leaked:
+            self.verdict = "inconclusive"
+            return
+        goals = {"rpo": (self.rpo, self.policy.objectives.rpo), "rto": (self.rto, self.policy.objectives.rto)}
+        for name in self.missed_objectives:
+            got, goal = goals[name]
+            assert got is not None
+            assert goal is not None
+            self.findings.append(
+                f"{name.upper()} {format_duration(got)} misses its objective of {format_duration(goal)}"
+                + (_rpo_advice(self.policy, goal) if name == "rpo" else "")
+            )
+        self.verdict = "passed_with_findings" if self.findings else "passed"
+
+
+def _rpo_advice(policy: Policy, goal: timedelta) -> str:
+    methods = {rule.method for rule in policy.backups}
+    if methods == {"dump"}:
+        return f" (dumps alone can meet {format_duration(goal)} only if they are taken that often; add method wal)"
+    return ""
+
+
+def draw_moment(outcome: DrillOutcome, snapshots_at: Sequence[datetime]) -> datetime:
+    """Return the moment of the simulated disaster that the drill's rule picks among the artifacts there are.
+
+    ``random`` is uniform over the window, seeded, and never before the oldest artifact, so that every draw can be
+    drilled; ``oldest`` is the moment of the oldest artifact in the window.
+    """
+    rule, now = outcome.request.rule, outcome.started_at
+    earliest = now - rule.window if rule.window else datetime.min.replace(tzinfo=now.tzinfo)
+    inside = [moment for moment in snapshots_at if earliest <= moment <= now]
+    if rule.pick == "latest" or not inside:
+        return now
+    if rule.pick == "oldest":
+        return min(inside)
+    return min(inside) + random.Random(outcome.seed).random() * (now - min(inside))  # noqa: S311 - repeatable, not secret
+
+
+def describe_pick(outcome: DrillOutcome) -> str:
+    """Say which moment was drilled, and by whose choice."""
+    rule, request = outcome.request.rule, outcome.request
+    if request.artifact_id:
+        return f"artifact {request.artifact_id}"
+    if request.at:
+        return f"disaster at {format_moment(request.at)}"
+    window = f" in the last {format_duration(rule.window)}" if rule.window else ""
+    if rule.pick == "random":
+        return f"random moment{window} (seed {outcome.seed}): {format_moment(outcome.disaster_at)}"
+    return f"{rule.pick} artifact{window}"
+
+
+def describe_outcome(outcome: DrillOutcome) -> str:
+    """Say the verdict with the measured objectives, what was found, what is safe and what to do next."""
+    lines = []
+    for finding in outcome.findings:
+        lines.append(f"  finding     {finding}")
+    measured = [
+        _objective("RTO", outcome.rto, outcome.policy.objectives.rto),
+        _objective("RPO", outcome.rpo, outcome.policy.objectives.rpo),
+    ]
+    verdict = outcome.verdict.replace("_", " ").upper()
+    if outcome.verdict == "failed":
+        lines += _after_failure(outcome)
+    elif outcome.verdict == "inconclusive":
+        assert outcome.error is not None
+        lines.append(f"INCONCLUSIVE: the drill itself could not go on: {outcome.error.message}")
+        lines += [f"  {line}" for line in outcome.error.details]
+        lines.append("  The artifact was not judged.")
+    else:
+        lines.append("   ".join([verdict, *filter(None, measured)]))
+    return "\n".join(lines)
+
+
+def _objective(word: str, measured: timedelta | None, goal: timedelta | None) -> str:
+    if measured is None:
+        return ""
+    if goal is None:
+        return f"{word} {format_duration(measured)} (no objective)"
+    return f"{word} {format_duration(measured)} of {format_duration(goal)}{': MISSED' if measured > goal else ''}"
+
+
+def _after_failure(outcome: DrillOutcome) -> list[str]:
+    level = outcome.failed_level
+    policy = outcome.policy.policy
+    lines = [f"FAILED at level {level}." if level else "FAILED."]
+    if outcome.error is not None:
+        lines.append(f"  {outcome.error.message}")
+        lines += [f"  {line}" for line in outcome.error.details]
+    safe = "  What is safe: the source was not touched"
+    if outcome.entry is not None:
+        artifact_id = outcome.entry.manifest.artifact_id
+        lines += [f"{safe}; artifact {artifact_id} is not proven."]
+        lines += [f"  hint: drkit verify {artifact_id} --level intact"]
+    else:
+        lines.append(f"{safe}.")
+    return [
+        *lines,
+        f"  hint: drkit check {policy}",
+        *(f"  hint: {hint}" for hint in (outcome.error.hints if outcome.error else ())),
+    ]

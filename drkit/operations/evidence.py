@@ -1,0 +1,175 @@
+"""Signed records of drills: what was done, what was found, bound to the artifact and chained to the record before.
+
+The record is readable without keys as far as operations go; names of data objects are in ``details``, an age file for
+the recipients of the artifact (R6 of docs/format.md). Records are only ever added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from drkit import __version__, age, bucket
+from drkit.canonical import canonical_json
+from drkit.errors import IntegrityError, StoreError
+from drkit.keys import recipients_of
+from drkit.model import Document, Moment, Sha256
+from drkit.operations import Reporter, Workplace
+from drkit.operations.drill_outcome import DrillOutcome
+from drkit.operations.signing_key import load_site_signing_key
+from drkit.policy import Policy
+from drkit.signing import EVIDENCE_NAMESPACE, Signer, sign, verify
+
+
+class DrillRecord(Document):
+    """The signed record of one drill; times are whole milliseconds, because canonical JSON has no floats."""
+
+    format: Literal["drkit-evidence"] = "drkit-evidence"
+    version: Literal[1] = 1
+    kind: Literal["drill"] = "drill"
+    run_id: str
+    repo_id: str | None
+    policy: str
+    drill: str
+    artifact_id: str | None
+    manifest_sha256: Sha256 | None
+    selection: dict[str, Any]
+    started_at: Moment
+    ended_at: Moment
+    disaster_at: Moment
+    restored_to_at: Moment | None
+    levels: dict[str, str]
+    phases_ms: dict[str, int]
+    rto_ms: int | None
+    rpo_ms: int | None
+    rto_objective_ms: int | None
+    rpo_objective_ms: int | None
+    verdict: str
+    differences: int
+    expected_differences: int
+    findings: int
+    teardown: str
+    scratch: dict[str, str]
+    runner: dict[str, str]
+    previous: Sha256 | None
+    details: str
+
+
+def record_drill(workplace: Workplace, outcome: DrillOutcome, reporter: Reporter) -> None:
+    """Sign the record of a drill and store it in every store of its policy; index it.
+
+    When no store takes it, the outcome becomes ``inconclusive`` and carries the error: what cannot be shown is not
+    proven. A store that fails while another one took it is a finding.
+    """
+    record = _record(workplace, outcome)
+    data = record.to_bytes()
+    key = bucket.evidence_key(record.policy, record.run_id)
+    signature = sign(data, load_site_signing_key(workplace.site), EVIDENCE_NAMESPACE)
+    stored: list[str] = []
+    failures: list[StoreError] = []
+    for name in outcome.policy.stores:
+        store = workplace.stores[name]
+        try:
+            store.put(bucket.signature_key(key), [signature])
+            store.put(key, [data])
+        except StoreError as error:
+            failures.append(error)
+            reporter.line(f"  evidence    not stored in {name}: {error.message}")
+        else:
+            stored.append(name)
+    if not stored:
+        outcome.verdict, outcome.error = "inconclusive", failures[0]
+        return
+    workplace.catalog.index_evidence(record.model_dump(mode="json"), hashlib.sha256(data).hexdigest(), stored)
+    outcome.stored_in = tuple(stored)
+
+
+def _record(workplace: Workplace, outcome: DrillOutcome) -> DrillRecord:
+    manifest = outcome.entry.manifest if outcome.entry else None
+    rule, goals = outcome.request.rule, outcome.policy.objectives
+    return DrillRecord(
+        run_id=outcome.run_id,
+        repo_id=manifest.repo_id if manifest else None,
+        policy=outcome.policy.policy,
+        drill=rule.name,
+        artifact_id=manifest.artifact_id if manifest else None,
+        manifest_sha256=outcome.entry.manifest_sha256 if outcome.entry else None,
+        selection={
+            "pick": rule.pick,
+            "window_ms": _ms(rule.window),
+            "seed": outcome.seed,
+            "candidates": outcome.candidates,
+            "level": rule.level,
+        },
+        started_at=outcome.started_at,
+        ended_at=outcome.ended_at or workplace.clock(),
+        disaster_at=outcome.disaster_at,
+        restored_to_at=manifest.covers.to_at if manifest else None,
+        levels={name: level.result for name, level in outcome.levels.items()},
+        phases_ms={name: round(seconds * 1000) for name, seconds in outcome.phases_s.items()},
+        rto_ms=_ms(outcome.rto),
+        rpo_ms=_ms(outcome.rpo),
+        rto_objective_ms=_ms(goals.rto),
+        rpo_objective_ms=_ms(goals.rpo),
+        verdict=outcome.verdict,
+        differences=len(outcome.differences),
+        expected_differences=len(outcome.expected_differences),
+        findings=len(outcome.findings),
+        teardown="leaked" if outcome.leaked else outcome.teardown,
+        scratch=outcome.scratch,
+        runner={"drkit": __version__, "python": platform.python_version(), "machine": platform.machine()},
+        previous=_previous(workplace, outcome.policy),
+        details=_sealed_details(outcome),
+    )
+
+
+def _ms(duration: timedelta | None) -> int | None:
+    return None if duration is None else round(duration.total_seconds() * 1000)
+
+
+def _previous(workplace: Workplace, policy: Policy) -> str | None:
+    """Return the digest of the policy's newest record that this host knows."""
+    records = workplace.catalog.evidence_entries(policy=policy.policy)
+    return records[0].sha256 if records else None
+
+
+def _sealed_details(outcome: DrillOutcome) -> str:
+    encryption = outcome.policy.encryption
+    recipients = recipients_of(encryption.recipients, accept_single_key=encryption.accept_single_key)
+    document = {
+        "levels": {name: {"summary": level.summary, "lines": level.lines} for name, level in outcome.levels.items()},
+        "differences": [_plain(item) for item in outcome.differences],
+        "expected_differences": [_plain(item) for item in outcome.expected_differences],
+        "findings": outcome.findings,
+        "error": outcome.error.message if outcome.error else None,
+    }
+    return age.armor(b"".join(age.encrypt([canonical_json(document)], recipients)))
+
+
+def _plain(difference: Any) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, int | str | None) else str(value) for name, value in vars(difference).items()
+    }
+
+
+def verify_record(path: Path, signers: Sequence[Signer]) -> tuple[dict[str, Any], Signer]:
+    """Check a record and its ``.sig`` file offline; return it and its signer.
+
+    Raise IntegrityError when the signature is missing, does not fit, or is not a pinned signer's.
+    """
+    from drkit.canonical import parse_json
+    from drkit.units import parse_utc
+
+    data = path.read_bytes()
+    signature_path = path.with_name(path.name + ".sig")
+    if not signature_path.exists():
+        raise IntegrityError(f"{path} is not signed: {signature_path.name} is missing")
+    signature = signature_path.read_bytes()
+    verify(data, signature, EVIDENCE_NAMESPACE, signers, what=str(path))
+    record = parse_json(data, str(path))
+    ended_at = parse_utc(str(record.get("ended_at", "")))
+    return record, verify(data, signature, EVIDENCE_NAMESPACE, signers, what=str(path), at=ended_at)

@@ -1,0 +1,267 @@
+"""Restoring: choose, plan, verify, then load. Nothing is written to the target before every digest was right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from drkit.credentials import Secret
+from drkit.engines import LoadResult, RestoreOptions, RestoreSession
+from drkit.engines.registry import find_engine
+from drkit.errors import ConfigError, IntegrityError, StoreError
+from drkit.fingerprint import total_rows
+from drkit.keys import KeyFile
+from drkit.model import ArtifactEntry, ObjectRecord
+from drkit.operations import Reporter, Workplace
+from drkit.operations.artifacts import choose_artifact, find_artifacts, open_details, open_plain, open_sealed
+from drkit.operations.running import recorded_run
+from drkit.stores import Store
+from drkit.stream import Meter, drain, prefetch
+from drkit.units import MIB, format_bytes, format_count, format_duration, format_moment
+
+_SPARE_BYTES = 256 * MIB
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """What to bring back: an artifact by the start of its id, or the newest not after ``at``, or the newest.
+
+    ``databases`` and ``tables`` narrow it down; empty means everything.
+    """
+
+    policy: str
+    artifact_id: str | None = None
+    at: datetime | None = None
+    databases: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    jobs: int = 2
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """What a restore will do, as data; made without changing anything."""
+
+    entry: ArtifactEntry
+    details: dict[str, Any] = field(repr=False)
+    objects: tuple[ObjectRecord, ...] = ()
+    identities: tuple[KeyFile, ...] = ()
+    asked_at: datetime | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes to fetch."""
+        return sum(item.stored_bytes for item in self.objects)
+
+    @property
+    def plain_bytes(self) -> int:
+        """Return the bytes that the engine will load."""
+        return sum(item.plain_bytes for item in self.objects)
+
+    def label(self, part: str) -> str:
+        """Return the name that people know a part by."""
+        return str(self.details["parts"].get(part, {}).get("label", part))
+
+    def document(self) -> dict[str, Any]:
+        """Return the plan for scripts."""
+        manifest = self.entry.manifest
+        return {
+            "policy": manifest.policy,
+            "artifact_id": manifest.artifact_id,
+            "engine": manifest.engine,
+            "method": manifest.method,
+            "restores_to": manifest.covers.to_at.isoformat(),
+            "asked_at": self.asked_at.isoformat() if self.asked_at else None,
+            "stores": list(self.entry.stores),
+            "stored_bytes": self.stored_bytes,
+            "plain_bytes": self.plain_bytes,
+            "parts": [{"part": item.part, "label": self.label(item.part), **_sizes(item)} for item in self.objects],
+            "identities": [key.name for key in self.identities],
+            "server": self.details.get("server", {}).get("version"),
+        }
+
+    def describe(self) -> str:
+        """Return the plan for people."""
+        manifest = self.entry.manifest
+        to_at = manifest.covers.to_at
+        lines = [f"to bring {manifest.policy} to {format_moment(to_at)}"]
+        if self.asked_at:
+            lost = self.asked_at - to_at
+            lines[0] += f", the newest artifact that is not after {format_moment(self.asked_at)} ({lost} before it)"
+        lines.append(
+            f"  artifact   {manifest.artifact_id}  {manifest.engine} {manifest.method}, in {', '.join(self.entry.stores)}"
+        )
+        for item in self.objects:
+            rows = total_rows(self.details["parts"].get(item.part, {}).get("fingerprint", {}))
+            shown = f", {format_count(rows, 'row')}" if rows else ""
+            lines.append(
+                f"  {self.label(item.part):<10} {format_bytes(item.stored_bytes)} stored,"
+                f" {format_bytes(item.plain_bytes)} to load{shown}"
+            )
+        lines.append(f"  needs      {manifest.engine} {self.details.get('server', {}).get('version', '')} or newer")
+        lines.append(f"  identity   {', '.join(key.name for key in self.identities)} (opens it)")
+        return "\n".join(lines)
+
+
+def _sizes(item: ObjectRecord) -> dict[str, int]:
+    return {"stored_bytes": item.stored_bytes, "plain_bytes": item.plain_bytes}
+
+
+def plan_restore(workplace: Workplace, request: RestoreRequest, identities: Sequence[KeyFile]) -> RestorePlan:
+    """Decide what a restore will do; read manifests and details, change nothing.
+
+    Raise RecoveryGap when there is no such artifact, KeyUnavailable when nobody in reach can open it, IntegrityError
+    when it is not what was signed.
+    """
+    found = find_artifacts(workplace, request.policy)
+    entry = choose_artifact(found, request.policy, artifact_id=request.artifact_id, at=request.at)
+    details = open_details(entry.manifest, identities)
+    objects = _wanted(entry, details, request)
+    return RestorePlan(entry, details, objects, tuple(identities), request.at)
+
+
+def _wanted(entry: ArtifactEntry, details: dict[str, Any], request: RestoreRequest) -> tuple[ObjectRecord, ...]:
+    """Narrow the objects down to the databases asked for; the globals always come along."""
+    if not request.databases:
+        return entry.manifest.objects
+    labels = {part: facts.get("label") for part, facts in details["parts"].items()}
+    missing = sorted(set(request.databases) - {str(label) for label in labels.values()})
+    if missing:
+        raise ConfigError(
+            f"artifact {entry.manifest.artifact_id} has no database {', '.join(missing)}",
+            details=[f"it has {', '.join(sorted(str(label) for part, label in labels.items() if part != 'globals'))}"],
+        )
+    return tuple(
+        item for item in entry.manifest.objects if item.kind != "database" or labels.get(item.part) in request.databases
+    )
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """An object whose stored bytes were all read and right: in its store, or as a sealed copy in a private folder."""
+
+    record: ObjectRecord
+    store: Store
+    staged: Path | None
+
+    @contextmanager
+    def open(self, plan: RestorePlan, meter: Meter) -> Iterator[Iterator[bytes]]:
+        """Read the plain bytes, every digest compared once more on the way."""
+        identities = [key.identity for key in plan.identities]
+        with self._open_sealed(plan) as sealed, open_plain(sealed, self.record, identities) as plain:
+            yield meter.measure(plain)
+
+    @contextmanager
+    def _open_sealed(self, plan: RestorePlan) -> Iterator[Iterator[bytes]]:
+        if self.staged is None:
+            with open_sealed(self.store, plan.entry.manifest, self.record) as chunks:
+                yield chunks
+        else:
+            with self.staged.open("rb") as file:
+                yield iter(lambda: file.read(MIB), b"")
+
+
+def fetch(workplace: Workplace, plan: RestorePlan, folder: Path, reporter: Reporter) -> list[_Fetched]:
+    """Read every object that the plan names and compare it with its manifest, before anything is loaded.
+
+    An object of a far store is kept in ``folder``, still sealed, where there is room, so that it is fetched once. A copy
+    that is damaged or out of reach is passed over for the next store's; when none is left, its error is raised.
+    """
+    fetched = []
+    with reporter.progress("fetch", plan.stored_bytes) as progress:
+        for item in plan.objects:
+            fetched.append(_fetch_object(workplace, plan, item, folder, Meter(progress.advance)))
+    return fetched
+
+
+def _fetch_object(workplace: Workplace, plan: RestorePlan, item: ObjectRecord, folder: Path, meter: Meter) -> _Fetched:
+    failure: IntegrityError | StoreError | None = None
+    for name in plan.entry.stores:
+        store = workplace.stores[name]
+        staged = None if store.traits.local or not _has_room(folder, item.stored_bytes) else folder / item.part
+        try:
+            with open_sealed(store, plan.entry.manifest, item, meter) as sealed:
+                drain(sealed) if staged is None else _write_private(staged, sealed)
+        except (IntegrityError, StoreError) as error:
+            failure = failure or error
+            meter = Meter()
+        else:
+            return _Fetched(item, store, staged)
+    assert failure is not None
+    raise failure
+
+
+def _has_room(folder: Path, size_bytes: int) -> bool:
+    return shutil.disk_usage(folder).free > size_bytes + _SPARE_BYTES
+
+
+def _write_private(path: Path, chunks: Iterator[bytes]) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("xb", opener=private_opener) as file, prefetch(chunks) as ahead:
+        for chunk in ahead:
+            file.write(chunk)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open a file that only its owner can read, from the start."""
+    return os.open(path, flags, 0o600)
+
+
+def load(plan: RestorePlan, fetched: Sequence[_Fetched], session: RestoreSession, reporter: Reporter) -> LoadResult:
+    """Load every part in the manifest's order; say bytes, rate and time of each."""
+    for item in fetched:
+        part = item.record.part
+        started_s = time.monotonic()
+        with reporter.progress(plan.label(part), item.record.plain_bytes) as progress:
+            with item.open(plan, Meter(progress.advance)) as chunks:
+                session.load(part, chunks)
+        took_s = max(time.monotonic() - started_s, 0.001)
+        reporter.line(
+            f"  {plan.label(part):<11} {format_bytes(item.record.plain_bytes)}"
+            f"  {format_bytes(item.record.plain_bytes / took_s)}/s  {format_duration(timedelta(seconds=took_s))}"
+        )
+    return session.finish()
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """What came of a restore."""
+
+    plan: RestorePlan
+    loaded: LoadResult
+    took_s: float
+    run_id: str
+
+
+def restore(
+    workplace: Workplace, plan: RestorePlan, request: RestoreRequest, url: Secret, reporter: Reporter
+) -> RestoreResult:
+    """Carry out a plan against a target; the target is checked first, written to last.
+
+    Raise SourceError when the target is not empty or cannot take the load, IntegrityError when an object is not as
+    recorded: then the target was not touched.
+    """
+    manifest = plan.entry.manifest
+    with recorded_run(workplace.catalog, workplace.clock, "restore", manifest.policy, alone=None) as running:
+        clock_s = time.monotonic()
+        options = RestoreOptions(
+            details=plan.details,
+            parts=tuple(item.part for item in plan.objects),
+            tables=request.tables,
+            jobs=request.jobs,
+            work_folder=workplace.work_folder,
+        )
+        engine = find_engine(manifest.engine, manifest.method)
+        with engine.open_restore(url, options) as session:
+            reporter.line(f"restore {manifest.policy}  artifact {manifest.artifact_id}  to {session.summary}")
+            fetched = fetch(workplace, plan, workplace.work_folder, reporter)
+            reporter.line(f"  fetch       {format_bytes(plan.stored_bytes)} read, digests equal")
+            loaded = load(plan, fetched, session, reporter)
+        running.outcome = {"artifact_id": manifest.artifact_id, "loaded": loaded.loaded}
+        return RestoreResult(plan, loaded, time.monotonic() - clock_s, running.run_id)

@@ -1,0 +1,190 @@
+"""Verifying without a server: level 0 (exists) and level 1 (intact) of one artifact in one store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
+from drkit.keys import KeyFile
+from drkit.model import ArtifactEntry, Finding, Manifest
+from drkit.operations import Reporter, Workplace
+from drkit.operations.artifacts import (
+    PolicyArtifacts,
+    TrustedManifest,
+    choose_artifact,
+    find_artifacts,
+    open_details,
+    open_plain,
+    open_sealed,
+    read_manifest,
+    recorded_version,
+)
+from drkit.stores import Store
+from drkit.stream import Meter, drain
+from drkit.units import format_bytes, format_count
+
+Level = Literal["exists", "intact"]
+
+
+@dataclass
+class Verification:
+    """What was found of one artifact in one store; ``decrypted`` is False where no identity was at hand."""
+
+    artifact_id: str
+    policy: str
+    store: str
+    level: Level
+    findings: list[Finding] = field(default_factory=list)
+    read_bytes: int = 0
+    decrypted: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether nothing is wrong."""
+        return not self.findings
+
+
+def verify_artifact(
+    workplace: Workplace,
+    entry: ArtifactEntry,
+    identities: Sequence[KeyFile],
+    reporter: Reporter,
+    *,
+    level: Level = "intact",
+) -> list[Verification]:
+    """Verify an artifact in every store that holds it; an object at fault is named in a finding, nothing is raised.
+
+    Raise StoreError only when a store cannot be reached: what was not read is not judged.
+    """
+    results = []
+    for name in entry.stores:
+        store = workplace.stores[name]
+        result = Verification(entry.manifest.artifact_id, entry.manifest.policy, name, level)
+        _judge(result, "manifest", lambda store=store: verify_exists(workplace, store, entry))  # type: ignore[misc]
+        if level == "intact" and result.ok:
+            _verify_content(store, entry.manifest, identities, reporter, result)
+        results.append(result)
+    return results
+
+
+def verify_exists(workplace: Workplace, store: Store, entry: ArtifactEntry) -> TrustedManifest:
+    """Level 0: the manifest is signed and in its place, and every object is there with its size and checksum.
+
+    Raise IntegrityError naming the first object that is not.
+    """
+    manifest = entry.manifest
+    trusted = read_manifest(store, workplace.signers, manifest.policy, manifest.artifact_id)
+    if trusted.sha256 != entry.manifest_sha256:
+        raise IntegrityError(
+            f"the manifest of artifact {manifest.artifact_id} in store {store.name} is not the one that was seen before:"
+            f" {trusted.sha256[:12]}… instead of {entry.manifest_sha256[:12]}…"
+        )
+    for item in manifest.objects:
+        what = f"object {item.key} in store {store.name}"
+        try:
+            info = store.head(item.key, version_id=recorded_version(store, manifest, item))
+        except StoreMissing as error:
+            raise IntegrityError(f"{what} is missing") from error
+        if info.size_bytes != item.stored_bytes:
+            raise IntegrityError(f"{what} has {info.size_bytes:,} bytes, {item.stored_bytes:,} were recorded")
+        if info.checksum and item.checksum and info.checksum.algorithm == item.checksum.algorithm:
+            _compare_checksum(what, info.checksum.value, item.checksum.value)
+    return trusted
+
+
+def _compare_checksum(what: str, seen: str, recorded: str) -> None:
+    if seen != recorded:
+        raise IntegrityError(f"{what} has the store's checksum {seen}, {recorded} was recorded")
+
+
+def _verify_content(
+    store: Store, manifest: Manifest, identities: Sequence[KeyFile], reporter: Reporter, result: Verification
+) -> None:
+    """Level 1: read every byte; decrypt and compare with what the engine produced, if an identity fits."""
+    keys = _fitting(manifest, identities, result)
+    with reporter.progress(f"{manifest.artifact_id[:10]} {store.name}", manifest.stored_bytes) as progress:
+        for item in manifest.objects:
+            meter = Meter(progress.advance)
+
+            def read(item: object = item, meter: Meter = meter) -> None:
+                with open_sealed(store, manifest, item, meter) as sealed:  # type: ignore[arg-type]
+                    if not keys:
+                        drain(sealed)
+                        return
+                    with open_plain(sealed, item, [key.identity for key in keys]) as plain:  # type: ignore[arg-type]
+                        drain(plain)
+
+            _judge(result, item.key, read)
+            result.read_bytes += meter.size_bytes
+    result.decrypted = bool(keys)
+
+
+def _fitting(manifest: Manifest, identities: Sequence[KeyFile], result: Verification) -> Sequence[KeyFile]:
+    """Return the identities if one of them opens the artifact; what the details hold must then be sound as well."""
+    try:
+        open_details(manifest, identities)
+    except KeyUnavailable:
+        return []
+    except IntegrityError as error:
+        result.findings.append(Finding("details-damaged", "details", error.message))
+        return []
+    return identities
+
+
+def _judge(result: Verification, subject: str, step: Callable[[], object]) -> None:
+    try:
+        step()
+    except StoreMissing as error:
+        result.findings.append(Finding("object-missing", subject, error.message))
+    except IntegrityError as error:
+        result.findings.append(Finding("object-damaged", subject, error.message))
+    except StoreError as error:
+        raise StoreError(error.message, details=error.details, hints=error.hints) from error
+
+
+def describe_verification(result: Verification) -> str:
+    """Say one result in a line, with its findings below."""
+    head = f"{result.artifact_id}  {result.store:<10} {'ok' if result.ok else 'DAMAGED'}"
+    if result.level == "intact" and result.ok:
+        how = (
+            "read, decrypted, digests equal" if result.decrypted else "read, digests equal; not decrypted: no identity"
+        )
+        head += f"  {format_bytes(result.read_bytes)} {how}"
+    elif result.ok:
+        head += "  signature, sizes and checksums as recorded; not read"
+    lines = [f"    {finding.message}" for finding in result.findings]
+    return "\n".join([head, *lines])
+
+
+def describe_verifications(results: Sequence[Verification], refused: Sequence[IntegrityError]) -> str:
+    """Say every result, then every manifest that was not believed, then the count."""
+    lines = [describe_verification(result) for result in results]
+    lines += [f"not believed: {error.message}" for error in refused]
+    damaged = sum(not result.ok for result in results) + len(refused)
+    copies = format_count(len(results) + len(refused), "copy", "copies")
+    return "\n".join([*lines, f"{copies} verified, {f'{damaged} damaged' if damaged else 'all sound'}"])
+
+
+def select_entries(
+    workplace: Workplace, artifacts: Sequence[str], *, everything: bool
+) -> tuple[list[ArtifactEntry], list[IntegrityError], list[ArtifactEntry]]:
+    """Return the artifacts to verify, the manifests that were not believed, and those that no store has any more.
+
+    By the start of their ids; or all; or the newest of each policy.
+    """
+    entries: list[ArtifactEntry] = []
+    refused: list[IntegrityError] = []
+    vanished: list[ArtifactEntry] = []
+    known = {entry.manifest.policy for entry in workplace.catalog.artifacts()}
+    for policy in sorted({*workplace.policies, *known}):
+        found = find_artifacts(workplace, policy)
+        refused += found.refused
+        vanished += found.vanished
+        entries += found.entries if everything or artifacts else found.entries[:1]
+    if artifacts:
+        merged = PolicyArtifacts(entries, vanished, refused, [])
+        entries = [choose_artifact(merged, "any", artifact_id=prefix) for prefix in artifacts]
+        refused, vanished = [], []
+    return entries, refused, vanished
