@@ -173,21 +173,24 @@ def _scalar(tag: str, text: str) -> Any:
             return None
         case "bool":
             return text.lower() == "true"
-        case "int":
-            return _integer(text.replace("_", "").lower())
-        case "float":
-            return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
+        case "int" | "float" as kind:
+            return _number(kind, text.replace("_", "").lower())
         case "str" | "timestamp" | "value":
             return text
     raise ValueError(f"the tag {_short_tag(tag)} is not allowed; write the plain value")
 
 
-def _integer(text: str) -> int:
+def _number(kind: str, text: str) -> int | float:
     sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
     base = {"0x": 16, "0o": 8, "0b": 2}.get(digits[:2], 10)
     if len(digits) > 40:
         raise ValueError(f"a number of {len(digits)} digits is too large")
-    return sign * int(digits if base == 10 else digits[2:], base)
+    try:
+        if kind == "int":
+            return sign * int(digits if base == 10 else digits[2:], base)
+        return sign * float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:
+        raise ValueError(f"not a value of the tag !!{kind}") from None
 
 
 def _short_tag(tag: Any) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +24,9 @@ from drkit.schedule import check_cron, check_timezone
 from drkit.units import parse_duration
 from drkit.validation import Flag, Section, Text, Whole, known_name, seen
 from drkit.words import did_you_mean
+
+if TYPE_CHECKING:
+    from drkit import age
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,15 @@ def _source_url(text: str) -> str:
     return text
 
 
-def _recipient(text: str) -> str:
+@cache
+def parse_recipient(text: str) -> age.Recipient:
+    """Parse a recipient as `drkit.age` does, which is imported only now: not every command needs cryptography."""
     from drkit.age import parse_recipient
 
+    return parse_recipient(text)
+
+
+def _recipient(text: str) -> str:
     return str(parse_recipient(text))
 
 
@@ -147,8 +157,8 @@ class Target(Section):
     )
     exclude_tables: tuple[Text, ...] = Field(
         default=(),
-        description="Tables whose rows are left out, as schema.table with * and ? as wildcards. They are restored "
-        "empty or not at all, and every report says so.",
+        description="Tables that are left out altogether, as schema.table with * and ? as wildcards; schema public "
+        "where none is named.",
         examples=["[audit.access_log]"],
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from drkit.credentials import is_reference, scheme_of
 from drkit.documents import KeyPath, SourceDocument
 from drkit.errors import Problem
-from drkit.policy import METHODS, URL_SCHEMES, Method
+from drkit.policy import METHODS, URL_SCHEMES, Method, parse_recipient
 from drkit.words import did_you_mean, either
 
 _COMMON_KEYS = ("method", "schedule", "timezone")
@@ -121,8 +121,6 @@ def _recipients(document: SourceDocument) -> Iterator[Problem]:
 
 
 def _key_class(text: str) -> str | None:
-    from drkit.age import parse_recipient
-
     try:
         return parse_recipient(text).key_class
     except ValueError:

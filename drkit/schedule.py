@@ -12,6 +12,7 @@ _FIELDS = (
     ("month", 1, 12, "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"),
     ("day of the week", 0, 7, "SUN MON TUE WED THU FRI SAT"),
 )
+_MAX_CHARS = 200
 _EXAMPLE = 'write it like "0 2 * * *" (minute, hour, day of the month, month, day of the week)'
 
 
@@ -24,6 +25,8 @@ def check_cron(text: str) -> str:
 
     from cronsim import CronSim, CronSimError
 
+    if len(text) > _MAX_CHARS:
+        raise ValueError(f"{len(text)} characters are no cron expression; {_EXAMPLE}")
     fields = text.split()
     if len(fields) != len(_FIELDS):
         raise ValueError(f'"{text}" is not a cron expression: it has {_counted(len(fields))}, not 5; {_EXAMPLE}')
@@ -33,8 +36,6 @@ def check_cron(text: str) -> str:
         raise ValueError(f'"{text}" is not a cron expression: {_reason(fields)}') from None
     except StopIteration:
         raise ValueError(f'"{text}" never comes: no such day is in any year') from None
-    except ValueError:
-        raise ValueError(f'"{text}" is not a cron expression: a number is too long') from None
     return text
 
 
@@ -78,7 +79,7 @@ def _reason(fields: list[str]) -> str:
 def _term_reason(term: str, noun: str, low: int, high: int, names: list[str]) -> str | None:
     span, _, step = term.partition("/")
     if "/" in term and (not step.isdecimal() or int(step[:9]) == 0):
-        return f'{noun} step "{step}" is not a number from 1'
+        return f'{noun} step "{step.lower()}" is not a number from 1'
     # L, LW (day of the month), 5L and 5#2 (day of the week) are cronsim's and need no explanation here.
     if span == "*" or (noun == "day of the month" and span in {"L", "LW"}):
         return None
