@@ -69,11 +69,12 @@ def put_artifact(connection: sqlite3.Connection, entry: ArtifactEntry) -> None:
 def put_evidence(connection: sqlite3.Connection, entry: EvidenceEntry) -> None:
     """Write an evidence record, or add the stores that are new."""
     record = entry.record
-    words = {name: str(record.get(name) or "") for name in ("run_id", "policy", "kind", "verdict", "level", "ended_at")}
+    words = {name: str(record.get(name) or "") for name in ("run_id", "policy", "kind", "verdict", "ended_at")}
     connection.execute(
         _PUT_EVIDENCE,
         {
             **words,
+            "level": str(record.get("level") or (record.get("selection") or {}).get("level") or ""),
             "artifact_id": record.get("artifact_id"),
             "sha256": entry.sha256,
             "record": canonical_json(dict(record)).decode(),

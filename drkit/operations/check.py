@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from drkit import bucket
-from drkit.catalog import Catalog
+from drkit.catalog import Catalog, EvidenceEntry
 from drkit.chain import Link, audit_chain
 from drkit.errors import EXIT_PROBLEMS, IntegrityError
 from drkit.model import ArtifactEntry, Finding, Manifest, Run
@@ -43,6 +43,7 @@ class Observed:
 
     inventories: Mapping[str, StoreInventory]
     remembered: Sequence[ArtifactEntry]
+    remembered_evidence: Sequence[EvidenceEntry]
     last_runs: Mapping[str, Run]
 
 
@@ -88,11 +89,12 @@ def gather(
     """
     inventories = take_inventory(stores, signers, policies)
     remembered = [entry for entry in catalog.artifacts() if policies is None or entry.manifest.policy in policies]
+    records = [item for item in catalog.evidence_entries() if policies is None or item.record["policy"] in policies]
     last_runs: dict[str, Run] = {}
     for policy in policies if policies is not None else _policies(inventories, remembered):
         for run in catalog.runs(policy=policy, kind="backup", limit=1):
             last_runs[policy] = run
-    return Observed(inventories, remembered, last_runs)
+    return Observed(inventories, remembered, records, last_runs)
 
 
 def _policies(inventories: Mapping[str, StoreInventory], remembered: Iterable[ArtifactEntry]) -> set[str]:
@@ -141,10 +143,16 @@ class _Judgement:
         self.tombstones = {
             stone.artifact_id: stone for inventory in self.inventories for stone in inventory.tombstones.get(policy, ())
         }
+        self.remembered_evidence = [
+            entry for entry in observed.remembered_evidence if entry.record.get("policy") == policy
+        ]
         self.folders = {inventory.name: _folders(inventory, policy) for inventory in self.inventories}
 
     def verdict(self) -> PolicyVerdict:
-        damage = [*self._untrusted(), *self._chain(), *self._objects(), *self._gone_copies()]
+        damage = [
+            *(*self._untrusted(), *self._chain(), *self._objects(), *self._gone_copies()),
+            *self._gone_evidence(),
+        ]
         broken = {(finding.subject, store) for store, finding in self._broken_objects()}
         sound = [
             copies[0].manifest
@@ -216,6 +224,27 @@ class _Judgement:
                 if "manifest.json" not in self.folders[name].get(artifact_id, {}):
                     message = f"artifact {artifact_id} was in store {name} and is gone from it without a tombstone"
                     yield Finding("copy-gone", artifact_id, message, "drkit store copy")
+
+    def _gone_evidence(self) -> Iterator[Finding]:
+        """Find records that the catalog or a later record knows: a failed drill must not be made unhappened."""
+        hint = f"drkit drills {self.policy}"
+        for entry in self.remembered_evidence:
+            if entry.sha256 not in self.evidence and not self.unread & set(entry.stores):
+                run_id = str(entry.record.get("run_id"))
+                message = f"the record of run {run_id} was in {', '.join(entry.stores)} and is gone"
+                yield Finding("evidence-gone", run_id, message, hint)
+        remembered = {entry.sha256 for entry in self.remembered_evidence}
+        for item in sorted(self.evidence.values(), key=lambda item: str(item.record.get("run_id"))):
+            previous = item.record.get("previous")
+            if (
+                previous is not None
+                and previous not in self.evidence
+                and previous not in remembered
+                and not self.unread
+            ):
+                run_id = str(item.record.get("run_id"))
+                message = f"the record before that of run {run_id} is gone (sha256:{previous})"
+                yield Finding("evidence-gap", run_id, message, hint)
 
     def _late(self, sound: Sequence[Manifest]) -> Iterator[Finding]:
         if self.expectation is None or not self._readable():
@@ -315,24 +344,28 @@ class _Judgement:
             yield Finding("never-drilled", self.policy, f"never drilled; {format_count(len(sound), 'artifact')}", hint)
             return
         verdict, ended_at = last
-        since = format_duration(self.now - ended_at)
         if verdict == "failed":
+            since = format_duration(self.now - ended_at)
             yield Finding("drill-failed", self.policy, f"last drill failed {since} ago", hint)
             return
         for due in self.expectation.drills:
-            if ended_at < due.since:
-                message = f"last drill {since} ago, {due.what} due every {format_duration(due.every)}"
+            newest = self._last_drill(due.what)
+            if newest is None or newest[1] < due.since:
+                since = f"{format_duration(self.now - newest[1])} ago" if newest else "never"
+                message = f"drill {due.what} last came to a verdict {since}, due every {format_duration(due.every)}"
                 yield Finding("drill-late", self.policy, message, f"{hint} --name {due.what}")
 
-    def _last_drill(self) -> tuple[str, datetime] | None:
-        """Return verdict and end of the newest drill that came to a conclusion."""
+    def _last_drill(self, name: str | None = None) -> tuple[str, datetime] | None:
+        """Return verdict and end of the newest drill that came to a conclusion, of that name or of any."""
         drills = [
-            (parse_utc(item.record["ended_at"]), "failed" if item.record.get("verdict") == "failed" else "passed")
+            (parse_utc(item.record["ended_at"]), str(item.record["verdict"]).removesuffix("_with_findings"))
             for item in self.evidence.values()
             if item.record.get("kind") == "drill"
             and item.record.get("verdict") in {"passed", "passed_with_findings", "failed"}
+            and name in (None, item.record.get("drill"))
         ]
-        return max(((verdict, ended_at) for ended_at, verdict in drills), key=lambda item: item[1], default=None)
+        ended_at, verdict = max(drills, default=(None, ""))
+        return None if ended_at is None else (verdict, ended_at)
 
     def _readable(self) -> bool:
         wanted = set(self.expectation.stores) if self.expectation else set()

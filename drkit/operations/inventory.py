@@ -206,7 +206,7 @@ def _parse_evidence(signed: _Signed, what: str, signers: Sequence[Signer]) -> tu
 def _keep_evidence(inventory: StoreInventory, policy: str, key: str, value: tuple[dict[str, Any], bytes]) -> None:
     record, data = value
     where = f"{key} in store {inventory.name}"
-    foreign = inventory.repo_id is not None and record.get("repo_id", inventory.repo_id) != inventory.repo_id
+    foreign = inventory.repo_id is not None and record.get("repo_id") not in (None, inventory.repo_id)
     if record.get("policy") != policy or key != bucket.evidence_key(policy, str(record.get("run_id"))) or foreign:
         message = f"{where} is the record of run {record.get('run_id')} of policy {record.get('policy')}"
         inventory.report(policy, Finding("evidence-misplaced", where, message, _ASK_WHO_WROTE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from drkit import age
 from drkit.catalog import EvidenceEntry, files
 from drkit.catalog.sqlite import SqliteCatalog, open_catalog
-from drkit.errors import CatalogError, IntegrityError, KeyUnavailable, StoreError
+from drkit.errors import EXIT_PROBLEMS, CatalogError, IntegrityError, KeyUnavailable, StoreError
+from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Finding, Manifest
+from drkit.operations.artifacts import open_details
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
 from drkit.signing import Signer
 from drkit.stores import Store
@@ -35,6 +35,14 @@ class Rebuilt:
     moved_aside: Path | None = None
     findings: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
 
+    @property
+    def exit_code(self) -> int:
+        """Return 0, 8 when something in a store was not believed or is gone, 12 when something was left out."""
+        codes = {finding.code for findings in self.findings.values() for finding in findings}
+        if codes - {"store-unread", "catalog-lost"}:
+            return IntegrityError.exit_code
+        return EXIT_PROBLEMS if codes else 0
+
 
 @dataclass(frozen=True)
 class _Index:
@@ -48,7 +56,7 @@ def rebuild_catalog(
     signers: Sequence[Signer],
     now: datetime,
     *,
-    identities: Sequence[age.Identity] = (),
+    identities: Sequence[KeyFile] = (),
 ) -> Rebuilt:
     """Index every verified manifest and evidence record of the stores; with identities, open their details too.
 
@@ -98,7 +106,7 @@ def _note_unread(inventories: Mapping[str, StoreInventory], rebuilt: Rebuilt) ->
     return frozenset(unread)
 
 
-def _index(inventories: Mapping[str, StoreInventory], rebuilt: Rebuilt, identities: Sequence[age.Identity]) -> _Index:
+def _index(inventories: Mapping[str, StoreInventory], rebuilt: Rebuilt, identities: Sequence[KeyFile]) -> _Index:
     stored: dict[str, list[StoredArtifact]] = defaultdict(list)
     evidence: dict[str, EvidenceEntry] = {}
     for inventory in inventories.values():
@@ -113,7 +121,7 @@ def _index(inventories: Mapping[str, StoreInventory], rebuilt: Rebuilt, identiti
     return _Index(entries, [evidence[sha256] for sha256 in sorted(evidence)])
 
 
-def _entry(copies: Sequence[StoredArtifact], rebuilt: Rebuilt, identities: Sequence[age.Identity]) -> ArtifactEntry:
+def _entry(copies: Sequence[StoredArtifact], rebuilt: Rebuilt, identities: Sequence[KeyFile]) -> ArtifactEntry:
     # Two signed manifests of one id should not be; which one is indexed must at least be the same on every host.
     chosen = min(copies, key=lambda item: item.sha256)
     manifest = chosen.manifest
@@ -127,13 +135,13 @@ def _entry(copies: Sequence[StoredArtifact], rebuilt: Rebuilt, identities: Seque
     return ArtifactEntry(manifest, chosen.sha256, stores, details)
 
 
-def _open_details(manifest: Manifest, rebuilt: Rebuilt, identities: Sequence[age.Identity]) -> Mapping[str, Any] | None:
+def _open_details(manifest: Manifest, rebuilt: Rebuilt, identities: Sequence[KeyFile]) -> Mapping[str, Any] | None:
     try:
-        details: Mapping[str, Any] = json.loads(b"".join(age.decrypt([age.dearmor(manifest.details)], identities)))
+        details = open_details(manifest, identities)
     except KeyUnavailable:
         return None
-    except (IntegrityError, ValueError) as error:
-        message = f"the details of artifact {manifest.artifact_id} cannot be opened: {error}"
+    except IntegrityError as error:
+        message = f"the details of artifact {manifest.artifact_id} cannot be opened: {error.message}"
         finding = Finding("details-damaged", manifest.artifact_id, message, f"drkit verify {manifest.artifact_id}")
         rebuilt.findings[manifest.policy].append(finding)
         return None

@@ -1,0 +1,88 @@
+"""``drkit check``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drkit.cli import common_options, output_of, site_option
+
+if TYPE_CHECKING:
+    from drkit.operations.check import CheckReport
+
+
+@click.command()
+@click.argument("policy", required=False)
+@common_options
+@click.pass_context
+def check(ctx: click.Context, policy: str | None) -> None:
+    """Compare stores, manifests, chain and catalog with each other and with the policies; say what to do.
+
+    Nothing is changed, and no backup is read whole: that is what drkit verify does. Made for monitoring.
+    Exit codes: 0 all is well; 8 something is not as it was signed, or is gone; 12 other problems (late, not copied, not
+    drilled, a store out of reach).
+    """
+    from drkit.app import open_app
+    from drkit.operations.check import gather, judge
+    from drkit.operations.choosing import find_policy
+    from drkit.operations.expectations import expectation_of
+
+    output = output_of(ctx)
+    with open_app(site_option(ctx)) as workplace:
+        chosen = [find_policy(workplace, policy)] if policy is not None else [*workplace.policies.values()]
+        asked = {policy} if policy is not None else None
+        stores = dict(workplace.stores)
+        if policy is not None:
+            stores = {name: store for name, store in stores.items() if name in chosen[0].stores}
+        now = workplace.clock()
+        observed = gather(stores, workplace.signers, workplace.catalog, asked)
+        report = judge(observed, {item.policy: expectation_of(item, now) for item in chosen}, now)
+    output.result("check", _document(report), "\n".join(_lines(report, store_count=len(stores))))
+    ctx.exit(report.exit_code)
+
+
+def _lines(report: CheckReport, *, store_count: int) -> list[str]:
+    from drkit.cli.output import styled
+    from drkit.units import format_count
+
+    counts = (
+        format_count(len(report.policies), "policy", "policies"),
+        format_count(sum(verdict.artifacts for verdict in report.policies), "artifact"),
+        format_count(store_count, "store"),
+    )
+    lines = [", ".join(counts)]
+    width = max((len(verdict.policy) for verdict in report.policies), default=0)
+    for verdict in report.policies:
+        # Padded before it is coloured: escape codes would count as letters.
+        state = styled(verdict.state) + " " * (10 - len(verdict.state))
+        lines.append(f"  {verdict.policy:<{width}}  {state}  {verdict.summary}")
+    problems = [("", finding) for finding in report.stores]
+    problems += [(verdict.policy, finding) for verdict in report.policies for finding in verdict.findings]
+    if problems:
+        lines.append(f"problems: {len(problems)}")
+        for policy, finding in problems:
+            lines.append(f"  {policy or finding.subject:<{width}}  {finding.message}")
+            if finding.hint:
+                lines.append(f"  {'':<{width}}  hint: {finding.hint}")
+    return lines
+
+
+def _document(report: CheckReport) -> dict[str, Any]:
+    from drkit.units import format_utc
+
+    return {
+        "policies": [
+            {
+                "policy": verdict.policy,
+                "state": verdict.state,
+                "summary": verdict.summary,
+                "artifacts": verdict.artifacts,
+                "restorable_to": format_utc(verdict.restorable_to_at) if verdict.restorable_to_at else None,
+                "findings": [vars(finding) for finding in verdict.findings],
+            }
+            for verdict in report.policies
+        ],
+        "stores": [vars(finding) for finding in report.stores],
+        "exit_code": report.exit_code,
+    }

@@ -1,0 +1,131 @@
+"""``drkit show``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drkit.cli import common_options, output_of, site_option
+from drkit.units import format_bytes, format_count, format_duration, format_moment, parse_utc
+
+if TYPE_CHECKING:
+    from drkit.model import ArtifactEntry
+
+
+@click.command()
+@click.argument("artifact")
+@common_options
+@click.pass_context
+def show(ctx: click.Context, artifact: str) -> None:
+    """Show ARTIFACT (the start of its id is enough) with all its facts.
+
+    The facts are those of its signed manifest as this host last verified it, and the names, row counts and digests
+    where this host wrote the artifact or could open its details. Exit codes: 0 done; 10 no such artifact.
+    """
+    import os
+    from pathlib import Path
+
+    from drkit.catalog.sqlite import catalog_path, open_catalog
+    from drkit.site_file import find_site, read_catalog_url
+
+    site_file = find_site(site_option(ctx), os.environ, Path.cwd())
+    catalog = open_catalog(catalog_path(read_catalog_url(site_file), site_file.parent))
+    try:
+        entry = catalog.artifact(artifact)
+        evidence = catalog.evidence(artifact_id=entry.manifest.artifact_id)
+    finally:
+        catalog.close()
+    document = {
+        "manifest": entry.manifest.model_dump(mode="json"),
+        "manifest_sha256": entry.manifest_sha256,
+        "stores": [*entry.stores],
+        "details": entry.details,
+        "evidence": evidence,
+    }
+    output_of(ctx).result("show", document, "\n".join(_lines(entry, evidence)))
+
+
+def _lines(entry: ArtifactEntry, evidence: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    manifest = entry.manifest
+    yield f"artifact {manifest.artifact_id}   {manifest.engine} {manifest.method} of policy {manifest.policy}"
+    yield from _facts(entry)
+    yield "objects"
+    labels = _parts(entry)
+    for item in manifest.objects:
+        name = labels.get(item.part, {}).get("label")
+        sizes = f"{format_bytes(item.plain_bytes)}, {format_bytes(item.stored_bytes)} stored"
+        yield f"  {item.part}" + (f" ({name})" if name else "") + f"   {item.kind}, {sizes}"
+        yield f"    {item.key}"
+        yield f"    sha256 {item.stored_sha256} stored, {item.plain_sha256} plain"
+    yield from _fingerprints(entry)
+    yield from _drills(entry, evidence)
+
+
+def _facts(entry: ArtifactEntry) -> Iterator[str]:
+    manifest = entry.manifest
+    sealed_for = (
+        f"{item.name} ({item.fingerprint})" if item.name else item.fingerprint
+        for item in manifest.encryption.recipients
+    )
+    covers = manifest.covers
+    reach = f"{format_moment(covers.from_at)} to " if covers.from_at != covers.to_at else ""
+    took = format_duration(manifest.ended_at - manifest.started_at)
+    parents = f", after {format_count(len(manifest.parents), 'parent')}" if manifest.parents else ", the first"
+    failed = [f"{child.tool} of {child.part} ended with {child.exit_status}" for child in manifest.children]
+    facts = {
+        "restorable": reach + format_moment(covers.to_at),
+        "taken": f"{format_moment(manifest.started_at)}, took {took}",
+        "size": f"{format_bytes(manifest.plain_bytes)}, {format_bytes(manifest.stored_bytes)} stored",
+        "stores": ", ".join(entry.stores) or "none that this host has seen",
+        "sealed for": ", ".join(sealed_for),
+        "sealed as": f"{manifest.encryption.scheme} over {manifest.compression.algorithm} level "
+        f"{manifest.compression.level}",
+        "tools": ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items())),
+        "children": ", ".join(failed),
+        "chain": f"number {manifest.seq}{parents}",
+        "depends on": ", ".join(manifest.depends_on),
+        "manifest": f"sha256 {entry.manifest_sha256}",
+        "repository": manifest.repo_id,
+        "run": manifest.run_id,
+    }
+    for name, value in facts.items():
+        if value:
+            yield f"  {name:<11} {value}"
+
+
+def _parts(entry: ArtifactEntry) -> Mapping[str, Mapping[str, Any]]:
+    parts: Mapping[str, Mapping[str, Any]] = (entry.details or {}).get("parts", {})
+    return parts
+
+
+def _fingerprints(entry: ArtifactEntry) -> Iterator[str]:
+    if entry.details is None:
+        yield "details are sealed: this host neither wrote the artifact nor has opened it"
+        yield "  hint: drkit catalog rebuild --identity FILE"
+        return
+    for part, facts in _parts(entry).items():
+        fingerprint: Mapping[str, Mapping[str, Mapping[str, Any]]] = facts.get("fingerprint") or {}
+        if not fingerprint:
+            continue
+        counts = ", ".join(format_count(len(items), kind.replace("_", " ")) for kind, items in fingerprint.items())
+        yield f"fingerprint of {facts.get('label', part)}: {counts}"
+        tables = fingerprint.get("table", {})
+        width = max(map(len, tables), default=0)
+        for name, table in tables.items():
+            rows = table.get("rows")
+            count = format_count(rows, "row") if isinstance(rows, int) else "rows not counted"
+            yield f"  {name:<{width}}  {count:>16}  {table.get('digest', '')}".rstrip()
+
+
+def _drills(entry: ArtifactEntry, evidence: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not evidence:
+        yield "never drilled"
+        yield f"  hint: drkit drill {entry.manifest.policy} --artifact {entry.manifest.artifact_id}"
+        return
+    yield "drills"
+    for record in evidence:
+        verdict = str(record.get("verdict", "")).replace("_", " ")
+        level = (record.get("selection") or {}).get("level", "")
+        yield f"  {format_moment(parse_utc(record['ended_at']))}  {verdict}  level {level}  run {record.get('run_id')}"
