@@ -21,11 +21,12 @@ from drkit.binaries import postgres_binary, postgres_version
 from drkit.credentials import Secret
 from drkit.engines import BackupOptions, BackupSession, Part, Preflight, RestoreOptions, RestoreSession
 from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_database, tool_environment
+from drkit.engines.postgres_expected import expected_after_dump
 from drkit.engines.postgres_fingerprint import fingerprint_database, fingerprint_globals
 from drkit.engines.postgres_preflight import DatabaseFacts, DatabasePlan, ServerFacts, check_database, check_server
 from drkit.engines.postgres_snapshot import Background, Guard, blocked, open_guard
 from drkit.errors import SourceError
-from drkit.model import ChildRecord, Fingerprint
+from drkit.model import ChildRecord, Difference, Fingerprint
 from drkit.process import Command, open_producer
 from drkit.units import format_bytes, format_count, format_utc
 
@@ -69,6 +70,10 @@ class PostgresDump:
         from drkit.engines import postgres_restore
 
         return postgres_restore.read_fingerprints(url, options)
+
+    def expected(self, difference: Difference) -> str:
+        """Return why a difference is to be expected of a logical dump, or the empty string."""
+        return expected_after_dump(difference)
 
     def run_check(self, url: Secret, part: Mapping[str, Any], query: str) -> Any:
         """Run one check of a policy against a restored part."""
