@@ -10,6 +10,9 @@ def nearest(word: str, options: Iterable[str]) -> str | None:
     from difflib import get_close_matches
 
     by_folded = {option.casefold(): option for option in options}
+    swapped = [option for option in by_folded if sorted(option) == sorted(word.casefold())]
+    if swapped:
+        return by_folded[swapped[0]]
     matches = get_close_matches(word.casefold(), list(by_folded), n=1, cutoff=0.6)
     return by_folded[matches[0]] if matches else None
 
