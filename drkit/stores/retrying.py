@@ -60,11 +60,14 @@ class RetryingStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Describe the objects under ``prefix`` (`Store.list`); a break is taken up behind the last key."""
+        return self._resume_list(prefix, self._backoff.retry(lambda: self._store.list(prefix)))
+
+    def _resume_list(self, prefix: str, found_objects: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
         last = ""
         delays_s = self._backoff.delays_s()
         while True:
             try:
-                for found in self._store.list(prefix):
+                for found in found_objects:
                     if found.key > last:
                         last = found.key
                         delays_s = self._backoff.delays_s()
@@ -74,6 +77,7 @@ class RetryingStore:
                 if delay_s is None:
                     raise
                 self._backoff.sleep(delay_s)
+                found_objects = self._store.list(prefix)
             else:
                 return
 

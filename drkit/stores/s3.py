@@ -1,7 +1,7 @@
 """A bucket as a store (R9): S3 and what speaks like it.
 
 Everything is created with ``If-None-Match: *``. An answer that got lost is not an error: whether a 412, a vanished
-upload or a time-out, what the bucket then holds is compared with what was sent, and equal bytes are our own earlier try.
+upload or a time-out, what the bucket then holds is compared with what was sent; equal bytes are our own earlier try.
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -72,15 +73,21 @@ class S3Store:
         parts = cut(chunks, self._size_of)
         beginning = list(itertools.islice(parts, 2))
         if len(beginning) == 1:
-            return self._put_small(key, beginning[0])
+            create_only = {"IfNoneMatch": "*"}
+            return self._with_algorithm(lambda algorithm: self._write_whole(key, beginning[0], algorithm, create_only))
         return self._put_large(key, itertools.chain(beginning, parts))
 
     def replace(self, key: str, content: bytes, *, expected: str | None) -> ObjectInfo:
-        """Write a small object if its revision, the ETag, is still ``expected`` (`Store.replace`)."""
+        """Write a small object if its revision, the ETag, is still ``expected`` (`Store.replace`).
+
+        The answer is taken as it is: by the time of a second look somebody else may rightly have replaced it again.
+        """
         check_key(key)
         condition = {"IfMatch": expected} if expected else {"IfNoneMatch": "*"}
         try:
-            return self._with_algorithm(lambda algorithm: self._write_whole(key, content, algorithm, condition))
+            return self._with_algorithm(
+                lambda algorithm: self._write_whole(key, content, algorithm, condition, confirm=False)
+            )
         except (StoreExists, StoreMissing) as error:
             raise StoreExists(f"{key} in store {self.name} was changed by somebody else") from error
 
@@ -155,26 +162,19 @@ class S3Store:
     def _size_of(self, index: int) -> int:
         return part_size_bytes(index, self._options.part_size_bytes)
 
-    def _put_small(self, key: str, body: bytes) -> ObjectInfo:
-        return self._options.patience.retry(
-            lambda: self._with_algorithm(
-                lambda algorithm: self._write_whole(key, body, algorithm, {"IfNoneMatch": "*"}),
-            )
-        )
-
     def _put_large(self, key: str, parts: Iterable[bytes]) -> ObjectInfo:
         path = f"{self._folder}{key}"
         patience = self._options.patience
         begin = functools.partial(Upload, self._connection, self._options, path)
         with patience.retry(lambda: self._with_algorithm(lambda algorithm: begin(algorithm).begin())) as upload:
             upload.send(parts)
-            content = upload.content(self._size_of)
             try:
-                created = patience.retry(lambda: self._commit(key, content, upload.complete))
+                return self._commit(key, upload.content(self._size_of), upload.complete, self._confirm)
             except StoreMissing as error:
                 raise StoreUnavailable(f"the upload of {key} is gone from store {self.name}") from error
-            upload.completed = True
-            return created
+            except StoreUnavailable:
+                upload.completed = False
+                raise
 
     def _with_algorithm(self, create: Callable[[Algorithm], T]) -> T:
         """Try the checksums in order of preference, and remember the first one that the server takes."""
@@ -190,19 +190,32 @@ class S3Store:
         self._algorithm = ALGORITHMS[-1]
         return created
 
-    def _write_whole(self, key: str, body: bytes, algorithm: Algorithm, condition: dict[str, str]) -> ObjectInfo:
+    def _write_whole(
+        self, key: str, body: bytes, algorithm: Algorithm, condition: dict[str, str], *, confirm: bool = True
+    ) -> ObjectInfo:
         digest = algorithm.digest(body)
         content = Content(algorithm, self._size_of, multipart=False, size_bytes=len(body), digests=[digest])
         request = functools.partial(
             self._connection.call, "put_object", Key=f"{self._folder}{key}", Body=body, **algorithm.argument(digest)
         )
-        return self._commit(key, content, functools.partial(request, **condition))
+        confirmed = self._confirm if confirm else _as_answered
+        return self._commit(key, content, functools.partial(request, **condition), confirmed)
 
-    def _commit(self, key: str, content: Content, request: Callable[[], dict[str, Any]]) -> ObjectInfo:
+    def _commit(
+        self,
+        key: str,
+        content: Content,
+        request: Callable[[], dict[str, Any]],
+        confirm: Callable[[str, Content, dict[str, Any]], ObjectInfo],
+    ) -> ObjectInfo:
         """Send the request that makes the object exist, and see that it does; look when the outcome is not clear."""
-        try:
+
+        def send() -> dict[str, Any]:
             with self._connection.translated(key):
-                answer = request()
+                return request()
+
+        try:
+            answer = self._options.patience.retry(send)
         except (StoreExists, StoreMissing, StoreUnavailable) as error:
             found = self._find(key, content)
             if found is not None:
@@ -210,7 +223,7 @@ class S3Store:
             if isinstance(error, StoreExists):
                 raise StoreExists(f"{key} is in store {self.name} already, with other bytes") from error
             raise
-        return self._confirm(key, content, answer)
+        return confirm(key, content, answer)
 
     def _find(self, key: str, content: Content) -> ObjectInfo | None:
         """Return the object if it holds exactly these bytes: by size and checksum, else by reading it."""
@@ -232,8 +245,9 @@ class S3Store:
             stored = self.head(key, version_id=_version(answer))
         except StoreMissing as error:
             raise StoreUnavailable(f"store {self.name} says that it took {key}, and does not have it") from error
-        comparable = stored.checksum and content.checksum and stored.checksum.algorithm == content.checksum.algorithm
-        damaged = comparable and not _same_checksum(stored.checksum, content.checksum)
+        damaged = _comparable(stored.checksum, content.checksum) and not _same_checksum(
+            stored.checksum, content.checksum
+        )
         if stored.size_bytes == content.size_bytes and not damaged:
             return _with_part_size(stored, content)
         if stored.revision == answer.get("ETag"):
@@ -316,6 +330,11 @@ def _keys(name: str, config: StoreSettings, resolve: Callable[[str], Secret]) ->
     )
 
 
+def _as_answered(key: str, content: Content, answer: dict[str, Any]) -> ObjectInfo:
+    answered_at = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+    return ObjectInfo(key, content.size_bytes, answered_at, version_id=_version(answer), revision=answer["ETag"])
+
+
 def _version(answer: dict[str, Any]) -> str | None:
     """Return the version id; "null" is what a bucket says that does not keep versions."""
     version_id = answer.get("VersionId")
@@ -324,9 +343,13 @@ def _version(answer: dict[str, Any]) -> str | None:
 
 def _same_checksum(one: Checksum | None, other: Checksum | None) -> bool:
     """Compare values without the count of parts, which some servers leave out."""
-    if one is None or other is None or (one.algorithm, one.kind) != (other.algorithm, other.kind):
+    if one is None or other is None or not _comparable(one, other):
         return False
     return one.value.partition("-")[0] == other.value.partition("-")[0]
+
+
+def _comparable(one: Checksum | None, other: Checksum | None) -> bool:
+    return bool(one and other and (one.algorithm, one.kind) == (other.algorithm, other.kind))
 
 
 def _with_part_size(found: ObjectInfo, content: Content) -> ObjectInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,9 @@ _NO_KEYS = (
 
 class Unsupported(StoreError):
     """The server does not know something that the request asks for, most often the checksum's algorithm."""
+
+
+_MAKING = threading.Lock()  # boto3's sessions are not safe to share between threads, its clients are
 
 
 @dataclass(frozen=True)
@@ -208,15 +212,26 @@ def _make_client(options: S3Options) -> Any:
     breaks many servers (boto/boto3#4392).
     """
     keys = options.keys() if options.keys else None
-    return boto3.session.Session().client(
-        "s3",
-        region_name=options.region,
-        endpoint_url=options.endpoint,
-        verify=str(options.ca_bundle) if options.ca_bundle else None,
-        aws_access_key_id=keys.access_key.reveal() if keys else None,
-        aws_secret_access_key=keys.secret_key.reveal() if keys else None,
-        aws_session_token=keys.session_token.reveal() if keys and keys.session_token else None,
-        config=Config(
+    with _MAKING:
+        session = boto3.session.Session() if keys is None else _shared_session()
+        return session.client("s3", **_client_arguments(options, keys))
+
+
+@functools.cache
+def _shared_session() -> boto3.session.Session:
+    """Return the session of all clients with keys of their own: it has read boto3's files, and keeps no credentials."""
+    return boto3.session.Session()
+
+
+def _client_arguments(options: S3Options, keys: AccessKeys | None) -> dict[str, Any]:
+    return {
+        "region_name": options.region,
+        "endpoint_url": options.endpoint,
+        "verify": str(options.ca_bundle) if options.ca_bundle else None,
+        "aws_access_key_id": keys.access_key.reveal() if keys else None,
+        "aws_secret_access_key": keys.secret_key.reveal() if keys else None,
+        "aws_session_token": keys.session_token.reveal() if keys and keys.session_token else None,
+        "config": Config(
             connect_timeout=options.connect_timeout_s,
             read_timeout=options.read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": options.attempts},
@@ -225,4 +240,4 @@ def _make_client(options: S3Options) -> Any:
             tcp_keepalive=True,
             s3={"addressing_style": "path" if options.path_style else "auto"},
         ),
-    )
+    }

@@ -111,11 +111,16 @@ class Content:
 
 
 def checksum_from(answer: dict[str, Any]) -> Checksum | None:
-    """Return the checksum that an answer to HEAD names, if any."""
+    """Return the checksum that an answer to HEAD names, if any.
+
+    SHA digests of a multipart object are always of the composite kind, also where a server forgets to say so.
+    """
+    multipart = "-" in answer["ETag"]
     for name in ("SHA256", "CRC64NVME", "CRC32C", "CRC32", "SHA1"):
         value = answer.get(f"Checksum{name}")
         if value:
-            composite = answer.get("ChecksumType") == "COMPOSITE" or "-" in value
+            said = answer.get("ChecksumType") == "COMPOSITE" or "-" in value
+            composite = said or (multipart and name.startswith("SHA"))
             return Checksum(algorithm=name, kind="composite" if composite else "full", value=value)
     return None
 

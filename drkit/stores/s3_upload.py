@@ -79,7 +79,10 @@ class Upload:
                 self._stopping.set()
 
     def complete(self) -> dict[str, Any]:
-        """Ask the server to put the parts together, if nothing of that name exists; raise what botocore raises."""
+        """Ask the server to put the parts together, if nothing of that name exists; raise what botocore raises.
+
+        The caller takes ``completed`` back when the object is not there after all.
+        """
         ordered = sorted(self._parts, key=lambda part: part.number)
         kept = self._algorithm.name is not None
         parts = [
@@ -90,9 +93,11 @@ class Upload:
             }
             for part in ordered
         ]
-        return self._connection.call(
+        answer = self._connection.call(
             "complete_multipart_upload", **self._address, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
         )
+        self.completed = True
+        return answer
 
     def content(self, size_of: Callable[[int], int]) -> Content:
         """Return what was sent."""
