@@ -16,9 +16,8 @@ from drkit.credentials import resolve
 from drkit.keys import load_signers
 from drkit.operations import Workplace
 from drkit.operations.sandboxing import reap_scratches
-from drkit.policy import load_policies
 from drkit.process import start_tick
-from drkit.site import Site, load_site
+from drkit.site import Site, load_policies, load_site
 from drkit.stores import Store
 from drkit.stores.opening import open_store
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from drkit import __version__, age, bucket
 from drkit.canonical import canonical_json
@@ -265,5 +265,7 @@ class _Job:
 
 
 def _record(recipient: age.Recipient) -> RecipientRecord:
-    key_class = "post-quantum" if recipient.key_class == "post-quantum" else "classic"
+    key_class: Literal["classic", "post-quantum"] = (
+        "post-quantum" if recipient.key_class == "post-quantum" else "classic"
+    )
     return RecipientRecord(fingerprint=recipient_fingerprint(str(recipient)), key_class=key_class)

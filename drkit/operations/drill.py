@@ -176,7 +176,7 @@ class _Drill:
         else:
             counted = "count and digest" if self.policy.fingerprint == "digests" else "count"
             others = ", ".join(
-                format_count(totals[kind], kind, plural(kind)) for kind in sorted(totals) if kind != "table"
+                format_count(totals[kind], kind, _plural(kind)) for kind in sorted(totals) if kind != "table"
             )
             level.summary = f"{totals['table']} of {totals['table']} tables equal in {counted}; {others}"
 
@@ -280,9 +280,17 @@ def _warned(loaded: LoadResult) -> str:
     return f", {format_count(len(loaded.warnings), 'warning')}" if loaded.warnings else ""
 
 
+def _plural(kind: str) -> str:
+    if kind.endswith("y"):
+        return kind[:-1] + "ies"
+    return kind + ("es" if kind.endswith(("x", "s")) else "s")
+
+
 def _part_of(plan: RestorePlan, database: str | None) -> Mapping[str, Any]:
     """Return the restored part that a check asks: the database it names, or the only one."""
-    parts = [facts for name, facts in plan.details["parts"].items() if "fingerprint" in facts]
+    parts: list[Mapping[str, Any]] = [
+        facts for facts in plan.details["parts"].values() if facts.get("kind") == "database"
+    ]
     named = [facts for facts in parts if database is None or facts.get("label") == database]
     if len(named) == 1:
         return named[0]

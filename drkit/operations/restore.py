@@ -203,14 +203,9 @@ def _has_room(folder: Path, size_bytes: int) -> bool:
 
 def _write_private(path: Path, chunks: Iterator[bytes]) -> None:
     path.unlink(missing_ok=True)
-    with path.open("xb", opener=private_opener) as file, prefetch(chunks) as ahead:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file, prefetch(chunks) as ahead:
         for chunk in ahead:
             file.write(chunk)
-
-
-def private_opener(path: str, flags: int) -> int:
-    """Open a file that only its owner can read, from the start."""
-    return os.open(path, flags, 0o600)
 
 
 def load(plan: RestorePlan, fetched: Sequence[_Fetched], session: RestoreSession, reporter: Reporter) -> LoadResult:

@@ -114,9 +114,7 @@ def _heartbeat(catalog: Catalog, clock: Callable[[], datetime], running: Running
         thread.join()
 
 
-def _finish(
-    catalog: Catalog, clock: Callable[[], datetime], running: RunningRun, error: BaseException | None
-) -> None:
+def _finish(catalog: Catalog, clock: Callable[[], datetime], running: RunningRun, error: BaseException | None) -> None:
     """Record the end; a catalog that fails now must not hide what ended the run, so only success depends on it."""
     state: Any = "succeeded" if error is None else "failed"
     if isinstance(error, KeyboardInterrupt | SystemExit):
