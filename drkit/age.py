@@ -87,8 +87,7 @@ def encrypt(chunks: Iterable[bytes], recipients: Sequence[Recipient]) -> Iterato
     file_key = os.urandom(FILE_KEY_BYTES)
     nonce = os.urandom(NONCE_BYTES)
     header = encode_header([recipient.wrap(file_key) for recipient in recipients], file_key)
-    payload = _seal_payload(chunks, hkdf_sha256(file_key, nonce, b"payload"))
-    return itertools.chain((header + nonce,), payload)
+    return _sealed(header + nonce, _seal_payload(chunks, hkdf_sha256(file_key, nonce, b"payload")))
 
 
 def decrypt(chunks: Iterable[bytes], identities: Sequence[Identity]) -> Iterator[bytes]:
@@ -175,6 +174,11 @@ def _unwrap(stanzas: Sequence[Stanza], identities: Sequence[Identity]) -> bytes:
     raise NoIdentityMatches(
         f"no identity of {len(identities)} tried opens this age file, which is sealed for {sealed_for}"
     )
+
+
+def _sealed(header: bytes, payload: Iterator[bytes]) -> Iterator[bytes]:
+    yield header
+    yield from payload
 
 
 def _seal_payload(chunks: Iterable[bytes], key: bytes) -> Iterator[bytes]:

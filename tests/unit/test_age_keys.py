@@ -47,6 +47,15 @@ def test_bech32_refuses_the_invalid_vectors(text: str, message: str) -> None:
         bech32.decode(text)
 
 
+@pytest.mark.parametrize("values", [[31, 31], [0, 1], [0], [0, 0, 0]])
+def test_bech32_refuses_bits_that_are_no_byte(values: list[int]) -> None:
+    remainder = bech32._polymod([*bech32._expand("age"), *values, *[0] * 6]) ^ 1
+    checksum = [remainder >> 5 * (5 - place) & 31 for place in range(6)]
+    text = "age1" + "".join(bech32._ALPHABET[value] for value in [*values, *checksum])
+    with pytest.raises(ValueError, match="stray bits"):
+        bech32.decode(text)
+
+
 @given(data=st.binary(max_size=100), prefix=st.sampled_from(["age", "AGE-SECRET-KEY-", "age1pq"]))
 def test_bech32_round_trip(data: bytes, prefix: str) -> None:
     assert bech32.decode(bech32.encode(prefix, data)) == (prefix, data)
