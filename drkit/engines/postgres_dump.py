@@ -229,13 +229,13 @@ class _DumpSession:
         """
         for attempt in range(1, _LOCK_ATTEMPTS + 1):
             with ExitStack() as attempt_stack:
-                guard, plan = attempt_stack.enter_context(
+                guard = attempt_stack.enter_context(
                     open_guard(
                         self._endpoint, facts.name, self._planner(facts), lock_timeout_s=self._options.lock_timeout_s
                     )
                 )
-                self._plans[part] = plan
-                chunks = attempt_stack.enter_context(self._producing(part, self._dump_argv(facts, plan, guard)))
+                self._plans[part] = guard.plan
+                chunks = attempt_stack.enter_context(self._producing(part, self._dump_argv(facts, guard)))
                 try:
                     first = next(chunks, b"")
                 except SourceError as error:
@@ -251,12 +251,15 @@ class _DumpSession:
     def _planner(self, facts: DatabaseFacts) -> Callable[[psycopg.Connection[Any]], DatabasePlan]:
         return lambda connection: check_database(connection, self._server, facts.name, self._options.exclude_tables)
 
-    def _take_fingerprint(self, connection: psycopg.Connection[Any]) -> Fingerprint:
+    def _take_fingerprint(self, guard: Guard) -> Fingerprint:
         return fingerprint_database(
-            connection, mode=self._options.fingerprint, exclude_tables=self._options.exclude_tables
+            guard.connection,
+            mode=self._options.fingerprint,
+            exclude_tables=self._options.exclude_tables,
+            earlier_positions=guard.positions,
         )
 
-    def _dump_argv(self, facts: DatabaseFacts, plan: DatabasePlan, guard: Guard) -> list[str]:
+    def _dump_argv(self, facts: DatabaseFacts, guard: Guard) -> list[str]:
         return [
             str(self._pg_dump),
             "--format=custom",
@@ -264,7 +267,7 @@ class _DumpSession:
             "--no-password",
             f"--snapshot={guard.snapshot_id}",
             f"--lock-wait-timeout={round(min(self._options.lock_timeout_s, _DUMP_LOCK_WAIT_S) * 1000)}",
-            *[f"--exclude-table={name}" for name in plan.excluded],
+            *[f"--exclude-table={name}" for name in guard.plan.excluded],
             f"--dbname={tool_database(facts.name)}",
         ]
 

@@ -6,7 +6,7 @@ the spelling of a value depends on is fixed by the session settings of `postgres
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -16,22 +16,31 @@ from drkit.engines.postgres_inventory import DATABASE_QUERIES, GLOBAL_QUERIES, S
 from drkit.model import Fingerprint
 
 Mode = Literal["digests", "counts"]
+Positions = Mapping[str, tuple[int, bool]]
+"""Sequence name -> (last_value, is_called)."""
 
 _HASHES_MODULO = 1 << 64
 
 
 def fingerprint_database(
-    connection: psycopg.Connection[Any], *, mode: Mode = "digests", exclude_tables: Sequence[str] = ()
+    connection: psycopg.Connection[Any],
+    *,
+    mode: Mode = "digests",
+    exclude_tables: Sequence[str] = (),
+    earlier_positions: Positions | None = None,
 ) -> Fingerprint:
     """Return kind -> name -> facts of the database that ``connection`` is in, in its transaction's snapshot.
 
-    With ``digests`` every table is read once and gets ``rows`` and ``digest``; with ``counts`` only ``rows``. Psycopg's
-    errors are not translated here: the caller knows the endpoint.
+    With ``digests`` every table is read once and gets ``rows`` and ``digest``; with ``counts`` only ``rows``. A
+    sequence that is not where it was in ``earlier_positions`` gets the text ``FROM to TO`` for its last_value.
+    Psycopg's errors are not translated here: the caller knows the endpoint.
     """
     excluded = excluded_relations(connection, exclude_tables)
     found = {kind: read_kind(connection, query, excluded) for kind, query in DATABASE_QUERIES.items()}
     found["subscription"] = _subscriptions(connection)
-    _add_sequence_positions(connection, found["sequence"], excluded)
+    positions = sequence_positions(connection, excluded)
+    for name, facts in found["sequence"].items():
+        facts |= _position(positions.get(name), (earlier_positions or positions).get(name))
     found["large object"] = {"all": large_objects(connection, mode=mode)}
     _add_rows(connection, found["table"], excluded, mode)
     return {kind: items for kind, items in found.items() if items}
@@ -74,17 +83,25 @@ def _subscriptions(connection: psycopg.Connection[Any]) -> dict[str, dict[str, A
     return read_kind(connection, SUBSCRIPTION_QUERY, []) if superuser else {}
 
 
-def _add_sequence_positions(
-    connection: psycopg.Connection[Any], sequences: dict[str, dict[str, Any]], excluded: list[int]
-) -> None:
-    """Add last_value and is_called, read in batches of one statement each.
+def sequence_positions(connection: psycopg.Connection[Any], excluded: Sequence[int]) -> Positions:
+    """Return last_value and is_called of every sequence, read with one statement for each batch of them.
 
-    They are not part of the snapshot: sequences are outside transactions, so the dump may hold a later value (T9).
+    Sequences are outside of transactions, so no snapshot holds them still (T9): reading them before and after pg_dump
+    did shows between which values the dump's lie.
     """
-    for (statement,) in connection.execute(_SEQUENCE_STATEMENTS, {"excluded": excluded}).fetchall():
-        for name, last_value, is_called in connection.execute(statement):
-            if name in sequences:
-                sequences[name] |= {"last_value": last_value, "is_called": is_called}
+    positions: dict[str, tuple[int, bool]] = {}
+    for (statement,) in connection.execute(_SEQUENCE_STATEMENTS, {"excluded": list(excluded)}).fetchall():
+        with connection.transaction(force_rollback=True):
+            positions |= {name: (last, called) for name, last, called in connection.execute(statement)}
+    return positions
+
+
+def _position(now: tuple[int, bool] | None, earlier: tuple[int, bool] | None) -> dict[str, Any]:
+    if now is None:
+        return {}
+    if earlier is None or earlier == now:
+        return {"last_value": now[0], "is_called": now[1]}
+    return {"last_value": f"{earlier[0]} to {now[0]}", "is_called": now[1] if earlier[1] == now[1] else None}
 
 
 _SEQUENCE_STATEMENTS = b"""
@@ -110,7 +127,7 @@ def large_objects(connection: psycopg.Connection[Any], *, mode: Mode) -> dict[st
     row = connection.execute(_LARGE_OBJECTS if mode == "digests" else _LARGE_OBJECT_SIZES).fetchone()
     assert row is not None
     facts = {"count": row[0], "bytes": int(row[1] or 0)}
-    return facts | {"digest": _hex(row[2])} if mode == "digests" else facts
+    return facts | {"digest": _hex(int(row[2] or 0))} if mode == "digests" else facts
 
 
 _LARGE_OBJECT_SIZES = """
@@ -140,15 +157,23 @@ def _add_rows(
     are joined in the order of their names, because an inherited child may come back with another physical order;
     generated columns are left out, they are computed again. hashtextextended does not change between versions, since
     hash-partitioned tables depend on it. This finds damage and loss; against an attacker there is the signature.
+
+    The leaves of a table that is hash-partitioned by an enum are counted under that table, whose digest is the sum of
+    theirs: the hash of an enum's value is that of its oid, so a restore spreads the rows anew (T11).
     """
     statements = connection.execute(_ROW_STATEMENTS, {"excluded": excluded, "digests": mode == "digests"}).fetchall()
-    for name, statement in statements:
+    roots = dict(connection.execute(_SHUFFLED_LEAVES).fetchall())
+    for leaf, statement in statements:
+        name = roots.get(leaf, leaf)
         if name in tables:
             # Rolled back, so that the locks that a scan takes on the indexes do not add up (T6).
             with connection.transaction(force_rollback=True):
                 row = connection.execute(statement).fetchone()
             assert row is not None
-            tables[name] |= {"rows": row[0], "digest": _hex(row[1])} if mode == "digests" else {"rows": row[0]}
+            facts = tables[name]
+            facts["rows"] = facts.get("rows", 0) + row[0]
+            if mode == "digests":
+                facts["digest"] = _hex(int(facts.get("digest", "0"), 16) + int(row[1] or 0))
 
 
 _ROW_STATEMENTS = b"""
@@ -176,5 +201,15 @@ select format('%%I.%%I', n.nspname, c.relname),
  order by pg_relation_size(c.oid) desc"""
 
 
-def _hex(total: str | None) -> str:
-    return f"{int(total or 0) % _HASHES_MODULO:016x}"
+_SHUFFLED_LEAVES = """
+select distinct on (t.relid) t.relid::regclass::text, p.partrelid::regclass::text
+  from pg_partitioned_table as p cross join lateral pg_partition_tree(p.partrelid) as t
+ where t.isleaf and p.partstrat = 'h'
+   and (select o.oid from pg_opclass as o join pg_am as a on a.oid = o.opcmethod
+         where o.opcname = 'enum_ops' and o.opcnamespace = 'pg_catalog'::regnamespace and a.amname = 'hash')
+       = any (p.partclass)
+ order by t.relid, t.level desc"""
+
+
+def _hex(total: int) -> str:
+    return f"{total % _HASHES_MODULO:016x}"

@@ -339,6 +339,7 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_LOOSE_PUNCTUATION = re.compile(r"[ \t]*([\[\],;])[ \t]*")
 _STRING_CASTS = re.compile(r"::(?:text|character varying|bpchar|character|name)(?:\(\d+\))?(?:\[\])?")
 
 
@@ -349,5 +350,5 @@ def stable_expression(text: str) -> str:
     (``(ARRAY['a'::character varying])::text[]`` becomes ``ARRAY[('a'::character varying)::text]``), so a faithfully
     restored constraint may be spelled differently. What is left here is spelled alike before and after.
     """
-    bare = re.sub(r"[()]", " ", _STRING_CASTS.sub("", text))
+    bare = _LOOSE_PUNCTUATION.sub(r"\1", re.sub(r"[()]", " ", _STRING_CASTS.sub("", text)))
     return "\n".join(" ".join(line.split()) for line in bare.splitlines() if line.strip())

@@ -84,8 +84,8 @@ def check_server(connection: psycopg.Connection[Any], endpoint: Endpoint, databa
 
 
 _SERVER = """
-select current_setting('server_version_num')::int, split_part(current_setting('server_version'), ' ', 1), current_user::text, r.rolsuper,
-       pg_is_in_recovery(), has_table_privilege('pg_authid', 'select'),
+select current_setting('server_version_num')::int, split_part(current_setting('server_version'), ' ', 1),
+       current_user::text, r.rolsuper, pg_is_in_recovery(), has_table_privilege('pg_authid', 'select'),
        has_function_privilege('pg_control_system()', 'execute')
   from pg_roles as r where r.rolname = current_user"""
 
@@ -146,6 +146,7 @@ class DatabasePlan:
     """
 
     excluded: tuple[str, ...]
+    excluded_oids: tuple[int, ...]
     tables: int
     lock_statement: bytes | None
     warnings: tuple[str, ...]
@@ -167,7 +168,7 @@ def check_database(
     ]
     lock_statement, tables = connection.execute(_LOCKED, arguments).fetchone() or (None, 0)
     excluded = [row[0] for row in connection.execute(_NAMES, arguments).fetchall()]
-    return DatabasePlan(tuple(excluded), tables, lock_statement, tuple(warnings))
+    return DatabasePlan(tuple(excluded), tuple(arguments["excluded"]), tables, lock_statement, tuple(warnings))
 
 
 @dataclass(frozen=True)

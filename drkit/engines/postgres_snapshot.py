@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from drkit.engines.postgres_client import Endpoint, connect, translated
+from drkit.engines.postgres_fingerprint import Positions, sequence_positions
 from drkit.engines.postgres_preflight import DatabasePlan
 from drkit.errors import SourceError
 from drkit.model import Fingerprint
@@ -31,12 +32,14 @@ class Guard:
     connection: psycopg.Connection[Any]
     snapshot_id: str
     snapshot_at: datetime
+    plan: DatabasePlan
+    positions: Positions
 
 
 @contextmanager
 def open_guard(
     endpoint: Endpoint, database: str, plan: Callable[[psycopg.Connection[Any]], DatabasePlan], *, lock_timeout_s: float
-) -> Iterator[tuple[Guard, DatabasePlan]]:
+) -> Iterator[Guard]:
     """Lock what ``plan`` says, export a snapshot and hold both until the context ends.
 
     Raise SourceError naming who is in the way when a lock does not come within ``lock_timeout_s``.
@@ -52,7 +55,8 @@ def open_guard(
                 raise blocked(endpoint, database, lock_timeout_s) from error
         row = connection.execute("select pg_export_snapshot(), statement_timestamp()").fetchone()
         assert row is not None
-        yield Guard(connection, row[0], row[1]), chosen
+        positions = sequence_positions(connection, chosen.excluded_oids)
+        yield Guard(connection, row[0], row[1], chosen, positions)
 
 
 def blocked(endpoint: Endpoint, database: str, lock_timeout_s: float) -> SourceError:
@@ -90,9 +94,7 @@ select format('%s %s of %s: %s', case when l.granted then 'locked:' else 'waitin
 class Background:
     """A fingerprint being taken in a thread, while the dump streams."""
 
-    def __init__(
-        self, guard: Guard, endpoint: Endpoint, take: Callable[[psycopg.Connection[Any]], Fingerprint]
-    ) -> None:
+    def __init__(self, guard: Guard, endpoint: Endpoint, take: Callable[[Guard], Fingerprint]) -> None:
         self._guard = guard
         self._endpoint = endpoint
         self._take = take
@@ -104,7 +106,7 @@ class Background:
     def _run(self) -> None:
         try:
             with translated(self._endpoint):
-                self._result = self._take(self._guard.connection)
+                self._result = self._take(self._guard)
         except BaseException as error:  # noqa: BLE001 carried over to the thread that asks for the result
             self._error = error
 
