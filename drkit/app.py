@@ -16,12 +16,12 @@ from drkit.credentials import resolve
 from drkit.keys import load_signers
 from drkit.operations import Workplace
 from drkit.operations.sandboxing import reap_scratches
-from drkit.process import start_tick
+from drkit.process import start_mark
 from drkit.site import Site, load_policies, load_site
 from drkit.stores import Store
 from drkit.stores.opening import open_store
 
-_WORK_PREFIX = "drkit-"
+_WORK_PREFIX = "drkit-work-"
 
 
 def utc_now() -> datetime:
@@ -82,12 +82,13 @@ def open_stores(site: Site) -> Iterator[Mapping[str, Store]]:
 def _private_folder() -> Iterator[Path]:
     """Lend a folder for this process only, and remove those whose process is gone (kill -9 leaves one behind)."""
     root = Path(tempfile.gettempdir())
-    for old in root.glob(f"{_WORK_PREFIX}{os.getuid()}-*"):
-        pid, _, tick = old.name.removeprefix(f"{_WORK_PREFIX}{os.getuid()}-").partition("-")[0].partition("@")
-        if pid.isdigit() and start_tick(int(pid)) != tick and old.stat().st_uid == os.getuid():
+    mine = f"{_WORK_PREFIX}{os.getuid()}-"
+    for old in root.glob(f"{mine}*"):
+        pid, _, rest = old.name.removeprefix(mine).partition("-")
+        dead = pid.isdigit() and start_mark(int(pid)) != rest.partition("-")[0]
+        if dead and old.stat().st_uid == os.getuid():
             shutil.rmtree(old, ignore_errors=True)
-    name = f"{_WORK_PREFIX}{os.getuid()}-{os.getpid()}@{start_tick(os.getpid())}-"
-    folder = Path(tempfile.mkdtemp(prefix=name, dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}-{start_mark(os.getpid())}-", dir=root))
     try:
         yield folder
     finally:

@@ -45,6 +45,14 @@ def postgres_binary(tool: str, major: int) -> Path:
     )
 
 
+def newest_server_major() -> int:
+    """Return the newest major of which a server can be made here; raise SourceError when there is none."""
+    majors = [postgres_version(path)[0] for tool in (_named, _installed) for path in tool("initdb")]
+    if not majors:
+        raise SourceError("no PostgreSQL server is installed: initdb was not found", hints=["apt install postgresql"])
+    return max(majors)
+
+
 def postgres_version(path: Path) -> tuple[int, int]:
     """Return (major, minor) as the program itself says; raise SourceError when it is no PostgreSQL program."""
     try:

@@ -21,7 +21,7 @@ from ulid import ULID
 from drkit.catalog import Catalog
 from drkit.errors import CatalogError, DrkitError
 from drkit.model import Lease, Run
-from drkit.process import ProcessIdentity, start_tick
+from drkit.process import ProcessIdentity, start_mark
 
 LEASE_TTL = timedelta(seconds=60)
 HEARTBEAT_S = 15.0
@@ -81,7 +81,7 @@ def close_lost_runs(catalog: Catalog, now: datetime) -> list[Run]:
     host = socket.gethostname()
     lost = []
     for run in catalog.runs(state="running"):
-        if run.host == host and (start_tick(run.pid) is None or now - run.heartbeat_at > _SILENT_FOR):
+        if run.host == host and (not start_mark(run.pid) or now - run.heartbeat_at > _SILENT_FOR):
             ended = dataclasses.replace(run, state="lost", ended_at=now, error="its process ended without a word")
             catalog.finish_run(ended)
             lost.append(ended)

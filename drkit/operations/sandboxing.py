@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 from drkit.errors import DrkitError
 from drkit.model import Scratch
 from drkit.operations import Workplace
-from drkit.process import ProcessIdentity
 from drkit.sandboxes import Sandbox
+from drkit.sandboxes.machine import is_abandoned
 
 
 def sandbox_for(engine: str) -> Sandbox:
@@ -38,7 +37,7 @@ def reap_scratches(workplace: Workplace) -> list[Scratch]:
     """
     reaped = []
     for scratch in workplace.catalog.scratches():
-        if scratch.host != socket.gethostname() or not _abandoned(workplace, scratch):
+        if not is_abandoned(scratch, workplace.clock()):
             continue
         try:
             _sandboxes()[scratch.kind].reap(scratch)
@@ -51,8 +50,3 @@ def reap_scratches(workplace: Workplace) -> list[Scratch]:
         reaped.append(scratch)
     return reaped
 
-
-def _abandoned(workplace: Workplace, scratch: Scratch) -> bool:
-    owner = ProcessIdentity(scratch.host, scratch.owner_pid, scratch.owner_started)
-    mine = scratch.owner_pid == os.getpid() and not owner.is_known_dead()
-    return not mine and (owner.is_known_dead() or scratch.expires_at < workplace.clock())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from datetime import datetime
 from pathlib import Path
 
 from drkit.model import Scratch
+from drkit.process import ProcessIdentity
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -67,25 +67,7 @@ def _limit(file: Path) -> list[int]:
     return [int(text)] if text.isdigit() else []
 
 
-def process_started(pid: int) -> str:
-    """Return a text that tells this process from a later one with the same number; empty when there is none.
-
-    On Linux it is the boot's id and the start in clock ticks since boot (proc(5), field 22), elsewhere what ps prints.
-    """
-    if (_PROC / "self/stat").exists():
-        try:
-            stat = (_PROC / str(pid) / "stat").read_text()
-            boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            return ""
-        fields = stat.rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else f"{boot}/{fields[19]}"
-    done = subprocess.run(["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
 def is_abandoned(scratch: Scratch, now: datetime) -> bool:
     """Tell whether a scratch of this host has lost its owner or outlived its time; other hosts' are theirs to judge."""
-    if scratch.host != socket.gethostname():
-        return False
-    return scratch.expires_at <= now or process_started(scratch.owner_pid) != scratch.owner_started
+    owner = ProcessIdentity(scratch.host, scratch.owner_pid, scratch.owner_started)
+    return owner.is_known_dead() or (scratch.host == socket.gethostname() and scratch.expires_at <= now)

@@ -28,9 +28,9 @@ from drkit.binaries import postgres_binary
 from drkit.credentials import Secret
 from drkit.errors import SourceError
 from drkit.model import Scratch
-from drkit.process import Command, open_consumer, run
+from drkit.process import Command, open_consumer, run, start_mark
 from drkit.sandboxes import SandboxRequest, ScratchLedger, ScratchServer
-from drkit.sandboxes.machine import core_count, memory_available_bytes, process_started
+from drkit.sandboxes.machine import core_count, memory_available_bytes
 from drkit.units import MIB, format_bytes
 
 _GIB = 1 << 30
@@ -158,7 +158,7 @@ def _scratch(plan: _Plan, request: SandboxRequest) -> Scratch:
         locator=str(plan.folder),
         host=socket.gethostname(),
         owner_pid=os.getpid(),
-        owner_started=process_started(os.getpid()),
+        owner_started=start_mark(os.getpid()),
         expires_at=datetime.now(UTC) + request.ttl,
     )
 
