@@ -20,7 +20,9 @@ _SECRET_WORD = re.compile(r"password|passwd|passphrase|pwd|secret|token|authmech
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _WHOLE_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 # libpq's keyword strings (PostgreSQL manual 34.1.1.1): spaces around "=", quoted values with backslash escapes.
-_KEYWORD = re.compile(r"(?P<key>\w+)(?P<equals>\s*=\s*)(?P<value>'(?:[^'\\]|\\.)*'?|(?:[^\s\\']|\\.)+)", re.DOTALL)
+_KEYWORD = re.compile(
+    r"(?P<key>\w+)(?P<equals>\s*=\s*)(?:'(?:[^'\\]|\\.)*'?|(?:[^\s\\']|\\.)(?:[^\s\\]|\\.)*)", re.DOTALL
+)
 _HOSTS = re.compile(r"(?:\[[^\]]*\]|[^:,\[\]]*)(?::\d*)?(?:,(?:\[[^\]]*\]|[^:,\[\]]*)(?::\d*)?)*")
 
 

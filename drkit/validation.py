@@ -26,6 +26,7 @@ _KINDS = {
     "tuple": "a list",
     "dict": "a mapping (key: value)",
     "model": "a mapping (key: value)",
+    "path": "a path",
 }
 _SECRET_SHAPE = re.compile(r"AGE-(SECRET-KEY|PLUGIN)|PRIVATE KEY", re.IGNORECASE)
 _SHOWN_CHARS = 60
