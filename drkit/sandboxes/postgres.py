@@ -1,8 +1,8 @@
 """A throw-away PostgreSQL server: private folder, socket only, tuned for loading, and gone afterwards.
 
-Three things take it away. Leaving the context does, and checks that nothing is left. If drkit dies first, a watcher that
-holds the other end of a pipe stops the server within moments. What then is left in the folder, the next command reaps
-with the help of the ledger's row, which was written before anything else.
+Three things take it away. Leaving the context does, and checks that nothing is left. If drkit dies first, a watcher
+that holds the other end of a pipe stops the server within moments. What then is left in the folder, the next command
+reaps with the help of the ledger's row, which was written before anything else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from ulid import ULID
 
@@ -176,17 +176,19 @@ def _running(plan: _Plan, request: SandboxRequest) -> Iterator[ScratchServer]:
     with open_consumer(_as_server(plan, stop), idle_timeout_s=_STOP_TIMEOUT_S) as watcher:
         _start(plan)
         try:
-            yield ScratchServer(
-                url=Secret(
-                    f"postgresql://{quote(request.superuser, safe='')}@/postgres?host={quote(str(plan.folder), safe='')}"
-                ),
-                version=_version(plan),
-                folder=plan.folder,
-                stage_folder=plan.stage,
-            )
+            yield ScratchServer(_url(plan, request), _version(plan), plan.folder, plan.stage)
         finally:
             with contextlib.suppress(SourceError):  # it died before; `reap` looks for what is left in any case
                 watcher.feed([])
+
+
+def _url(plan: _Plan, request: SandboxRequest) -> Secret:
+    """Return where the server is; what a restored role or database would load into sessions stays out of them."""
+    options = "-c session_preload_libraries= -c local_preload_libraries="
+    if request.major >= 17:
+        options += " -c event_triggers=off"
+    parameters = urlencode({"host": plan.folder, "port": 5432, "options": options}, quote_via=quote)
+    return Secret(f"postgresql://{quote(request.superuser, safe='')}@/postgres?{parameters}")
 
 
 def _as_server(plan: _Plan, argv: list[str]) -> Command:
@@ -308,7 +310,7 @@ def _lives_in(process: Path, folder: Path) -> bool:
     here = os.fsencode(folder)
     if any(argument == here or argument.startswith(here + b"/") for argument in arguments):
         return True
-    return Path(os.readlink(process / "cwd")).is_relative_to(folder)
+    return (process / "cwd").readlink().is_relative_to(folder)
 
 
 def _stop_processes(folder: Path) -> list[tuple[int, str]]:

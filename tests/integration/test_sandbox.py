@@ -66,7 +66,7 @@ def processes_in(folder: Path) -> list[str]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            here = os.readlink(entry / "cwd")
+            here = str((entry / "cwd").readlink())
         except OSError:
             continue
         if str(folder) in command or here.startswith(str(folder)):
@@ -120,9 +120,15 @@ def test_the_server_is_tuned_and_neutral(tmp_path: Path, ledger: MemoryLedger) -
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path, ledger: MemoryLedger) -> None:
-    with pytest.raises(RuntimeError, match="the drill broke"), PostgresSandbox().open(a_request(tmp_path), ledger) as s:
-        folder = s.folder
+    broken: list[str] = []
+
+    def break_in(server: ScratchServer) -> None:
+        broken.append(str(server.folder))
         raise RuntimeError("the drill broke")
+
+    with pytest.raises(RuntimeError, match="the drill broke"), PostgresSandbox().open(a_request(tmp_path), ledger) as s:
+        break_in(s)
+    folder = Path(broken[0])
     assert not folder.exists()
     assert ledger.rows == {}
     assert processes_in(folder) == []
@@ -155,17 +161,17 @@ def test_too_little_room_is_refused_before_anything_is_made(tmp_path: Path, ledg
 
 
 def test_a_major_that_is_not_installed_is_refused(tmp_path: Path, ledger: MemoryLedger) -> None:
-    with pytest.raises(SourceError, match="PostgreSQL 9 is not installed"):
-        with PostgresSandbox().open(a_request(tmp_path, major=9), ledger):
-            pass
+    refused = pytest.raises(SourceError, match="PostgreSQL 9 is not installed")
+    with refused, PostgresSandbox().open(a_request(tmp_path, major=9), ledger):
+        pass
     assert ledger.seen == []
 
 
 def test_too_little_memory_is_refused(tmp_path: Path, ledger: MemoryLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox_module, "memory_available_bytes", lambda: 100_000_000)
-    with pytest.raises(SourceError, match="100 MB are available"):
-        with PostgresSandbox().open(a_request(tmp_path), ledger):
-            pass
+    refused = pytest.raises(SourceError, match="100 MB are available")
+    with refused, PostgresSandbox().open(a_request(tmp_path), ledger):
+        pass
     assert ledger.seen == []
 
 
@@ -294,9 +300,9 @@ def test_files_that_cannot_be_removed_are_named(
 
     with monkeypatch.context() as patched:
         patched.setattr(sandbox_module.shutil, "rmtree", refuse)
-        with pytest.raises(SourceError, match="could not be removed") as caught:
-            with PostgresSandbox().open(a_request(tmp_path), ledger) as server:
-                pass
+        leaked = pytest.raises(SourceError, match="could not be removed")
+        with leaked as caught, PostgresSandbox().open(a_request(tmp_path), ledger) as server:
+            pass
     assert str(server.folder) in caught.value.message
     assert len(ledger.rows) == 1, "the row stays until the files are gone"
     PostgresSandbox().reap(ledger.scratches()[0])

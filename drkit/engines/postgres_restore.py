@@ -1,0 +1,493 @@
+"""Loading the parts of a PostgreSQL dump into a server, and looking at what came of it.
+
+The order is that of T2: globals (scratch servers only), database from template0, pre-data, data, post-data,
+materialized views, event triggers, ANALYZE. Everything runs with ``--exit-on-error``: a load that went on past an error
+is no load.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from drkit.binaries import postgres_binary
+from drkit.credentials import Secret
+from drkit.engines import LoadResult, RestoreOptions, RestoreSession
+from drkit.engines.postgres_archive import Entry, Head, list_entries, open_private, read_head, write_list
+from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_database, tool_environment
+from drkit.engines.postgres_fingerprint import Mode, fingerprint_database, fingerprint_globals
+from drkit.engines.postgres_target import (
+    ExtensionNeed,
+    Target,
+    apply_settings,
+    available_extensions,
+    create_database,
+    drop_database,
+    extension_needs,
+    needed_roles,
+    read_target,
+    refuse_existing_tables,
+    refuse_filled,
+    refuse_missing,
+    refuse_older,
+)
+from drkit.errors import DrkitError, SourceError
+from drkit.model import Fingerprint
+from drkit.process import Command, Consumer, open_consumer, run
+from drkit.units import format_count
+
+_LONGEST_LOAD_S = 7 * 86400.0
+_CHECK_TIMEOUT_S = 600
+_MOST_ENTRIES_AT_ONCE = 1000  # each takes several locks of a lock table of some thousands
+_MOST_SORT_KB = 1 << 20
+_GLOBALS = "globals"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a part goes: a database, made by us or there before."""
+
+    database: str
+    exists: bool
+
+
+@contextmanager
+def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSession]:
+    """Connect to the target, check that the load can work, and lend the session; see `Engine.open_restore`."""
+    endpoint = parse_url(url)
+    with _maintenance(endpoint, options) as connection:
+        target = read_target(connection, pinned(endpoint, connection))
+        refuse_older(target, options.details.get("server", {}))
+        available = available_extensions(connection)
+        tuning = _tuning(connection, options)
+    session = _Restore(target, options, _places(endpoint, options, target.databases), available)
+    session.check()
+    with (
+        tempfile.TemporaryDirectory(prefix="restore-", dir=options.stage_folder or options.work_folder) as folder,
+        tool_environment(_with_options(target.endpoint, tuning), Path(folder)) as environment,
+    ):
+        session.prepare(environment, Path(folder))
+        yield session
+
+
+def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
+    """Take the fingerprint of each restored part, as it was taken at backup time."""
+    endpoint = parse_url(url)
+    found: dict[str, Fingerprint] = {}
+    with _maintenance(endpoint, options) as connection:
+        endpoint = pinned(endpoint, connection)
+        if _GLOBALS in options.parts:
+            found[_GLOBALS] = fingerprint_globals(connection)
+    for part, place in _places(parse_url(url), options, frozenset()).items():
+        recorded = options.details["parts"][part].get("fingerprint", {})
+        with connect(endpoint, place.database) as connection:
+            found[part] = fingerprint_database(connection, mode=_mode(recorded))
+    return found
+
+
+def run_check(url: Secret, part: Mapping[str, Any], query: str) -> Any:
+    """Run one query against a restored part and return its single value.
+
+    Numbers, booleans and text come as they are, everything else as text. Raise SourceError when the query fails or
+    answers with anything but one row of one column.
+    """
+    label = str(part["label"])
+    with connect(parse_url(url), label) as connection:
+        for setting in ("search_path", "TimeZone", "row_security"):
+            connection.execute(sql.SQL("reset {}").format(sql.Identifier(setting)))
+        connection.execute(f"set statement_timeout = '{_CHECK_TIMEOUT_S}s'".encode())
+        cursor = connection.execute(query.encode())
+        rows = cursor.fetchmany(2) if cursor.description else []
+        if len(rows) != 1 or len(rows[0]) != 1:
+            columns = len(cursor.description or ())
+            shape = f"{'several rows' if len(rows) > 1 else format_count(len(rows), 'row')} of {columns} columns"
+            raise SourceError(f"a check of database {label} must answer with one value, not {shape}")
+        return _plain(rows[0][0])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _mode(recorded: Fingerprint) -> Mode:
+    digested = any("digest" in facts for facts in recorded.get("table", {}).values())
+    return "digests" if digested or not recorded.get("table") else "counts"
+
+
+@contextmanager
+def _maintenance(endpoint: Endpoint, options: RestoreOptions) -> Iterator[psycopg.Connection[Any]]:
+    """Connect to a database that is there whatever is restored: the target itself may have to be made."""
+    if options.scratch:
+        with connect(endpoint, "template1") as connection:
+            yield connection
+        return
+    try:
+        opened = connect(endpoint, "postgres")
+        connection = opened.__enter__()
+    except SourceError:
+        if endpoint.database in {None, "postgres"}:
+            raise
+        opened = connect(endpoint)
+        connection = opened.__enter__()
+    try:
+        yield connection
+    finally:
+        opened.__exit__(None, None, None)
+
+
+def _places(endpoint: Endpoint, options: RestoreOptions, there: frozenset[str]) -> dict[str, _Place]:
+    """Say which database each part goes to: a single one to the URL's, several to those of their own names."""
+    parts = [part for part in options.parts if part != _GLOBALS]
+    labels = {part: str(options.details["parts"][part]["label"]) for part in parts}
+    if not options.scratch and len(parts) == 1 and endpoint.database:
+        labels = {parts[0]: endpoint.database}
+    elif not options.scratch and len(parts) > 1 and endpoint.database not in {None, "postgres"}:
+        raise SourceError(
+            f"the backup has {len(parts)} databases, and the target's url names one: {endpoint.database}",
+            details=[f"they are {', '.join(labels.values())}"],
+            hints=["choose one with --database, or leave the database out of the url to restore all by their names"],
+        )
+    return {part: _Place(label, label in there) for part, label in labels.items()}
+
+
+def _tuning(connection: psycopg.Connection[Any], options: RestoreOptions) -> dict[str, str]:
+    """Return settings for the loading sessions; a scratch server has its own.
+
+    Commits need not wait for the disk: the last statement of `finish` does, and with it all before. Sorting memory is
+    taken in proportion to the shared buffers, which is how much its owner gave the server.
+    """
+    if options.scratch:
+        return {}
+    (current_kb, buffers_kb) = connection.execute(
+        """select (select setting::bigint from pg_settings where name = 'maintenance_work_mem'),
+                  (select setting::bigint * 8 from pg_settings where name = 'shared_buffers')"""
+    ).fetchone() or (0, 0)
+    sort_kb = max(current_kb, min(buffers_kb // (2 * max(options.jobs, 1)), _MOST_SORT_KB))
+    return {"synchronous_commit": "off", "maintenance_work_mem": f"{sort_kb}kB"}
+
+
+def _with_options(endpoint: Endpoint, settings: Mapping[str, str]) -> Endpoint:
+    words = [endpoint.parameters.get("options", ""), *(f"-c {name}={value}" for name, value in settings.items())]
+    merged = " ".join(word for word in words if word)
+    return Endpoint({**endpoint.parameters, "options": merged}, endpoint.password) if merged else endpoint
+
+
+class _Restore:
+    """One load in progress."""
+
+    def __init__(
+        self,
+        target: Target,
+        options: RestoreOptions,
+        places: Mapping[str, _Place],
+        available: Mapping[str, tuple[str, frozenset[str]]],
+    ) -> None:
+        major = int(options.details.get("server", {}).get("major", target.major))
+        self._target = target
+        self._options = options
+        self._places = places
+        self._available = available
+        self._tables = [_table_name(text) for text in options.tables]
+        self._pg_restore = postgres_binary("pg_restore", major)
+        self._psql = postgres_binary("psql", major)
+        self._left_out: set[str] = set()
+        self._result = LoadResult()
+        self._environment: Mapping[str, str] = {}
+        self._folder = Path()
+
+    @property
+    def summary(self) -> str:
+        """Return one line that names the target."""
+        names = ", ".join(place.database for place in self._places.values())
+        return f"{self._target.endpoint.server}/{names}, postgres {self._target.version}"
+
+    def prepare(self, environment: Mapping[str, str], folder: Path) -> None:
+        """Take the tools' environment and the private folder, once the checks have passed."""
+        self._environment = environment
+        self._folder = folder
+
+    def check(self) -> None:
+        """Refuse a target that is in the way, or that lacks extensions or roles; change nothing."""
+        source = self._options.details.get("server", {}).get("system_identifier")
+        for place in self._places.values():
+            if place.exists and not self._options.scratch:
+                with connect(self._target.endpoint, place.database) as connection:
+                    if self._tables:
+                        refuse_existing_tables(connection, self._target, place.database, self._tables)
+                    else:
+                        refuse_filled(connection, self._target, place.database, source)
+        missing = {need.name: need for part in self._places for need in self._missing_extensions(part)}
+        if not self._options.scratch:
+            refuse_missing(self._target, list(missing.values()), self._missing_roles(self._target.roles, self._places))
+        self._left_out = set(missing)
+        self._result.warnings += [f"extension {name} left out: not installed here" for name in sorted(missing)]
+
+    def _needs(self, part: str) -> list[ExtensionNeed]:
+        return [] if self._tables else extension_needs(self._recorded(part))
+
+    def _missing_extensions(self, part: str) -> list[ExtensionNeed]:
+        return [need for need in self._needs(part) if need.name not in self._available]
+
+    def _missing_roles(self, there: frozenset[str], parts: Mapping[str, _Place]) -> list[str]:
+        needed: set[str] = set()
+        for part, place in parts.items():
+            needed |= needed_roles({} if place.exists else self._facts(part), self._recorded(part))
+        return sorted(needed - there)
+
+    def _facts(self, part: str) -> Mapping[str, Any]:
+        facts: Mapping[str, Any] = self._options.details["parts"][part].get("database", {})
+        return facts
+
+    def _recorded(self, part: str) -> Fingerprint:
+        recorded: Fingerprint = self._options.details["parts"][part].get("fingerprint", {})
+        if not self._tables:
+            return recorded
+        names = {f"{schema}.{name}" for schema, name in self._tables}
+        tables = {name: facts for name, facts in recorded.get("table", {}).items() if name.replace('"', "") in names}
+        return {"table": {name: {"owner": facts.get("owner")} for name, facts in tables.items()}}
+
+    def load(self, part: str, chunks: Iterator[bytes]) -> None:
+        """Load one part; see `RestoreSession.load`."""
+        if part == _GLOBALS:
+            self._load_globals(b"".join(chunks))
+            return
+        place = self._places[part]
+        with tempfile.TemporaryDirectory(prefix=f"{part}-", dir=self._folder) as name:
+            head = read_head(chunks, self._pg_restore, Path(name))
+            entries = self._chosen(head)
+            staged = self._staged(head)
+            with self._database(part, place):
+                self._create_extensions(part, place)
+                self._load_entries(place, head, entries, staged)
+                if not self._tables:
+                    self._refresh(part, place)
+                    self._load_event_triggers(place, head, entries)
+                    settings = self._recorded(part).get("database setting", {})
+                    self._result.warnings += apply_settings(self._target, place.database, settings)
+        self._result.loaded[part] = self._target.endpoint.label(place.database)
+
+    def _load_globals(self, script: bytes) -> None:
+        """Apply roles and tablespaces to a scratch server; a user's server keeps its own."""
+        if not self._options.scratch:
+            self._result.loaded[_GLOBALS] = "not applied: the target server keeps its own roles"
+            return
+        argv = [str(self._psql), "--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1"]
+        environment = dict(self._environment)
+        script = _for_scratch(script, self._target.role)
+        if b"\nCREATE TABLESPACE " in script:
+            script = b"set allow_in_place_tablespaces = on;\n" + script
+        with open_consumer(
+            Command([*argv, f"--dbname={tool_database('template1')}"], env=environment),
+            idle_timeout_s=self._options.idle_timeout_s,
+        ) as psql:
+            psql.feed([script])
+        self._result.loaded[_GLOBALS] = self._target.endpoint.server
+
+    def _chosen(self, head: Head) -> tuple[Entry, ...]:
+        """Return the entries to load: all, or those of the tables that were asked for."""
+        if not self._tables:
+            return head.entries
+        chosen: list[Entry] = []
+        for schema, name in self._tables:
+            found = list_entries(head, self._pg_restore, [f"--schema={schema}", f"--table={name}"])
+            if not found:
+                raise SourceError(f"the backup has no table {schema}.{name}")
+            chosen += found
+            self._result.warnings.append(
+                f"table {schema}.{name} came with columns and rows only: indexes, constraints, triggers and grants are"
+                " not part of a table restore"
+            )
+        return tuple(chosen)
+
+    def _staged(self, head: Head) -> Path | None:
+        """Write the archive to a private file where that may be, so that several connections can load from it."""
+        if self._options.stage_folder is None or self._options.jobs < 2 or self._tables:
+            return None
+        path = head.file.with_name("archive")
+        with open_private(path) as file:
+            for chunk in head.chunks:
+                file.write(chunk)
+        return path
+
+    @contextmanager
+    def _database(self, part: str, place: _Place) -> Iterator[None]:
+        """Make the database; if it is not loaded whole, drop it, or say what is left in one that was there."""
+        target, options = self._target, self._options
+        if options.scratch:
+            self._add_missing_roles(part, place)
+            drop_database(target, place.database)  # the scratch server's own `postgres`
+        if options.scratch or not place.exists:
+            facts = self._facts(part)
+            self._result.warnings += create_database(target, place.database, facts, any_locale=options.scratch)
+        try:
+            yield
+        except BaseException as error:
+            if options.scratch or not place.exists:
+                drop_database(target, place.database)
+            elif isinstance(error, DrkitError):
+                left = f"{target.endpoint.label(place.database)} was there before; it is left with a part of the backup"
+                error.details = (*error.details, left)
+            raise
+
+    def _add_missing_roles(self, part: str, place: _Place) -> None:
+        with connect(self._target.endpoint, "template1") as connection:
+            there = frozenset(row[0] for row in connection.execute("select rolname::text from pg_roles"))
+            for role in self._missing_roles(there, {part: replace(place, exists=False)}):
+                connection.execute(sql.SQL("create role {} nologin").format(sql.Identifier(role)))
+                self._result.warnings.append(f"role {role} is not in the backup's globals and was made without login")
+
+    def _create_extensions(self, part: str, place: _Place) -> None:
+        """Create extensions in the recorded version where that is not the default (T15), or warn of another one.
+
+        Only those in a schema that an empty database has; pg_restore makes the others, in their default version.
+        """
+        for need in self._needs(part):
+            default, versions = self._available.get(need.name, (need.version, frozenset()))
+            if default == need.version:
+                continue
+            if need.version in versions and need.schema in {"public", "pg_catalog"}:
+                statement = sql.SQL("create extension if not exists {} with schema {} version {}")
+                names = sql.Identifier(need.name), sql.Identifier(need.schema), sql.Literal(need.version)
+                with connect(self._target.endpoint, place.database) as connection:
+                    connection.execute(statement.format(*names))
+            else:
+                self._result.warnings.append(
+                    f"extension {need.name} is version {default} here and was {need.version} at backup time"
+                )
+
+    def _load_entries(self, place: _Place, head: Head, entries: Sequence[Entry], staged: Path | None) -> None:
+        """Load everything but materialized views' rows and event triggers, which come last."""
+        wanted = write_list(head.file.with_name("main.list"), entries, self._is_first)
+        sections = ["--section=pre-data", "--section=data"]
+        if staged is not None:
+            self._restore_file(place, staged, wanted, [f"--jobs={self._options.jobs}"])
+            return
+        if self._options.scratch and len(entries) < _MOST_ENTRIES_AT_ONCE and not head.has_large_objects:
+            # With wal_level = minimal, rows that come in the transaction that made their table are not logged.
+            sections.append("--single-transaction")
+        argv = [*self._arguments(place), *sections, f"--use-list={wanted}"]
+        with open_consumer(
+            Command(argv, env=self._environment), idle_timeout_s=self._options.idle_timeout_s
+        ) as consumer:
+            _feed(consumer, head.chunks)
+            self._note(consumer.stderr_lines)
+        self._restore_file(place, head.file, wanted, ["--section=post-data", f"--jobs={self._options.jobs}"])
+
+    def _is_first(self, entry: Entry) -> bool:
+        words = entry.text.split(" ")
+        if entry.is_a("EXTENSION") and words[2] in self._left_out:
+            return False
+        # The comment of an extension comes with the extension, and only its owner may set it.
+        return not (
+            entry.is_a("MATERIALIZED VIEW DATA") or entry.is_a("COMMENT - EXTENSION") or _is_event_trigger(entry)
+        )
+
+    def _restore_file(self, place: _Place, file: Path, wanted: Path, arguments: Sequence[str]) -> None:
+        argv = [*self._arguments(place), *arguments, f"--use-list={wanted}", str(file)]
+        done = run(Command(argv, env=self._environment), timeout_s=_LONGEST_LOAD_S)
+        self._note(done.stderr.splitlines())
+
+    def _arguments(self, place: _Place) -> list[str]:
+        dbname = f"--dbname={tool_database(place.database)}"
+        return [str(self._pg_restore), "--exit-on-error", "--no-password", dbname]
+
+    def _note(self, lines: Sequence[str]) -> None:
+        self._result.warnings += [line for line in lines if "warning:" in line.lower()]
+
+    def _refresh(self, part: str, place: _Place) -> None:
+        """Fill materialized views in the order in which they can be; one that cannot is a warning by name (T12)."""
+        recorded = self._recorded(part).get("materialized view", {})
+        with connect(self._target.endpoint, place.database) as connection:
+            waiting = [
+                (schema, name)
+                for schema, name, quoted in connection.execute(_UNPOPULATED).fetchall()
+                if recorded.get(quoted, {}).get("populated", True)
+            ]
+            failures: dict[tuple[str, str], str] = {}
+            while waiting:
+                failures = {}
+                for view in waiting:
+                    try:
+                        connection.execute(sql.SQL("refresh materialized view {}").format(sql.Identifier(*view)))
+                    except psycopg.Error as error:
+                        failures[view] = error.diag.message_primary or str(error)
+                if len(failures) == len(waiting):
+                    break
+                waiting = list(failures)
+        self._result.warnings += [
+            f"materialized view {schema}.{name} could not be refreshed and is empty: {words}"
+            for (schema, name), words in failures.items()
+        ]
+
+    def _load_event_triggers(self, place: _Place, head: Head, entries: Sequence[Entry]) -> None:
+        """Load what would fire on the load itself when all else is there (T14)."""
+        if any(_is_event_trigger(entry) for entry in entries):
+            wanted = write_list(head.file.with_name("last.list"), entries, _is_event_trigger)
+            self._restore_file(place, head.file, wanted, [])
+
+    def finish(self) -> LoadResult:
+        """Analyze what was loaded, make it durable, and return what came of the load."""
+        for place in self._places.values():
+            with connect(self._target.endpoint, place.database) as connection:
+                connection.execute("set synchronous_commit = on")
+                if self._tables:
+                    for table in self._tables:
+                        connection.execute(sql.SQL("analyze {}").format(sql.Identifier(*table)))
+                else:
+                    connection.execute("analyze")
+        return self._result
+
+
+_UNPOPULATED = b"""
+select n.nspname::text, c.relname::text, format('%I.%I', n.nspname, c.relname)
+  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+ where c.relkind = 'm' and not c.relispopulated order by c.oid"""
+
+
+def _feed(consumer: Consumer, chunks: Iterator[bytes]) -> None:
+    """Feed pg_restore; when it has all it needs before the end, still read the rest, so that digests are compared."""
+    try:
+        consumer.feed(chunks)
+    except SourceError:
+        if consumer.status != 0:
+            raise
+        for _ in chunks:
+            pass
+
+
+def _is_event_trigger(entry: Entry) -> bool:
+    return entry.is_a("EVENT TRIGGER") or entry.is_a("COMMENT - EVENT TRIGGER")
+
+
+def _table_name(text: str) -> tuple[str, str]:
+    """Read ``schema.table`` as stored, or with SQL's double quotes; without a schema it is public."""
+    pieces = re.fullmatch(r'(?:("(?:[^"]|"")+"|[^."]+)\.)?("(?:[^"]|"")+"|[^"]+)', text)
+    if pieces is None:
+        raise SourceError(f"{text} does not name a table; write it like schema.table")
+    schema, name = (piece and piece.strip('"').replace('""', '"') for piece in pieces.groups())
+    return schema or "public", name
+
+
+def _for_scratch(script: bytes, superuser: str) -> bytes:
+    """Leave out the bootstrap role, which is there, and put tablespaces inside the scratch server's own folder.
+
+    In-place tablespaces came with PostgreSQL 15 (and minors of 2022 before it): an empty LOCATION.
+    """
+    quoted = '"' + superuser.replace('"', '""') + '"'
+    there = {f"CREATE ROLE {name};".encode() for name in (superuser, quoted)}
+    lines = (line for line in script.split(b"\n") if line not in there)
+    return b"\n".join(_TABLESPACE.sub(rb"\1'';", line) for line in lines)
+
+
+_TABLESPACE = re.compile(rb"^(CREATE TABLESPACE .* LOCATION )'.*';$")
