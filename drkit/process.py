@@ -158,7 +158,8 @@ class _Child:
     def close(self) -> None:
         """End the child if it still runs, and close our ends of its pipes.
 
-        Another thread may still be in `Producer.chunks`: the child's end wakes it, and the pipe is closed after it left.
+        Another thread may still be in `Producer.chunks`: the child's end wakes it, and the pipe is closed after it
+        left.
         """
         self.kill()
         self._unused.wait(timeout=_KILL_AFTER_S)

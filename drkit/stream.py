@@ -129,8 +129,8 @@ def prefetch(chunks: Iterable[bytes], depth: int = 4) -> Iterator[Iterator[bytes
     """Run the stages behind ``chunks`` in a thread of their own, up to ``depth`` chunks ahead.
 
     What they raise is raised to the reader. When the context ends early the thread stops at its next chunk and closes
-    the generators behind it. A thread that is stuck in a read then is left to the owner of that pipe or connection, whose
-    own context ends right after this one and wakes it.
+    the generators behind it. A thread that is stuck in a read then is left to the owner of that pipe or connection,
+    whose own context ends right after this one and wakes it.
     """
     ready: queue.Queue[object] = queue.Queue(maxsize=depth)
     stopping = threading.Event()

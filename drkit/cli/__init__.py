@@ -163,7 +163,7 @@ def _run(arguments: list[str], output: Output, *, debug: bool) -> int:
         return error.exit_code
     except BrokenPipeError:
         return EXIT_BUG
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last line before the user
         if debug:
             traceback.print_exc()
         output.bug(error)

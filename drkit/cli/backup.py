@@ -15,8 +15,8 @@ from drkit.cli import common_options, output_of, site_option
 def backup(ctx: click.Context, policy: str, method: str | None) -> None:
     """Take a backup of POLICY now.
 
-    Exit codes: 0 committed in every store of the policy; 4 a backup of it is running; 5 the database or its tool failed;
-    6 a store failed. After a failure no half backup exists.
+    Exit codes: 0 committed in every store of the policy; 4 a backup of it is running; 5 the database or its tool
+    failed; 6 a store failed. After a failure no half backup exists.
     """
     from drkit.app import open_app
     from drkit.operations.backup import back_up

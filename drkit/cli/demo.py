@@ -65,7 +65,8 @@ def demo(ctx: click.Context, folder: Path) -> None:
         _write_policy(site, server)
         evidence = _story(site, server, output)
     document = {"folder": str(site.folder), "evidence": str(evidence)}
-    output.result("demo", document, f"\nproven; the signed record is {evidence}\nthe site stays in {folder}/ to look at")
+    text = f"\nproven; the signed record is {evidence}\nthe site stays in {folder}/ to look at"
+    output.result("demo", document, text)
 
 
 def _clear(folder: Path) -> None:

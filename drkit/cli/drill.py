@@ -12,7 +12,6 @@ from drkit.cli import common_options, output_of, site_option
 
 if TYPE_CHECKING:
     from drkit.operations.drill_outcome import DrillOutcome
-    from drkit.policy import DrillRule, Policy
 
 _LEVELS = ["intact", "loads", "replays", "same-data", "works"]
 
@@ -39,8 +38,8 @@ def drill(
 ) -> None:
     """Restore POLICY into a throw-away server and prove that the data came back.
 
-    Exit codes: 0 passed; 11 the drill failed or an objective was missed; 5, 6 inconclusive, the drill's own server or the
-    store was at fault.
+    Exit codes: 0 passed; 11 the drill failed or an objective was missed; 5, 6 inconclusive, the drill's own server or
+    the store was at fault.
     """
     from drkit.app import open_app
     from drkit.cli.moments import moment_option

@@ -68,9 +68,7 @@ def show(ctx: click.Context, run_id: str) -> None:
 
 
 def _document(item: Run) -> dict[str, Any]:
-    return {
-        name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in vars(item).items()
-    }
+    return {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in vars(item).items()}
 
 
 def _shown(value: Any) -> str:

@@ -27,8 +27,8 @@ def verify(
 ) -> None:
     """Read ARTIFACTS (or the newest one of each policy) in every store and compare them with what was signed.
 
-    Where an identity is at hand the content is decrypted and compared as well. Exit codes: 0 all sound; 6 a store cannot
-    be reached; 8 something is not as it was signed.
+    Where an identity is at hand the content is decrypted and compared as well. Exit codes: 0 all sound; 6 a store
+    cannot be reached; 8 something is not as it was signed.
     """
     from drkit.app import open_app
     from drkit.key_files import ask_passphrase

@@ -87,9 +87,10 @@ class BackupSession(Protocol):
 class RestoreOptions:
     """How to load. ``details`` are the artifact's, opened; ``parts`` the names to load, in the manifest's order.
 
-    ``tables`` limits the load to the named ones (``schema.table``). ``scratch`` says that the server is a sandbox of ours:
-    globals are loaded as its superuser and a full-speed load may trade durability. With ``stage_folder``, a private
-    folder with room for the plain bytes, parts may be staged there for a parallel load; without it they are streamed.
+    ``tables`` limits the load to the named ones (``schema.table``). ``scratch`` says that the server is a sandbox of
+    ours: globals are loaded as its superuser and a full-speed load may trade durability. With ``stage_folder``, a
+    private folder with room for the plain bytes, parts may be staged there for a parallel load; without it they are
+    streamed.
     """
 
     details: Mapping[str, Any]

@@ -41,8 +41,8 @@ class Reporter(Protocol):
 class Workplace:
     """Everything that operations work with, made from a site by `drkit.app.open_app`.
 
-    ``stores`` opens a store when it is first asked for. ``signers`` are the pinned ones of the site: what the bucket says
-    of its signers is never believed. ``work_folder`` is private; what is in it belongs to running processes only.
+    ``stores`` opens a store when it is first asked for. ``signers`` are the pinned ones of the site: what the bucket
+    says of its signers is never believed. ``work_folder`` is private; what is in it belongs to running processes only.
     """
 
     site: Site

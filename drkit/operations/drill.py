@@ -6,6 +6,7 @@ and stored beside the artifacts; if it cannot be stored, the drill has not passe
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections import Counter
@@ -36,6 +37,7 @@ from drkit.units import format_bytes, format_count, format_duration, format_mome
 _DISK_FACTOR = 3
 """An index-heavy database takes this many times the bytes of its dump, staged copy included."""
 _SHOWN_LINES = 10
+_SHOWN_KINDS = (("sequence", "sequences"), ("index", "indexes"), ("constraint", "constraints"), ("role", "roles"))
 
 
 def run_drill(
@@ -114,8 +116,8 @@ class _Drill:
         age = format_duration(outcome.started_at - manifest.covers.to_at)
         opens = ", ".join(sorted({key.name for key in self.identities}))
         self.reporter.line(
-            f"  artifact {manifest.artifact_id}  {manifest.method} of {format_moment(manifest.covers.to_at)}, {age} old,"
-            f" opened by {opens}"
+            f"  artifact {manifest.artifact_id}  {manifest.method} of {format_moment(manifest.covers.to_at)},"
+            f" {age} old, opened by {opens}"
         )
         return RestorePlan(entry, details, manifest.objects, tuple(self.identities))
 
@@ -161,24 +163,21 @@ class _Drill:
         self, plan: RestorePlan, engine: Engine, restored: Mapping[str, Fingerprint], level: LevelOutcome
     ) -> None:
         """Compare every part's fingerprint with the recorded one; list what differs by name."""
-        totals: Counter[str] = Counter()
-        for part, facts in plan.details["parts"].items():
-            if "fingerprint" not in facts:
-                continue
-            found = compare_fingerprints(facts["fingerprint"], restored.get(part, {}), engine.expected)
+        recorded = {item.part: plan.details["parts"][item.part].get("fingerprint") for item in plan.objects}
+        bare = [plan.label(part) for part, fingerprint in recorded.items() if not fingerprint]
+        if bare:
+            raise IntegrityError(f"artifact {plan.entry.manifest.artifact_id} has no fingerprint of {', '.join(bare)}")
+        for part, fingerprint in recorded.items():
+            found = compare_fingerprints(fingerprint, restored.get(part, {}), engine.expected)
+            if len(recorded) > 2:  # more than the globals and one database: say which
+                found = [dataclasses.replace(item, name=f"{plan.label(part)}: {item.name}") for item in found]
             self.outcome.differences += [item for item in found if not item.expected_by]
             self.outcome.expected_differences += [item for item in found if item.expected_by]
-            totals.update(count_kinds(facts["fingerprint"]))
         level.lines = [describe_difference(item) for item in self.outcome.differences]
+        level.summary = _equal(list(recorded.values()))
         if level.lines:
             level.result = "failed"
             level.summary = format_count(len(level.lines), "difference")
-        else:
-            counted = "count and digest" if self.policy.fingerprint == "digests" else "count"
-            others = ", ".join(
-                format_count(totals[kind], kind, _plural(kind)) for kind in sorted(totals) if kind != "table"
-            )
-            level.summary = f"{totals['table']} of {totals['table']} tables equal in {counted}; {others}"
 
     def _run_checks(self, plan: RestorePlan, engine: Engine, server: ScratchServer, level: LevelOutcome) -> None:
         """Ask the policy's questions, each of the restored database that it names."""
@@ -280,10 +279,20 @@ def _warned(loaded: LoadResult) -> str:
     return f", {format_count(len(loaded.warnings), 'warning')}" if loaded.warnings else ""
 
 
-def _plural(kind: str) -> str:
-    if kind.endswith("y"):
-        return kind[:-1] + "ies"
-    return kind + ("es" if kind.endswith(("x", "s")) else "s")
+def _equal(fingerprints: Sequence[Fingerprint]) -> str:
+    """Say how much was compared and found equal, tables first."""
+    totals: Counter[str] = Counter()
+    for fingerprint in fingerprints:
+        totals.update(count_kinds(fingerprint))
+    tables = [facts for fingerprint in fingerprints for facts in fingerprint.get("table", {}).values()]
+    digested = any("digest" in facts for facts in tables)
+    others = sum(totals.values()) - totals["table"]
+    counted = [format_count(totals[kind], kind, plural) for kind, plural in _SHOWN_KINDS if totals[kind]]
+    return (
+        f"{totals['table']} of {format_count(totals['table'], 'table')} equal in"
+        f" {'count and digest' if digested else 'count, no digests recorded'},"
+        f" {others} other objects equal: {', '.join(counted)}, …"
+    )
 
 
 def _part_of(plan: RestorePlan, database: str | None) -> Mapping[str, Any]:

@@ -138,9 +138,7 @@ def describe_pick(outcome: DrillOutcome) -> str:
 
 def describe_outcome(outcome: DrillOutcome) -> str:
     """Say the verdict with the measured objectives, what was found, what is safe and what to do next."""
-    lines = []
-    for finding in outcome.findings:
-        lines.append(f"  finding     {finding}")
+    lines = [f"  finding     {finding}" for finding in outcome.findings]
     measured = [
         _objective("RTO", outcome.rto, outcome.policy.objectives.rto),
         _objective("RPO", outcome.rpo, outcome.policy.objectives.rpo),

@@ -50,8 +50,7 @@ class StoreInventory:
     """What one store holds of the policies asked for; ``findings`` are per policy, ``""`` for the store as a whole.
 
     ``error`` is set when the store could not be listed: then nothing is known of it, and nothing may be concluded from
-    what it lacks. ``links`` and ``tombstones`` are of the chain, per policy; manifests in a wrong place are in
-    ``links`` too.
+    what it lacks. ``links`` and ``tombstones`` are of the chain, per policy.
     """
 
     name: str
@@ -161,20 +160,20 @@ def _parse_manifest(signed: _Signed, what: str, signers: Sequence[Signer]) -> tu
 
 def _keep_manifest(inventory: StoreInventory, policy: str, key: str, value: tuple[Manifest, bytes]) -> None:
     manifest, data = value
-    _, _, artifact_id, _ = key.split("/")
+    place = bucket.parse_manifest_key(key)
     where = f"{key} in store {inventory.name}"
     if manifest.policy != policy:
         message = f"{where} is the manifest of another policy, {manifest.policy}"
-        inventory.report(policy, Finding("manifest-misplaced", where, message, _ASK_WHO_WROTE))
-        return
-    if inventory.repo_id is not None and manifest.repo_id != inventory.repo_id:
+    elif inventory.repo_id is not None and manifest.repo_id != inventory.repo_id:
         message = f"{where} belongs to another repository, {manifest.repo_id}; this one is {inventory.repo_id}"
-        inventory.report(policy, Finding("manifest-misplaced", where, message, _ASK_WHO_WROTE))
+    elif place != (policy, manifest.artifact_id):
+        message = f"{where} is the manifest of another artifact, {manifest.artifact_id}"
+    else:
+        link = manifest_link(manifest, data, found_under=manifest.artifact_id)
+        inventory.links.setdefault(policy, []).append(link)
+        inventory.artifacts.append(StoredArtifact(inventory.name, manifest, link.sha256))
         return
-    inventory.links.setdefault(policy, []).append(manifest_link(manifest, data, found_under=artifact_id))
-    if manifest.artifact_id == artifact_id:  # the audit of the chain reports the others
-        digest = hashlib.sha256(data).hexdigest()
-        inventory.artifacts.append(StoredArtifact(inventory.name, manifest, digest))
+    inventory.report(policy, Finding("manifest-misplaced", where, message, _ASK_WHO_WROTE))
 
 
 def _parse_tombstone(signed: _Signed, what: str, signers: Sequence[Signer]) -> Tombstone:

@@ -94,9 +94,8 @@ class RestorePlan:
         if self.asked_at:
             lost = self.asked_at - to_at
             lines[0] += f", the newest artifact that is not after {format_moment(self.asked_at)} ({lost} before it)"
-        lines.append(
-            f"  artifact   {manifest.artifact_id}  {manifest.engine} {manifest.method}, in {', '.join(self.entry.stores)}"
-        )
+        where = ", ".join(self.entry.stores)
+        lines.append(f"  artifact   {manifest.artifact_id}  {manifest.engine} {manifest.method}, in {where}")
         for item in self.objects:
             rows = total_rows(self.details["parts"].get(item.part, {}).get("fingerprint", {}))
             shown = f", {format_count(rows, 'row')}" if rows else ""
@@ -170,14 +169,11 @@ class _Fetched:
 def fetch(workplace: Workplace, plan: RestorePlan, folder: Path, reporter: Reporter) -> list[_Fetched]:
     """Read every object that the plan names and compare it with its manifest, before anything is loaded.
 
-    An object of a far store is kept in ``folder``, still sealed, where there is room, so that it is fetched once. A copy
-    that is damaged or out of reach is passed over for the next store's; when none is left, its error is raised.
+    An object of a far store is kept in ``folder``, still sealed, where there is room, so that it is fetched once. A
+    copy that is damaged or out of reach is passed over for the next store's; when none is left, its error is raised.
     """
-    fetched = []
     with reporter.progress("fetch", plan.stored_bytes) as progress:
-        for item in plan.objects:
-            fetched.append(_fetch_object(workplace, plan, item, folder, Meter(progress.advance)))
-    return fetched
+        return [_fetch_object(workplace, plan, item, folder, Meter(progress.advance)) for item in plan.objects]
 
 
 def _fetch_object(workplace: Workplace, plan: RestorePlan, item: ObjectRecord, folder: Path, meter: Meter) -> _Fetched:
@@ -213,9 +209,11 @@ def load(plan: RestorePlan, fetched: Sequence[_Fetched], session: RestoreSession
     for item in fetched:
         part = item.record.part
         started_s = time.monotonic()
-        with reporter.progress(plan.label(part), item.record.plain_bytes) as progress:
-            with item.open(plan, Meter(progress.advance)) as chunks:
-                session.load(part, chunks)
+        with (
+            reporter.progress(plan.label(part), item.record.plain_bytes) as progress,
+            item.open(plan, Meter(progress.advance)) as chunks,
+        ):
+            session.load(part, chunks)
         took_s = max(time.monotonic() - started_s, 0.001)
         reporter.line(
             f"  {plan.label(part):<11} {format_bytes(item.record.plain_bytes)}"

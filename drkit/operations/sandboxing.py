@@ -49,4 +49,3 @@ def reap_scratches(workplace: Workplace) -> list[Scratch]:
         workplace.catalog.add_event("sandbox.reaped", workplace.clock(), {"scratch_id": scratch.scratch_id})
         reaped.append(scratch)
     return reaped
-

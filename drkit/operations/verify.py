@@ -78,7 +78,7 @@ def verify_exists(workplace: Workplace, store: Store, entry: ArtifactEntry) -> T
     trusted = read_manifest(store, workplace.signers, manifest.policy, manifest.artifact_id)
     if trusted.sha256 != entry.manifest_sha256:
         raise IntegrityError(
-            f"the manifest of artifact {manifest.artifact_id} in store {store.name} is not the one that was seen before:"
+            f"the manifest of artifact {manifest.artifact_id} in store {store.name} is not the one seen before:"
             f" {trusted.sha256[:12]}… instead of {entry.manifest_sha256[:12]}…"
         )
     for item in manifest.objects:
