@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
@@ -14,6 +15,7 @@ from drkit.errors import CatalogError
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x64726B74  # "drkt": tells a catalog from anybody else's SQLite file
 BUSY_TIMEOUT_S = 15.0
+_DRAFT_IS_OLD_S = 3600.0
 
 _REBUILD = "drkit catalog rebuild"
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -87,6 +89,10 @@ def create(path: Path) -> None:
 
 def draft_beside(path: Path) -> Path:
     """Create an empty catalog under a temporary name in the folder of ``path``; the caller puts it in place."""
+    for old in path.parent.glob(f".{path.name}.new-*"):  # kill -9 leaves one behind
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > _DRAFT_IS_OLD_S:
+                old.unlink()
     draft = path.with_name(f".{path.name}.new-{os.getpid()}-{os.urandom(4).hex()}")
     os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -340,7 +341,7 @@ class TestFile:
     def test_the_log_of_a_lost_catalog_is_not_swallowed(self, path: Path) -> None:
         path.parent.mkdir()
         path.with_name("catalog.db-wal").write_bytes(b"precious")
-        with pytest.raises(CatalogError, match="its write-ahead log catalog.db-wal is there"):
+        with pytest.raises(CatalogError, match=r"its write-ahead log .* is there"):
             open_catalog(path, create=True)
         assert not path.exists()
 
@@ -390,12 +391,8 @@ class TestFile:
         content = bytearray(path.read_bytes())
         content[4096:] = b"\xa5" * (len(content) - 4096)
         path.write_bytes(content)
-        with pytest.raises(CatalogError, match="is damaged") as caught:
-            damaged = open_catalog(path)
-            try:
-                damaged.artifacts()
-            finally:
-                damaged.close()
+        with pytest.raises(CatalogError, match="is damaged") as caught, closing(open_catalog(path)) as damaged:
+            damaged.artifacts()
         assert "drkit catalog rebuild" in caught.value.hints
         assert path.read_bytes() == bytes(content)
 
