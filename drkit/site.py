@@ -184,10 +184,14 @@ class Site(Section):
 
 @dataclass(frozen=True)
 class PolicyScan:
-    """What is in the folder of policies: those that are right, by name, and every problem of the others."""
+    """What is in the folder of policies: those that are right, by name, and every problem of the others.
+
+    ``contested`` are names that two files claim.
+    """
 
     policies: Mapping[str, Policy]
     problems: tuple[Problem, ...]
+    contested: frozenset[str]
 
 
 def load_site(explicit: Path | None, env: Mapping[str, str], cwd: Path) -> Site:
@@ -232,8 +236,7 @@ def policy_named(site: Site, name: str) -> Policy:
     """
     scan = scan_policies(site)
     policy = scan.policies.get(name)
-    claimed = any(f'"{name}"' in problem.message and problem.path == "policy" for problem in scan.problems)
-    if policy is not None and not claimed:
+    if policy is not None and name not in scan.contested:
         return policy
     if scan.problems:
         raise refuse(scan.problems)
@@ -252,6 +255,7 @@ def scan_policies(site: Site) -> PolicyScan:
 def _scan(files: Sequence[Path], site: Site) -> PolicyScan:
     policies: dict[str, Policy] = {}
     problems: list[Problem] = []
+    contested: set[str] = set()
     for path in files:
         policy, found = _read_policy(path, site)
         problems += found
@@ -259,9 +263,10 @@ def _scan(files: Sequence[Path], site: Site) -> PolicyScan:
             continue
         if policy.policy in policies:
             problems.append(_second_of_name(path, policies[policy.policy]))
+            contested.add(policy.policy)
         else:
             policies[policy.policy] = policy
-    return PolicyScan(policies, tuple(problems))
+    return PolicyScan(policies, tuple(problems), frozenset(contested))
 
 
 def policy_files(site: Site) -> list[Path]:

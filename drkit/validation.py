@@ -28,7 +28,9 @@ _KINDS = {
     "model": "a mapping (key: value)",
     "path": "a path",
 }
-_SECRET_SHAPE = re.compile(r"AGE-(SECRET-KEY|PLUGIN)|PRIVATE KEY", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"AGE-(SECRET-KEY|PLUGIN)-[A-Z0-9-]+|-----BEGIN [A-Z ]*PRIVATE KEY.*", re.IGNORECASE | re.DOTALL
+)
 _SHOWN_CHARS = 60
 _NAME_RULE = "; one has letters, digits, - and _, at most 63, and begins with a letter or digit"
 
@@ -82,9 +84,7 @@ def seen(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            if _SECRET_SHAPE.search(value):
-                return "a secret key"
-            text = mask_url(value)
+            text = _SECRET_KEY.sub("***", mask_url(value))
             return f'"{text}"' if len(text) <= _SHOWN_CHARS else f'"{text[:_SHOWN_CHARS]}…"'
         case list() | tuple():
             return "a list"
@@ -102,12 +102,17 @@ def known_name(name: str, known: Sequence[str], what: str) -> str:
 
 def _problem(model: type[Section], document: SourceDocument, details: ErrorDetails) -> Problem:
     path: KeyPath = details["loc"]
+    place = None
     if path[-1:] == ("[key]",):
-        return document.problem(path[:-2], _sentence_of_key(path[-2]), place=document.key_place(path[:-1]))
-    if details["type"] == "extra_forbidden":
-        message = _unknown_key(model, path)
-        return document.problem(path[:-1], message, place=document.key_place(path))
-    return document.problem(path, _sentence(model, document, details))
+        message, place = f'"{path[-2]}" is not a name{_NAME_RULE}', document.key_place(path[:-1])
+        path = path[:-2]
+    elif details["type"] == "extra_forbidden":
+        message, place = _unknown_key(model, path), document.key_place(path)
+        path = path[:-1]
+    else:
+        message = _sentence(model, document, details)
+    # A key pasted into the wrong place is still a key.
+    return document.problem(path, _SECRET_KEY.sub("***", message), place=place)
 
 
 def _sentence(model: type[Section], document: SourceDocument, details: ErrorDetails) -> str:
@@ -132,10 +137,6 @@ def _sentence(model: type[Section], document: SourceDocument, details: ErrorDeta
         word, bound = ("at least", context.get("ge")) if kind.startswith("greater") else ("at most", context.get("le"))
         return f"{value} is out of range: {word} {bound}"
     return f"{value}: {details['msg'].lower()}{example}"
-
-
-def _sentence_of_key(key: str | int) -> str:
-    return f'"{key}" is not a name{_NAME_RULE}'
 
 
 def _unknown_key(model: type[Section], path: KeyPath) -> str:

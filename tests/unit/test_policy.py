@@ -362,6 +362,9 @@ def test_a_secret_key_among_the_recipients_is_not_repeated() -> None:
         changed(f"    - {SECOND}\n", f"    - {secret}\n"),
         changed("owner: payments@acme.example", f"owner: [{secret}]"),
         changed("    pick: random", f"    pick: {secret}"),
+        changed("    timezone: Europe/Berlin", f"    timezone: {secret}"),
+        changed("[primary, offsite]", f"[{secret}]"),
+        changed("tier: 1", f"{secret}: 1"),
     ):
         (line,) = problems_of(text)
         assert secret[-20:] not in line
