@@ -9,7 +9,7 @@ import click
 from drkit.cli import common_options, output_of, site_option
 
 if TYPE_CHECKING:
-    from drkit.operations.check import CheckReport
+    from drkit.operations.judgement import CheckReport
 
 
 @click.command()
@@ -24,9 +24,10 @@ def check(ctx: click.Context, policy: str | None) -> None:
     drilled, a store out of reach).
     """
     from drkit.app import open_app
-    from drkit.operations.check import gather, judge
+    from drkit.operations.check import gather
     from drkit.operations.choosing import find_policy
     from drkit.operations.expectations import expectation_of
+    from drkit.operations.judgement import judge
 
     output = output_of(ctx)
     with open_app(site_option(ctx)) as workplace:
