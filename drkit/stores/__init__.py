@@ -7,7 +7,7 @@ manifests, encryption or compression. Keys are relative, ``/``-separated, of ``A
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,6 +89,12 @@ class Store(Protocol):
 
     def abort_leftovers(self, *, older_than: datetime) -> int:
         """Remove what unfinished puts left before that moment (temporary files, uploads); return how many."""
+
+    def examine(self, key: str) -> Mapping[str, bool]:
+        """Try abilities that only this kind of store has, on the object ``key`` of three bytes or more; for the probe.
+
+        Return each ability's name and whether it is there; leave nothing behind.
+        """
 
     def close(self) -> None:
         """Give back connections; the store is not used afterwards."""

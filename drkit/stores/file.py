@@ -13,7 +13,7 @@ import io
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,6 +125,10 @@ class FileStore:
                 except FileNotFoundError:
                     continue
         return removed
+
+    def examine(self, key: str) -> Mapping[str, bool]:  # noqa: ARG002
+        """Return nothing: there is no server that could be asked (`Store.examine`)."""
+        return {}
 
     def close(self) -> None:
         """Do nothing; no file stays open between calls."""

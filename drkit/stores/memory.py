@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -91,6 +91,10 @@ class MemoryStore:
     def abort_leftovers(self, *, older_than: datetime) -> int:  # noqa: ARG002
         """Return 0: an unfinished put leaves nothing behind here."""
         return 0
+
+    def examine(self, key: str) -> Mapping[str, bool]:  # noqa: ARG002
+        """Return nothing: there is no server that could be asked (`Store.examine`)."""
+        return {}
 
     def close(self) -> None:
         """Do nothing; the objects stay for whoever else holds this store."""

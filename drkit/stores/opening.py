@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from drkit.credentials import Secret
 from drkit.errors import ConfigError
 from drkit.stores import Store
+from drkit.stores.naming import is_key
+
+if TYPE_CHECKING:
+    from drkit.stores.s3_connection import AccessKeys
 
 _SCHEMES = "file:, s3: and memory:"
 _memory_stores: dict[str, Store] = {}
@@ -52,9 +56,7 @@ def open_store(name: str, config: StoreSettings, site_folder: Path, resolve: Cal
     if scheme == "file":
         return _open_file(name, config.url, site_folder)
     if scheme == "s3":
-        from drkit.stores.s3 import open_s3_store
-
-        return open_s3_store(name, config, site_folder, resolve)
+        return _open_s3(name, config, site_folder, resolve)
     if scheme == "memory":
         return _open_memory(name, config.url)
     raise ConfigError(f'store {name}: "{config.url}" is not a store; the schemes are {_SCHEMES}')
@@ -79,3 +81,39 @@ def _open_memory(name: str, url: str) -> Store:
     from drkit.stores.memory import MemoryStore
 
     return _memory_stores.setdefault(url, MemoryStore(name, url=url))
+
+
+def _open_s3(name: str, config: StoreSettings, site_folder: Path, resolve: Callable[[str], Secret]) -> Store:
+    from drkit.stores.retrying import RetryingStore
+    from drkit.stores.s3 import S3Store
+    from drkit.stores.s3_connection import S3Options
+
+    parts = urlsplit(config.url)
+    if not parts.netloc or parts.username or parts.query or parts.fragment:
+        raise ConfigError(f'store {name}: "{config.url}" is not a bucket; write it like s3://bucket/prefix')
+    prefix = parts.path.strip("/")
+    if prefix and not is_key(prefix):
+        raise ConfigError(f'store {name}: the prefix "{prefix}" has other characters than A-Z a-z 0-9 . _ - /')
+    options = S3Options(
+        bucket=parts.netloc,
+        prefix=prefix,
+        region=config.region,
+        endpoint=config.endpoint,
+        path_style=config.path_style,
+        ca_bundle=site_folder / config.ca_bundle if config.ca_bundle else None,
+        keys=_keys(name, config, resolve),
+    )
+    return RetryingStore(S3Store(name, options))
+
+
+def _keys(name: str, config: StoreSettings, resolve: Callable[[str], Secret]) -> Callable[[], AccessKeys] | None:
+    access_key, secret_key, session_token = config.access_key, config.secret_key, config.session_token
+    if access_key is None and secret_key is None:
+        return None
+    if access_key is None or secret_key is None:
+        raise ConfigError(f"store {name}: access_key and secret_key belong together, and only one is given")
+    from drkit.stores.s3_connection import AccessKeys
+
+    return lambda: AccessKeys(
+        resolve(access_key), resolve(secret_key), resolve(session_token) if session_token else None
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 
@@ -88,6 +88,10 @@ class RetryingStore:
     def abort_leftovers(self, *, older_than: datetime) -> int:
         """Remove what unfinished puts left (`Store.abort_leftovers`)."""
         return self._backoff.retry(lambda: self._store.abort_leftovers(older_than=older_than))
+
+    def examine(self, key: str) -> Mapping[str, bool]:
+        """Try abilities that only this kind of store has (`Store.examine`)."""
+        return self._backoff.retry(lambda: self._store.examine(key))
 
     def close(self) -> None:
         """Close the store inside."""

@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
-from drkit.credentials import Secret
-from drkit.errors import ConfigError, StoreExists, StoreMissing, StoreUnavailable
+from drkit.errors import StoreExists, StoreMissing, StoreUnavailable
 from drkit.model import Checksum
-from drkit.stores import ObjectInfo, Store, Traits
+from drkit.stores import ObjectInfo, Traits
 from drkit.stores.naming import check_key, check_prefix, is_key
-from drkit.stores.retrying import RetryingStore
-from drkit.stores.s3_connection import AccessKeys, Connection, S3Options, Unsupported, code_of, status_of
+from drkit.stores.s3_abilities import reads_ranges, refuses_damage
+from drkit.stores.s3_connection import Connection, S3Options, Unsupported, code_of, status_of
 from drkit.stores.s3_content import ALGORITHMS, Algorithm, Content, checksum_from, cut, part_size_bytes
 from drkit.stores.s3_reading import ResumingRead
 from drkit.stores.s3_upload import Upload
-
-if TYPE_CHECKING:
-    from drkit.stores.opening import StoreSettings
 
 
 T = TypeVar("T")
@@ -53,13 +47,13 @@ class S3Store:
 
     @property
     def traits(self) -> Traits:
-        """Return what the bucket can do; asks it once whether it keeps versions, and takes a refusal as no."""
+        """Return what the bucket can do; asks it once about versions and locks, and takes a refusal to answer as no."""
         if self._traits is None:
             self._traits = Traits(
                 create_only=True,
                 compare_and_swap=True,
-                versions=self._keeps_versions(),
-                object_lock=self._options.object_lock,
+                versions=self._setting("get_bucket_versioning").get("Status") == "Enabled",
+                object_lock=_locks(self._setting("get_object_lock_configuration")),
             )
         return self._traits
 
@@ -154,6 +148,16 @@ class S3Store:
                     if code_of(error) != "NoSuchUpload":
                         raise
         return len(leftovers)
+
+    def examine(self, key: str) -> Mapping[str, bool]:
+        """Try what only a server can be asked (`Store.examine`)."""
+        path = f"{self._folder}{check_key(key)}"
+        with self._connection.translated(key):
+            return {
+                "refuses damaged bytes": refuses_damage(self._connection, f"{path}.damaged", self._algorithm),
+                "reads ranges": reads_ranges(self._connection, path),
+                "keeps checksums": self.head(key).checksum is not None,
+            }
 
     def close(self) -> None:
         """Give back connections (`Store.close`)."""
@@ -272,8 +276,11 @@ class S3Store:
         while True:
             with self._connection.translated(f"the bucket {self._options.bucket}"):
                 page = self._connection.call(operation, **arguments)
+            if "IsTruncated" not in page:
+                # botocore takes an empty answer for an empty page, and an empty listing is a dangerous thing to believe
+                raise StoreUnavailable(f"store {self.name} was cut off in the middle of a listing")
             yield page
-            if not page.get("IsTruncated"):
+            if not page["IsTruncated"]:
                 return
             arguments |= {marker: page[after] for marker, after in markers.items()}
 
@@ -288,51 +295,24 @@ class S3Store:
                 raise self._connection.no_bucket() from error
         self._bucket_seen = True
 
-    def _keeps_versions(self) -> bool:
+    def _setting(self, operation: str) -> dict[str, Any]:
+        """Return a setting of the bucket; empty where there is none, where it may not be seen, or is not known of."""
         with self._connection.translated(f"the bucket {self._options.bucket}"):
             try:
-                return self._connection.call("get_bucket_versioning").get("Status") == "Enabled"
+                return self._connection.call(operation)
             except ClientError as error:
-                if status_of(error) in {403, 501}:
-                    return False
+                if code_of(error) != "NoSuchBucket" and status_of(error) in {400, 403, 404, 405, 501}:
+                    return {}
                 raise
-
-
-def open_s3_store(name: str, config: StoreSettings, site_folder: Path, resolve: Callable[[str], Secret]) -> Store:
-    """Return the bucket that ``config`` describes; raise ConfigError for a URL that names none."""
-    parts = urlsplit(config.url)
-    if not parts.netloc or parts.username or parts.query or parts.fragment:
-        raise ConfigError(f'store {name}: "{config.url}" is not a bucket; write it like s3://bucket/prefix')
-    prefix = parts.path.strip("/")
-    if prefix and not is_key(prefix):
-        raise ConfigError(f'store {name}: the prefix "{prefix}" has other characters than A-Z a-z 0-9 . _ - /')
-    options = S3Options(
-        bucket=parts.netloc,
-        prefix=prefix,
-        region=config.region,
-        endpoint=config.endpoint,
-        path_style=config.path_style,
-        ca_bundle=site_folder / config.ca_bundle if config.ca_bundle else None,
-        object_lock=config.object_lock is not None,
-        keys=_keys(name, config, resolve),
-    )
-    return RetryingStore(S3Store(name, options))
-
-
-def _keys(name: str, config: StoreSettings, resolve: Callable[[str], Secret]) -> Callable[[], AccessKeys] | None:
-    access_key, secret_key, session_token = config.access_key, config.secret_key, config.session_token
-    if access_key is None and secret_key is None:
-        return None
-    if access_key is None or secret_key is None:
-        raise ConfigError(f"store {name}: access_key and secret_key belong together, and only one is given")
-    return lambda: AccessKeys(
-        resolve(access_key), resolve(secret_key), resolve(session_token) if session_token else None
-    )
 
 
 def _as_answered(key: str, content: Content, answer: dict[str, Any]) -> ObjectInfo:
     answered_at = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
     return ObjectInfo(key, content.size_bytes, answered_at, version_id=_version(answer), revision=answer["ETag"])
+
+
+def _locks(answer: dict[str, Any]) -> bool:
+    return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
 
 
 def _version(answer: dict[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 from botocore import exceptions as boto_errors
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 
 from drkit.credentials import Secret
 from drkit.errors import StoreError, StoreExists, StoreMissing, StoreUnavailable
@@ -38,7 +39,12 @@ _PASSING = {
 }
 _UNSUPPORTED = {"InvalidArgument", "InvalidRequest", "NotImplemented", "UnsupportedArgument"}
 _REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", *_EXPIRED}
-_NETWORK_ERRORS = (boto_errors.HTTPClientError, boto_errors.IncompleteReadError, boto_errors.ResponseStreamingError)
+_NETWORK_ERRORS = (
+    boto_errors.HTTPClientError,
+    boto_errors.IncompleteReadError,
+    boto_errors.ResponseStreamingError,
+    ResponseParserError,
+)
 _NO_KEYS = (
     boto_errors.NoCredentialsError,
     boto_errors.PartialCredentialsError,
@@ -79,7 +85,6 @@ class S3Options:
     endpoint: str | None = None
     path_style: bool = False
     ca_bundle: Path | None = None
-    object_lock: bool = False
     keys: Callable[[], AccessKeys] | None = None
     part_size_bytes: int = 8 * MIB
     in_flight_bytes: int = 32 * MIB
@@ -141,6 +146,9 @@ class Connection:
             raise self._error(
                 StoreError, subject, f"its certificate is not trusted: {error}", "set ca_bundle to its authority's file"
             ) from error
+        except boto_errors.ConnectionError as error:
+            hint = f"check the endpoint of store {self.store_name} in drkit.yaml, and that this host may reach it"
+            raise self._error(StoreUnavailable, subject, _sentence(error), hint) from error
         except _NETWORK_ERRORS as error:
             raise self._error(StoreUnavailable, subject, _sentence(error)) from error
         except _NO_KEYS as error:

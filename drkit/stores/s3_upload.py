@@ -48,6 +48,8 @@ class Upload:
         wanted = {"ChecksumAlgorithm": self._algorithm.name} if self._algorithm.name else {}
         with self._connection.translated(self._address["Key"]):
             answer = self._connection.call("create_multipart_upload", **self._address, **wanted)
+        if "UploadId" not in answer:
+            raise StoreUnavailable(f"store {self._connection.store_name} began an upload and did not say which")
         self._address["UploadId"] = answer["UploadId"]
         if wanted and answer.get("ChecksumAlgorithm") != self._algorithm.name:
             self._algorithm = ALGORITHMS[-1]
