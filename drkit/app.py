@@ -17,7 +17,7 @@ from drkit.keys import load_signers
 from drkit.operations import Workplace
 from drkit.operations.sandboxing import reap_scratches
 from drkit.process import start_mark
-from drkit.site import Site, load_policies, load_site
+from drkit.site import PolicyScan, Site, load_site, scan_policies
 from drkit.stores import Store
 from drkit.stores.opening import open_store
 
@@ -36,14 +36,16 @@ def open_app(site_path: Path | None = None, clock: Callable[[], datetime] = utc_
     Raise ConfigError for a site or policy that is wrong, CatalogError for a catalog that cannot be used.
     """
     site = load_site(site_path, os.environ, Path.cwd())
-    policies = load_policies(site)
+    # One bad policy file must not stop the backups of the others, and a host that only restores may have none.
+    scan = scan_policies(site) if site.policies_folder.is_dir() else PolicyScan({}, (), frozenset())
+    policies = {name: policy for name, policy in scan.policies.items() if name not in scan.contested}
     signers = load_signers(site.keys.signers)
     with ExitStack() as stack:
         catalog = open_catalog(catalog_path(site.catalog, site.folder), create=True)
         stack.callback(catalog.close)
         work_folder = stack.enter_context(_private_folder())
         stores = stack.enter_context(open_stores(site))
-        workplace = Workplace(site, policies, stores, catalog, signers, work_folder, clock)
+        workplace = Workplace(site, policies, scan.problems, stores, catalog, signers, work_folder, clock)
         reap_scratches(workplace)
         yield workplace
 

@@ -25,13 +25,13 @@ def check(ctx: click.Context, policy: str | None) -> None:
     """
     from drkit.app import open_app
     from drkit.operations.check import gather
-    from drkit.operations.choosing import find_policy
+    from drkit.operations.choosing import all_policies, find_policy
     from drkit.operations.expectations import expectation_of
     from drkit.operations.judgement import judge
 
     output = output_of(ctx)
     with open_app(site_option(ctx)) as workplace:
-        chosen = [find_policy(workplace, policy)] if policy is not None else [*workplace.policies.values()]
+        chosen = [find_policy(workplace, policy)] if policy is not None else all_policies(workplace)
         asked = {policy} if policy is not None else None
         stores = dict(workplace.stores)
         if policy is not None:

@@ -42,8 +42,9 @@ def restore(
     """
     from drkit.app import open_app
     from drkit.cli.moments import moment_option
+    from drkit.credentials import resolve
     from drkit.key_files import ask_passphrase
-    from drkit.operations.choosing import database_url, identities_in_reach
+    from drkit.operations.choosing import identities_in_reach
     from drkit.operations.restore import RestoreRequest, plan_restore
     from drkit.operations.restore import restore as run_restore
     from drkit.units import format_duration, format_moment
@@ -60,7 +61,7 @@ def restore(
             output.result("restore-plan", plan.document(), text)
             return
         assert target is not None
-        url = database_url(target, workplace.site.folder)
+        url = resolve(target, folder=workplace.site.folder)
         result = run_restore(workplace, plan, request, url, output)
         for warning in result.loaded.warnings:
             output.line(f"  warning     {warning}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from drkit.catalog import Catalog
+from drkit.errors import Problem
 from drkit.policy import Policy
 from drkit.signing import Signer
 from drkit.site import Site
@@ -41,12 +42,14 @@ class Reporter(Protocol):
 class Workplace:
     """Everything that operations work with, made from a site by `drkit.app.open_app`.
 
+    ``policies`` are those whose files are right; ``policy_problems`` are what is wrong with the other files.
     ``stores`` opens a store when it is first asked for. ``signers`` are the pinned ones of the site: what the bucket
     says of its signers is never believed. ``work_folder`` is private; what is in it belongs to running processes only.
     """
 
     site: Site
     policies: Mapping[str, Policy]
+    policy_problems: Sequence[Problem]
     stores: Mapping[str, Store]
     catalog: Catalog
     signers: Sequence[Signer]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from drkit import __version__, age, bucket
 from drkit.canonical import canonical_json
 from drkit.chain import Link, next_link
+from drkit.credentials import resolve
 from drkit.engines import BackupOptions, BackupSession, Engine, Part
 from drkit.engines.registry import find_engine
 from drkit.errors import IntegrityError, StoreError
@@ -32,7 +33,6 @@ from drkit.model import (
 )
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import find_artifacts, open_sealed, recorded_version
-from drkit.operations.choosing import database_url
 from drkit.operations.copying import copy_artifact
 from drkit.operations.repository import ensure_repository, publish_trust
 from drkit.operations.running import RunningRun, new_id, recorded_run
@@ -103,7 +103,7 @@ class _Job:
         clock_s = time.monotonic()
         repo_id = ensure_repository(self.workplace, self.policy.stores)
         self._publish_keys()
-        url = database_url(self.policy.target.url, self.workplace.site.folder)
+        url = resolve(self.policy.target.url, folder=self.workplace.site.folder)
         with engine.open_backup(url, self._options(rule)) as session:
             artifact = f"artifact {self.sealing.artifact_id}"
             self.reporter.line(f"{self.policy.policy}  {rule.method}  {artifact}  {session.preflight.summary}")

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drkit.credentials import Secret, is_reference, resolve
 from drkit.errors import ConfigError
 from drkit.keys import KeyFile, Passphrase, load_identities
 from drkit.operations import Workplace
 from drkit.policy import BackupRule, DrillRule, Policy
+from drkit.site import policy_named
+from drkit.validation import refuse
 from drkit.words import did_you_mean
 
 
 def find_policy(workplace: Workplace, name: str) -> Policy:
-    """Return a policy by name; raise ConfigError naming the nearest one."""
-    if name not in workplace.policies:
-        raise ConfigError(
-            f'there is no policy "{name}" in {workplace.site.policies_folder}{did_you_mean(name, workplace.policies)}',
-            hints=["drkit policy check"],
-        )
-    return workplace.policies[name]
+    """Return a policy by name; raise ConfigError naming the nearest one, or what is wrong with its file."""
+    return workplace.policies[name] if name in workplace.policies else policy_named(workplace.site, name)
+
+
+def all_policies(workplace: Workplace) -> list[Policy]:
+    """Return every policy; raise ConfigError when the file of any has problems, because then not all are known."""
+    if workplace.policy_problems:
+        raise refuse(workplace.policy_problems)
+    return list(workplace.policies.values())
 
 
 def find_rule(policy: Policy, method: str | None) -> BackupRule:
@@ -53,11 +56,3 @@ def find_drill(policy: Policy, name: str | None, level: str | None) -> DrillRule
             )
     rule = rule or DrillRule(name="by-hand")
     return rule.model_copy(update={"level": level}) if level else rule
-
-
-def database_url(text: str, folder: Path) -> Secret:
-    """Return a database's URL: what a reference points at, or the text itself where it is none.
-
-    Raise ConfigError for a reference that cannot be resolved.
-    """
-    return resolve(text, folder=folder) if is_reference(text) else Secret(text)

@@ -1,0 +1,286 @@
+"""Measure drkit beside the plain shell pipelines; print seconds, bytes and ratios, assert nothing.
+
+Both sides run alternately on one server with one database, and the best run of each counts: what disturbs a run only
+ever makes it slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from drkit.operations.init import NewSite, init_site
+from tests.fixtures.postgres import PostgresServer, as_server_user, running_postgres
+
+DRKIT = str(Path(sys.executable).parent / "drkit")
+SETTINGS = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    "shared_buffers": "1GB",
+    "max_wal_size": "8GB",
+    "autovacuum": "on",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The server, the site with its policies, and a folder for what is measured."""
+
+    server: PostgresServer
+    site: NewSite
+    folder: Path
+    repeats: int
+
+    def shell(self, script: str, **variables: str) -> float:
+        """Run a bash pipeline with pipefail and return its seconds."""
+        env = {**os.environ, "PATH": f"{self.server.bin}:{os.environ['PATH']}", **variables}
+        started = time.perf_counter()
+        subprocess.run(["bash", "-c", f"set -euo pipefail; {script}"], check=True, env=env)
+        return time.perf_counter() - started
+
+    def drkit(self, *words: str) -> float:
+        """Run the real command line and return its seconds."""
+        started = time.perf_counter()
+        done = subprocess.run(
+            [DRKIT, "--site", str(self.site.site_file), *words], check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f"drkit {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
+        return time.perf_counter() - started
+
+    def alternately(self, sides: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+        """Run every side in turn, several times, and return the best seconds of each."""
+        best: dict[str, float] = {}
+        for number in range(self.repeats):
+            for name, run in sides.items():
+                seconds = run()
+                print(f"  run {number + 1}  {name:<16} {seconds:7.2f} s", flush=True)
+                best[name] = min(seconds, best.get(name, seconds))
+        return best
+
+
+@contextmanager
+def bench(repeats: int) -> Iterator[Bench]:
+    """Start a server with ordinary settings and make a site; remove both at the end."""
+    with running_postgres(**SETTINGS) as server, tempfile.TemporaryDirectory(prefix="drkit-bench-") as name:
+        folder = Path(name)
+        site = init_site(folder / "site", principal="bench@example.org")
+        site.policy_file.unlink()
+        yield Bench(server, site, folder, repeats)
+
+
+def make_database(bench: Bench, name: str, scale: int) -> int:
+    """Fill a pgbench database and return its size in bytes."""
+    bench.server.create_database(name)
+    pgbench = [str(bench.server.bin / "pgbench"), "-i", "-q", "-s", str(scale), "-I", "dtGvp"]
+    url = [f"--host={bench.server.folder}", f"--port={bench.server.port}", "--username=postgres", name]
+    subprocess.run([*pgbench, *url], check=True, capture_output=True, **as_server_user())
+    bench.server.execute("checkpoint")
+    return int(bench.server.execute("select pg_database_size(current_database())", name)[0][0])
+
+
+def write_policy(bench: Bench, name: str, database: str, fingerprint: str) -> None:
+    """Write a policy that dumps one database."""
+    secret = bench.site.folder / "keys" / "bench-url"
+    secret.touch(mode=0o600)
+    secret.write_text(bench.server.url("postgres").reveal())
+    recipients = f"{bench.site.restore.recipient}, {bench.site.escrow.recipient}"
+    (bench.site.folder / "policies" / f"{name}.yaml").write_text(
+        f"policy: {name}\ntarget: {{engine: postgres, url: 'file:keys/bench-url', databases: [{database}]}}\n"
+        f"backups: [{{method: dump}}]\nstores: [primary]\nfingerprint: {fingerprint}\n"
+        f"encryption: {{recipients: [{recipients}]}}\n"
+    )
+
+
+def report(title: str, best: Mapping[str, float], base: str, promises: Mapping[str, float]) -> None:
+    """Print the best seconds of each side and its ratio to ``base``, beside the ratio that is promised."""
+    print(title)
+    for name, seconds in best.items():
+        promise = f"   promised at most {promises[name]:.2f}" if name in promises else ""
+        print(f"  {name:<16} {seconds:7.2f} s   {seconds / best[base]:5.2f} x{promise}", flush=True)
+
+
+def pipe_of_dump(bench: Bench, database: str, target: Path) -> Callable[[], float]:
+    """Return the shell's way of a backup."""
+    script = 'pg_dump -Fc -Z0 "$DB" | zstd -1 -T2 -q | age -r "$RECIPIENT" > "$TARGET"'
+    recipient = bench.site.restore.recipient
+    return lambda: bench.shell(script, DB=bench.server.url(database).reveal(), RECIPIENT=recipient, TARGET=str(target))
+
+
+def bench_backup(scale: int, repeats: int) -> None:
+    """Backup with counts and with digests, against pg_dump | zstd | age."""
+    with bench(repeats) as place:
+        size = make_database(place, "b", scale)
+        write_policy(place, "counts", "b", "counts")
+        write_policy(place, "digests", "b", "digests")
+        best = place.alternately(
+            {
+                "pipe": pipe_of_dump(place, "b", place.folder / "pipe.age"),
+                "drkit counts": lambda: place.drkit("backup", "counts"),
+                "drkit digests": lambda: place.drkit("backup", "digests"),
+            }
+        )
+        report(f"backup of {size / 1e9:.2f} GB", best, "pipe", {"drkit counts": 1.0})
+
+
+def bench_restore(scale: int, repeats: int) -> None:
+    """Restore and a drill's load phase, against age -d | zstd -d | pg_restore."""
+    with bench(repeats) as place:
+        size = make_database(place, "b", scale)
+        write_policy(place, "counts", "b", "counts")
+        sealed = place.folder / "pipe.age"
+        pipe_of_dump(place, "b", sealed)()
+        place.drkit("backup", "counts")
+
+        def pipe() -> float:
+            place.server.create_database("piped")
+            return place.shell(
+                'age -d -i "$KEY" "$SEALED" | zstd -d | pg_restore -d "$DB"',
+                KEY=str(place.site.restore.path),
+                SEALED=str(sealed),
+                DB=place.server.url("piped").reveal(),
+            )
+
+        def restore() -> float:
+            place.server.drop_database("restored")
+            target = place.site.folder / "keys" / "target-url"
+            target.touch(mode=0o600)
+            target.write_text(place.server.url("restored").reveal())
+            return place.drkit("restore", "counts", "--to", "file:keys/target-url")
+
+        def drill_load() -> float:
+            return drill_phase(place, "load")
+
+        best = place.alternately({"pipe": pipe, "drkit restore": restore, "drill load": drill_load})
+        report(f"restore of {size / 1e9:.2f} GB", best, "pipe", {"drkit restore": 1.0, "drill load": 0.75})
+
+
+def drill_phase(place: Bench, phase: str) -> float:
+    """Run a drill and return the seconds of one phase as its own record has them."""
+    import json
+
+    words = [DRKIT, "--site", str(place.site.site_file), "--json", "drill", "counts", "--level", "loads"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the drill failed:\n{done.stdout}{done.stderr}")
+    return float(json.loads(done.stdout)["phases_s"][phase])
+
+
+def bench_memory(scale: int, repeats: int) -> None:
+    """Peak resident memory of a backup and of a restore, for one size and for four times that."""
+    del repeats
+    with bench(1) as place:
+        for name, factor in (("one", 1), ("four", 4)):
+            size = make_database(place, name, scale * factor)
+            write_policy(place, name, name, "digests")
+            for words in (("backup", name), ("verify",)):
+                peak = peak_kilobytes(place, *words)
+                print(f"  {' '.join(words):<14} {size / 1e9:5.2f} GB   peak {peak / 1024:6.1f} MiB", flush=True)
+        print("promised: under 150 MB, and the same for four times the data")
+
+
+def peak_kilobytes(place: Bench, *words: str) -> int:
+    """Return the largest resident size of the command or any of its children, in KiB."""
+    process = subprocess.Popen(
+        [DRKIT, "--site", str(place.site.site_file), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"drkit {' '.join(words)} failed")
+    return usage.ru_maxrss
+
+
+def bench_startup(scale: int, repeats: int) -> None:
+    """``drkit --help``, and ``drkit list`` of 10,000 artifacts."""
+    del scale
+    with tempfile.TemporaryDirectory(prefix="drkit-bench-") as name:
+        site = init_site(Path(name) / "site", principal="bench@example.org")
+        fill_catalog(site, 10_000)
+        best: dict[str, float] = {}
+        for words in (["--help"], ["--site", str(site.site_file), "list"]):
+            for _ in range(max(repeats, 5)):
+                started = time.perf_counter()
+                subprocess.run([DRKIT, *words], check=True, capture_output=True)
+                seconds = time.perf_counter() - started
+                best[words[-1]] = min(seconds, best.get(words[-1], seconds))
+        print(f"  drkit --help                  {best['--help']:.3f} s   promised under 0.25")
+        print(f"  drkit list, 10,000 artifacts  {best['list']:.3f} s   promised under 0.5")
+
+
+def fill_catalog(site: NewSite, count: int) -> None:
+    """Index made-up artifacts."""
+    from drkit.catalog.sqlite import open_catalog
+    from drkit.model import ArtifactEntry, Compression, Coverage, Encryption, Manifest, ObjectRecord
+    from drkit.operations.running import new_id
+
+    catalog = open_catalog(site.folder / "var" / "catalog.db", create=True)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    for number in range(count):
+        at = start + timedelta(minutes=number)
+        artifact_id = new_id(at)
+        item = ObjectRecord(
+            part="database-1",
+            kind="database",
+            key=f"policies/p/artifacts/{artifact_id}/database-1.zst.age",
+            stored_bytes=1000,
+            stored_sha256="0" * 64,
+            plain_bytes=9000,
+            plain_sha256="0" * 64,
+        )
+        manifest = Manifest(
+            repo_id="r",
+            policy="p",
+            artifact_id=artifact_id,
+            run_id=artifact_id,
+            engine="postgres",
+            method="dump",
+            seq=number + 1,
+            started_at=at,
+            ended_at=at,
+            covers=Coverage(from_at=at, to_at=at),
+            objects=(item,),
+            compression=Compression(level=1),
+            encryption=Encryption(recipients=()),
+            tools={},
+            written_to="primary",
+            details="",
+        )
+        catalog.index_artifact(ArtifactEntry(manifest, f"{number:064x}", ("primary",)))
+    catalog.close()
+
+
+BENCHES = {"backup": bench_backup, "restore": bench_restore, "memory": bench_memory, "startup": bench_startup}
+
+
+def main() -> None:
+    """Run one bench, or all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*BENCHES, "all"])
+    parser.add_argument("--scale", type=int, default=80, help="pgbench's scale; 80 is 1.2 GB, the default")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each side runs; the best counts")
+    arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if shutil.which("age") is None:
+        raise SystemExit("age is not installed; scripts/setup --tests installs it")
+    for name, run in BENCHES.items():
+        if arguments.what in {name, "all"}:
+            print(f"== {name}", flush=True)
+            run(arguments.scale, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
