@@ -165,6 +165,17 @@ def recipients_of(texts: Sequence[str], *, accept_single_key: bool) -> list[age.
     return list(recipients.values())
 
 
+def known_recipients(folder: Path) -> dict[str, str]:
+    """Return the names of the recipients whose ``.pub`` files lie in ``folder``, recipient -> name."""
+    found = {}
+    for file in sorted(folder.glob("*.pub")):
+        identity_path = file.with_suffix("")
+        recipient = public_half(identity_path)
+        if recipient is not None:
+            found[recipient] = identity_path.stem
+    return found
+
+
 def trust_of_recipient(recipient: age.Recipient, *, name: str | None, valid_from: datetime) -> Trust:
     """Return the trust document of a recipient."""
     text = str(recipient)

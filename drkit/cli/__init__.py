@@ -26,7 +26,7 @@ _COMMANDS = {
     "demo": ("drkit.cli.demo:demo", "Back up, restore and prove a sample database on throw-away servers."),
     "policy": ("drkit.cli.policy:policy", "Check, show and describe policies."),
     "backup": ("drkit.cli.backup:backup", "Take a backup now."),
-    "list": ("drkit.cli.list:list", "List artifacts."),
+    "list": ("drkit.cli.listing:listing", "List artifacts."),
     "show": ("drkit.cli.show:show", "Show one artifact with all its facts."),
     "check": ("drkit.cli.check:check", "Compare stores, manifests, chain and catalog; say what is missing or late."),
     "verify": ("drkit.cli.verify:verify", "Read artifacts and compare them with what was signed; needs no server."),

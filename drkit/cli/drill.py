@@ -23,7 +23,9 @@ _LEVELS = ["intact", "loads", "replays", "same-data", "works"]
 @click.option("--level", type=click.Choice(_LEVELS), help="How far to prove; the drill's own level by default.")
 @click.option("--artifact", help="The start of an artifact's id.")
 @click.option("--seed", type=int, help="Draw the same random moment again.")
-@click.option("--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file to decrypt with.")
+@click.option(
+    "--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file, instead of the site's."
+)
 @common_options
 @click.pass_context
 def drill(

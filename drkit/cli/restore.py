@@ -17,7 +17,9 @@ from drkit.cli import common_options, output_of, site_option
 @click.option("--to", "target", help="Where to: a URL without a password, or env:NAME or file:PATH of one.")
 @click.option("--database", "databases", multiple=True, help="Only this database of the artifact.")
 @click.option("--table", "tables", multiple=True, help="Only this table, as schema.table.")
-@click.option("--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file to decrypt with.")
+@click.option(
+    "--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file, instead of the site's."
+)
 @click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many indexes at once.")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be done, and change nothing.")
 @common_options

@@ -15,7 +15,9 @@ from drkit.cli import common_options, output_of, site_option
 @click.argument("artifacts", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every artifact of every policy.")
 @click.option("--level", type=click.Choice(["exists", "intact"]), default="intact", show_default=True)
-@click.option("--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file to decrypt with.")
+@click.option(
+    "--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file, instead of the site's."
+)
 @common_options
 @click.pass_context
 def verify(

@@ -11,7 +11,7 @@ from typing import Any
 
 from drkit import age, bucket
 from drkit.canonical import parse_json
-from drkit.errors import IntegrityError, RecoveryGap, StoreError, StoreMissing
+from drkit.errors import IntegrityError, KeyUnavailable, RecoveryGap, StoreError, StoreMissing
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Manifest, ObjectRecord
 from drkit.operations import Workplace
@@ -164,7 +164,15 @@ def open_details(manifest: Manifest, identities: Sequence[KeyFile]) -> dict[str,
     """Decrypt what only key holders may read; raise KeyUnavailable naming the recipients, or IntegrityError."""
     what = f"the details of artifact {manifest.artifact_id}"
     keys = [key.identity for key in identities]
-    plain = b"".join(age.decrypt([age.dearmor(manifest.details)], keys))
+    try:
+        plain = b"".join(age.decrypt([age.dearmor(manifest.details)], keys))
+    except KeyUnavailable as error:
+        tried = ", ".join(f"{key.name} ({key.fingerprint})" for key in identities) or "none"
+        raise KeyUnavailable(
+            f"cannot open artifact {manifest.artifact_id}: none of the {len(identities)} identities in reach fits",
+            details=[f"it was sealed for {recipient_names(manifest)}", f"in reach: {tried}"],
+            hints=["name the file of one of these: --identity FILE"],
+        ) from error
     return parse_json(plain, what)
 
 

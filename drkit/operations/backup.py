@@ -21,7 +21,7 @@ from drkit.engines import BackupOptions, BackupSession, Engine, Part
 from drkit.engines.registry import find_engine
 from drkit.errors import IntegrityError, StoreError
 from drkit.fingerprint import total_rows
-from drkit.keys import recipient_fingerprint, recipients_of, trust_of_recipient
+from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.model import (
     ArtifactEntry,
     Compression,
@@ -94,6 +94,7 @@ class _Job:
         self.policy = policy
         self.reporter = reporter
         self.running = running
+        self.names = known_recipients(workplace.site.keys.signers.parent)
         self.signing_key = load_site_signing_key(workplace.site)
         self.started_at = running.run.started_at
         self.sealing = _Sealing(policy, workplace.stores[policy.stores[0]], new_id(self.started_at), recipients)
@@ -123,7 +124,9 @@ class _Job:
 
     def _publish_keys(self) -> None:
         now = self.started_at
-        documents = [trust_of_recipient(item, name=None, valid_from=now) for item in self.sealing.recipients]
+        documents = [
+            trust_of_recipient(item, name=self.names.get(str(item)), valid_from=now) for item in self.sealing.recipients
+        ]
         documents += [trust_of_signer(signer, valid_from=now) for signer in self.workplace.signers]
         publish_trust(self.sealing.store, documents)
 
@@ -192,13 +195,20 @@ class _Job:
             covers=Coverage(from_at=session.snapshot_at, to_at=session.snapshot_at),
             objects=tuple(objects),
             compression=Compression(level=self.policy.compression_level),
-            encryption=Encryption(recipients=tuple(_record(item) for item in self.sealing.recipients)),
+            encryption=Encryption(recipients=tuple(self._record(item) for item in self.sealing.recipients)),
             tools={"drkit": __version__, **session.preflight.tools},
             children=tuple(session.children),
             written_to=self.sealing.store.name,
             fence=self.running.lease.fence,
             details=age.armor(sealed),
         )
+
+    def _record(self, recipient: age.Recipient) -> RecipientRecord:
+        key_class: Literal["classic", "post-quantum"] = (
+            "post-quantum" if recipient.key_class == "post-quantum" else "classic"
+        )
+        text = str(recipient)
+        return RecipientRecord(fingerprint=recipient_fingerprint(text), name=self.names.get(text), key_class=key_class)
 
     def _links(self) -> list[Link]:
         """Return the chain so far, the vanished included: that one is missing must stay visible in the next one."""
@@ -262,10 +272,3 @@ class _Job:
                 hints=["drkit store copy"],
             )
         return entry
-
-
-def _record(recipient: age.Recipient) -> RecipientRecord:
-    key_class: Literal["classic", "post-quantum"] = (
-        "post-quantum" if recipient.key_class == "post-quantum" else "classic"
-    )
-    return RecipientRecord(fingerprint=recipient_fingerprint(str(recipient)), key_class=key_class)

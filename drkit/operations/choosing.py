@@ -38,9 +38,9 @@ def find_rule(policy: Policy, method: str | None) -> BackupRule:
     return rule
 
 
-def identities_in_reach(workplace: Workplace, extra: Sequence[Path], passphrase: Passphrase | None) -> list[KeyFile]:
-    """Read the identities of the site and those given by hand, the latter first."""
-    return load_identities([*extra, *workplace.site.keys.identities], passphrase)
+def identities_in_reach(workplace: Workplace, given: Sequence[Path], passphrase: Passphrase | None) -> list[KeyFile]:
+    """Read the identities given by hand, or else the site's: a site's that is elsewhere is then not asked for."""
+    return load_identities(given or workplace.site.keys.identities, passphrase)
 
 
 def find_drill(policy: Policy, name: str | None, level: str | None) -> DrillRule:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 _HEADERS = ("artifact", "policy", "method", "restorable to", "plain", "stored", "stores", "proven")
 
 
-@click.command()
+@click.command("list")
 @click.argument("policy", required=False)
 @common_options
 @click.pass_context
-def list(ctx: click.Context, policy: str | None) -> None:
+def listing(ctx: click.Context, policy: str | None) -> None:
     """List artifacts, newest first; those of POLICY, or all.
 
     The last column says how the newest drill of an artifact ended, and at which level. Exit codes: 0 done; 3 no such
