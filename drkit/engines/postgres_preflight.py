@@ -245,7 +245,7 @@ union all
 select format('sequence %%I.%%I', nspname, relname),
        format('grant select on sequence %%I.%%I to %%I;', nspname, relname, current_user)
   from relations where relkind = 'S' and not has_table_privilege(oid, 'select')""",
-        "or, from PostgreSQL 14 on, for everything at once: grant pg_read_all_data to {role};",
+        "or, from PostgreSQL 14 on, everything at once (password hashes too): grant pg_read_all_data to {role};",
     ),
     _Refusal(
         "role {role} may not read {count} of the large objects in database {database}",

@@ -270,7 +270,7 @@ comment on large object 70001 is 'a large object';
 
 -- Publications and subscriptions ---------------------------------------------------------------------------------------
 create publication some_tables for table app.department, app.employee (id, department) where (id > 0) with (publish = 'insert, update');
-create publication every_table for all tables;
+create publication every_table for all tables with (publish = 'insert, truncate');
 create publication one_schema for tables in schema ext;
 create subscription sleeping connection 'host=nowhere.invalid dbname=x password=subscription-secret' publication far with (connect = false, slot_name = none);
 
