@@ -106,8 +106,8 @@ class _Job:
         self._publish_keys()
         url = resolve(self.policy.target.url, folder=self.workplace.site.folder)
         with engine.open_backup(url, self._options(rule)) as session:
-            artifact = f"artifact {self.sealing.artifact_id}"
-            self.reporter.line(f"{self.policy.policy}  {rule.method}  {artifact}  {session.preflight.summary}")
+            self.reporter.line(f"{self.policy.policy}  {rule.method}  artifact {self.sealing.artifact_id}")
+            self.reporter.line(f"  preflight   ok   {session.preflight.summary}")
             for warning in session.preflight.warnings:
                 self.reporter.line(f"  warning     {warning}")
             objects = [self._stream(session, part) for part in session.preflight.parts]
