@@ -109,7 +109,7 @@ def _fingerprints(entry: ArtifactEntry) -> Iterator[str]:
         fingerprint: Mapping[str, Mapping[str, Mapping[str, Any]]] = facts.get("fingerprint") or {}
         if not fingerprint:
             continue
-        counts = ", ".join(format_count(len(items), kind.replace("_", " ")) for kind, items in fingerprint.items())
+        counts = ", ".join(f"{kind.replace('_', ' ')} {len(items):,}" for kind, items in sorted(fingerprint.items()))
         yield f"fingerprint of {facts.get('label', part)}: {counts}"
         tables = fingerprint.get("table", {})
         width = max(map(len, tables), default=0)
