@@ -268,13 +268,12 @@ class _Restore:
             entries = self._chosen(head)
             staged = self._staged(head)
             with self._database(part, place):
-                self._create_extensions(part, place)
+                self._create_surroundings(part, place)
                 self._load_entries(place, head, entries, staged)
                 if not self._tables:
                     self._refresh(part, place)
                     self._load_event_triggers(place, head, entries)
-                    settings = self._recorded(part).get("database setting", {})
-                    self._result.warnings += apply_settings(self._target, place.database, settings)
+                    self._load_properties(part, place, head)
         self._result.loaded[part] = self._target.endpoint.label(place.database)
 
     def _load_globals(self, script: bytes) -> None:
@@ -282,33 +281,32 @@ class _Restore:
         if not self._options.scratch:
             self._result.loaded[_GLOBALS] = "not applied: the target server keeps its own roles"
             return
-        argv = [str(self._psql), "--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1"]
-        environment = dict(self._environment)
         script = _for_scratch(script, self._target.role)
         if b"\nCREATE TABLESPACE " in script:
             script = b"set allow_in_place_tablespaces = on;\n" + script
-        with open_consumer(
-            Command([*argv, f"--dbname={tool_database('template1')}"], env=environment),
-            idle_timeout_s=self._options.idle_timeout_s,
-        ) as psql:
-            psql.feed([script])
+        self._run_script("template1", script)
         self._result.loaded[_GLOBALS] = self._target.endpoint.server
+
+    def _run_script(self, database: str, script: bytes) -> None:
+        argv = [str(self._psql), "--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1"]
+        argv.append(f"--dbname={tool_database(database)}")
+        run(Command(argv, env=self._environment), stdin=script, timeout_s=self._options.idle_timeout_s)
 
     def _chosen(self, head: Head) -> tuple[Entry, ...]:
         """Return the entries to load: all, or those of the tables that were asked for."""
         if not self._tables:
             return head.entries
-        chosen: list[Entry] = []
+        chosen: set[str] = set()
         for schema, name in self._tables:
             found = list_entries(head, self._pg_restore, [f"--schema={schema}", f"--table={name}"])
             if not found:
                 raise SourceError(f"the backup has no table {schema}.{name}")
-            chosen += found
+            chosen |= {entry.line for entry in found}
             self._result.warnings.append(
                 f"table {schema}.{name} came with columns and rows only: indexes, constraints, triggers and grants are"
                 " not part of a table restore"
             )
-        return tuple(chosen)
+        return tuple(entry for entry in head.entries if entry.line in chosen)
 
     def _staged(self, head: Head) -> Path | None:
         """Write the archive to a private file where that may be, so that several connections can load from it."""
@@ -347,24 +345,29 @@ class _Restore:
                 connection.execute(sql.SQL("create role {} nologin").format(sql.Identifier(role)))
                 self._result.warnings.append(f"role {role} is not in the backup's globals and was made without login")
 
-    def _create_extensions(self, part: str, place: _Place) -> None:
-        """Create extensions in the recorded version where that is not the default (T15), or warn of another one.
+    def _create_surroundings(self, part: str, place: _Place) -> None:
+        """Create what has to be there first: extensions of a version, the schemas of single tables.
 
-        Only those in a schema that an empty database has; pg_restore makes the others, in their default version.
+        Extensions are created in the recorded version where that is not the default (T15), if their schema is one that
+        an empty database has; pg_restore makes the others in their default version, which is a warning.
         """
+        schemas = dict.fromkeys(schema for schema, _ in self._tables)
+        statements = [sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)) for schema in schemas]
         for need in self._needs(part):
             default, versions = self._available.get(need.name, (need.version, frozenset()))
             if default == need.version:
                 continue
             if need.version in versions and need.schema in {"public", "pg_catalog"}:
-                statement = sql.SQL("create extension if not exists {} with schema {} version {}")
+                create = sql.SQL("create extension if not exists {} with schema {} version {}")
                 names = sql.Identifier(need.name), sql.Identifier(need.schema), sql.Literal(need.version)
-                with connect(self._target.endpoint, place.database) as connection:
-                    connection.execute(statement.format(*names))
+                statements.append(create.format(*names))
             else:
                 self._result.warnings.append(
                     f"extension {need.name} is version {default} here and was {need.version} at backup time"
                 )
+        with connect(self._target.endpoint, place.database) as connection:
+            for statement in statements:
+                connection.execute(statement)
 
     def _load_entries(self, place: _Place, head: Head, entries: Sequence[Entry], staged: Path | None) -> None:
         """Load everything but materialized views' rows and event triggers, which come last."""
@@ -376,11 +379,10 @@ class _Restore:
         if self._options.scratch and len(entries) < _MOST_ENTRIES_AT_ONCE and not head.has_large_objects:
             # With wal_level = minimal, rows that come in the transaction that made their table are not logged.
             sections.append("--single-transaction")
-        argv = [*self._arguments(place), *sections, f"--use-list={wanted}"]
-        with open_consumer(
-            Command(argv, env=self._environment), idle_timeout_s=self._options.idle_timeout_s
-        ) as consumer:
-            _feed(consumer, head.chunks)
+        command = Command([*self._arguments(place), *sections, f"--use-list={wanted}"], env=self._environment)
+        with open_consumer(command, idle_timeout_s=self._options.idle_timeout_s) as consumer:
+            with self._explained(place):
+                _feed(consumer, head.chunks)
             self._note(consumer.stderr_lines)
         self._restore_file(place, head.file, wanted, ["--section=post-data", f"--jobs={self._options.jobs}"])
 
@@ -395,8 +397,19 @@ class _Restore:
 
     def _restore_file(self, place: _Place, file: Path, wanted: Path, arguments: Sequence[str]) -> None:
         argv = [*self._arguments(place), *arguments, f"--use-list={wanted}", str(file)]
-        done = run(Command(argv, env=self._environment), timeout_s=_LONGEST_LOAD_S)
+        with self._explained(place):
+            done = run(Command(argv, env=self._environment), timeout_s=_LONGEST_LOAD_S)
         self._note(done.stderr.splitlines())
+
+    @contextmanager
+    def _explained(self, place: _Place) -> Iterator[None]:
+        """Put the first error that pg_restore printed into the message."""
+        try:
+            yield
+        except SourceError as error:
+            words = next((line.partition("error: ")[2] for line in error.details if "error: " in line), error.message)
+            where = self._target.endpoint.label(place.database)
+            raise SourceError(f"{where} could not be loaded: {words}", details=error.details) from error
 
     def _arguments(self, place: _Place) -> list[str]:
         dbname = f"--dbname={tool_database(place.database)}"
@@ -436,6 +449,28 @@ class _Restore:
             wanted = write_list(head.file.with_name("last.list"), entries, _is_event_trigger)
             self._restore_file(place, head.file, wanted, [])
 
+    def _load_properties(self, part: str, place: _Place, head: Head) -> None:
+        """Give a database that we made the settings, grants and comment of the database itself (T1).
+
+        In the archive they are statements with the old name; under another name only the settings can be repeated.
+        """
+        if place.exists and not self._options.scratch:
+            return
+        if place.database != self._options.details["parts"][part]["label"]:
+            settings = self._recorded(part).get("database setting", {})
+            self._result.warnings += apply_settings(self._target, place.database, settings)
+            return
+        entries = list_entries(head, self._pg_restore, ["--create"])
+        wanted = write_list(head.file.with_name("properties.list"), entries, _is_property)
+        argv = [str(self._pg_restore), "--create", f"--use-list={wanted}", "--file=-", str(head.file)]
+        try:
+            self._run_script(place.database, _after_connect(run(Command(argv)).stdout))
+        except SourceError as error:
+            words = next((line for line in error.details if "ERROR:" in line), error.message)
+            self._result.warnings.append(
+                f"database {place.database}: its own settings and grants are not whole: {words}"
+            )
+
     def finish(self) -> LoadResult:
         """Analyze what was loaded, make it durable, and return what came of the load."""
         for place in self._places.values():
@@ -468,6 +503,18 @@ def _feed(consumer: Consumer, chunks: Iterator[bytes]) -> None:
 
 def _is_event_trigger(entry: Entry) -> bool:
     return entry.is_a("EVENT TRIGGER") or entry.is_a("COMMENT - EVENT TRIGGER")
+
+
+def _is_property(entry: Entry) -> bool:
+    return entry.text.startswith(
+        ("DATABASE PROPERTIES ", "ACL - DATABASE ", "COMMENT - DATABASE ", "SECURITY LABEL - DATABASE ")
+    )
+
+
+def _after_connect(script: bytes) -> bytes:
+    """Return what follows the change into the new database: pg_restore lists CREATE DATABASE whatever was chosen."""
+    _, _, rest = script.partition(b"\n\\connect ")
+    return rest.partition(b"\n")[2]
 
 
 def _table_name(text: str) -> tuple[str, str]:

@@ -129,7 +129,8 @@ select o.kind || ' ' || o.name
         select tableoid, oid, 'type', oid::regtype::text from pg_type where typtype in ('e', 'd', 'r')
         union all
         select tableoid, oid, 'large object', oid::text from pg_largeobject_metadata) as o
- where o.oid >= 16384 and (o.tableoid, o.oid) not in (select classid, objid from pg_depend where deptype = 'e')
+ where (o.oid >= 16384 or o.kind = 'large object')
+   and (o.tableoid, o.oid) not in (select classid, objid from pg_depend where deptype = 'e')
  limit 5"""
 
 _EXISTING = """
