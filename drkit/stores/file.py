@@ -61,9 +61,9 @@ class FileStore:
         return self.head(key)
 
     def replace(self, key: str, content: bytes, *, expected: str | None) -> ObjectInfo:
-        """Write a small object if its revision is still ``expected`` (`Store.replace`), under a lock on its folder."""
+        """Write a small object if its revision is still ``expected`` (`Store.replace`), under the store's one lock."""
         path = self._path(key)
-        with self._temporary(path) as (temporary, file), self._translated(path), _locked(path.parent):
+        with self._temporary(path) as (temporary, file), self._translated(path), _locked(self._root):
             if _revision_of(path) != expected:
                 raise StoreExists(f"{key} in store {self.name} was changed by somebody else")
             _write_all(file, content)
@@ -276,7 +276,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock file, which stays: removing a lock file would let two holders in."""
+    """Hold the lock file in ``folder``, which stays: removing a lock file would let two holders in."""
     descriptor = os.open(folder / _LOCK_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

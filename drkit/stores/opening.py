@@ -94,13 +94,16 @@ def _open_s3(name: str, config: StoreSettings, site_folder: Path, resolve: Calla
     prefix = parts.path.strip("/")
     if prefix and not is_key(prefix):
         raise ConfigError(f'store {name}: the prefix "{prefix}" has other characters than A-Z a-z 0-9 . _ - /')
+    ca_bundle = site_folder / config.ca_bundle if config.ca_bundle else None
+    if ca_bundle is not None and not ca_bundle.is_file():
+        raise ConfigError(f"store {name}: the ca_bundle {ca_bundle} does not exist")
     options = S3Options(
         bucket=parts.netloc,
         prefix=prefix,
         region=config.region,
         endpoint=config.endpoint,
         path_style=config.path_style,
-        ca_bundle=site_folder / config.ca_bundle if config.ca_bundle else None,
+        ca_bundle=ca_bundle,
         keys=_keys(name, config, resolve),
     )
     return RetryingStore(S3Store(name, options))

@@ -28,7 +28,6 @@ from drkit.stores.s3_content import ALGORITHMS, Algorithm, Content, checksum_fro
 from drkit.stores.s3_reading import ResumingRead
 from drkit.stores.s3_upload import Upload
 
-
 T = TypeVar("T")
 
 

@@ -15,12 +15,13 @@ def refuses_damage(connection: Connection, path: str, algorithm: Algorithm) -> b
     """
     argument = algorithm.argument(algorithm.digest(b"what was meant"))
     try:
-        connection.call("put_object", Key=path, Body=b"what arrived", **argument)
+        answer = connection.call("put_object", Key=path, Body=b"what arrived", **argument)
     except ClientError as error:
         if status_of(error) == 400:
             return True
         raise
-    connection.call("delete_object", Key=path)
+    version = {"VersionId": answer["VersionId"]} if "VersionId" in answer else {}
+    connection.call("delete_object", Key=path, **version)
     return False
 
 

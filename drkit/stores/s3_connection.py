@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
 from drkit.credentials import Secret
-from drkit.errors import StoreError, StoreExists, StoreMissing, StoreUnavailable
+from drkit.errors import ConfigError, StoreError, StoreExists, StoreMissing, StoreUnavailable
 from drkit.stores.backoff import Backoff
 from drkit.units import MIB
 
@@ -222,7 +222,10 @@ def _make_client(options: S3Options) -> Any:
     keys = options.keys() if options.keys else None
     with _MAKING:
         session = boto3.session.Session() if keys is None else _shared_session()
-        return session.client("s3", **_client_arguments(options, keys))
+        try:
+            return session.client("s3", **_client_arguments(options, keys))
+        except ValueError as error:
+            raise ConfigError(f"the bucket {options.bucket} has no usable endpoint: {_sentence(error)}") from error
 
 
 @functools.cache

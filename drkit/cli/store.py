@@ -1,0 +1,101 @@
+"""``drkit store``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drkit.cli import common_options, output_of, site_option
+from drkit.errors import EXIT_PROBLEMS, ConfigError
+
+if TYPE_CHECKING:
+    from drkit.operations.probe import StoreProbe
+    from drkit.site import Site
+
+
+@click.group()
+@common_options
+def store() -> None:
+    """Find out what a store really does; catch up missing copies."""
+
+
+@store.command()
+@click.argument("name")
+@common_options
+@click.pass_context
+def probe(ctx: click.Context, name: str) -> None:
+    """Find out what the store NAME really does, by trying, and clean up.
+
+    About 20 MB are written under probe/ and removed again. Backups are not touched.
+    Exit codes: 0 all that drkit needs is there; 6 the store cannot be used; 12 something is missing.
+    """
+    from drkit.app import open_stores, utc_now
+    from drkit.operations.probe import probe_store
+    from drkit.site import load_site
+
+    output = output_of(ctx)
+    site = load_site(site_option(ctx), os.environ, Path.cwd())
+    _check_name(site, name)
+    with open_stores(site) as stores:
+        found = probe_store(stores[name], utc_now)
+    problems = [*found.problems, *_unmet_wishes(site, name, found)]
+    output.result("store-probe", _document(found, problems), "\n".join(_lines(found, problems)))
+    ctx.exit(EXIT_PROBLEMS if problems else 0)
+
+
+def _check_name(site: Site, name: str) -> None:
+    if name not in site.stores:
+        known = ", ".join(site.stores)
+        raise ConfigError(f"the site has no store {name}", hints=[f"drkit store probe NAME, with NAME one of: {known}"])
+
+
+def _unmet_wishes(site: Site, name: str, found: StoreProbe) -> list[str]:
+    """Say what the site wants of the store and the store has not."""
+    wished = site.stores[name].object_lock
+    locks = any(item.name == "object lock" and item.verdict == "yes" for item in found.abilities)
+    if not wished or locks:
+        return []
+    return [f"the site wants object_lock: {wished}, and the bucket was not made with Object Lock"]
+
+
+def _document(found: StoreProbe, problems: list[str]) -> dict[str, Any]:
+    return {
+        "store": found.store,
+        "url": found.url,
+        "at": found.at.isoformat(),
+        "abilities": [
+            {"name": item.name, "verdict": item.verdict, "needed": item.needed, "detail": item.detail}
+            for item in found.abilities
+        ],
+        "clock_offset_s": round(found.clock_offset.total_seconds(), 3),
+        "left_behind": list(found.left_behind),
+        "problems": problems,
+    }
+
+
+def _lines(found: StoreProbe, problems: list[str]) -> list[str]:
+    from drkit.units import format_count
+
+    width = max(len(item.name) for item in found.abilities)
+    lines = [f"{found.store}  {found.url}"]
+    for item in found.abilities:
+        note = item.detail or ("needed" if item.needed and item.verdict != "yes" else "")
+        lines.append(f"  {item.name:<{width}}  {item.verdict:<7}  {note}".rstrip())
+    lines.append(f"  {'clock':<{width}}  {_clock(found)}")
+    lines.append(f"  {'cleaned up':<{width}}  {'no' if found.left_behind else 'yes'}")
+    if problems:
+        lines.append(f"{format_count(len(problems), 'problem')}")
+        lines += [f"  {problem}" for problem in problems]
+    else:
+        lines.append(f"store {found.store} does all that drkit needs")
+    return lines
+
+
+def _clock(found: StoreProbe) -> str:
+    from drkit.units import format_duration
+
+    direction = "ahead" if found.clock_offset.total_seconds() >= 0 else "behind"
+    return f"{format_duration(abs(found.clock_offset))} {direction}"

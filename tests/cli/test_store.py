@@ -1,0 +1,84 @@
+"""``drkit store probe`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.s3 import ACCESS_KEY, SECRET_KEY, S3Server
+
+
+@pytest.fixture
+def site(tmp_path: Path, moto_server: S3Server) -> Path:
+    bucket = moto_server.bucket(versions=True)
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "drkit.yaml").write_text(
+        f"""\
+catalog: sqlite:///catalog.db
+policies: policies/
+stores:
+  primary: {{url: "file:backups"}}
+  away: {{url: "file:not/mounted"}}
+  offsite:
+    url: "s3://{bucket}/prod"
+    endpoint: "{moto_server.endpoint}"
+    region: us-east-1
+    path_style: true
+    object_lock: governance
+    access_key: env:TEST_ACCESS_KEY
+    secret_key: env:TEST_SECRET_KEY
+keys: {{}}
+"""
+    )
+    return tmp_path
+
+
+def probe(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from drkit.cli import main; main()", "store", "probe", *arguments],
+        cwd=site,
+        env={"PATH": "/usr/bin:/bin", "TEST_ACCESS_KEY": ACCESS_KEY, "TEST_SECRET_KEY": SECRET_KEY},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_a_sound_store(site: Path) -> None:
+    done = probe(site, "primary")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "create-only              yes" in done.stdout
+    assert done.stdout.endswith("store primary does all that drkit needs\n")
+
+
+def test_json_of_a_store_without_the_lock_that_the_site_wants(site: Path) -> None:
+    done = probe(site, "offsite", "--json")
+    assert done.returncode == 12, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == "drkit/store-probe/1"
+    assert {item["name"]: item["verdict"] for item in document["abilities"]}["versions"] == "yes"
+    assert document["problems"] == [
+        "the site wants object_lock: governance, and the bucket was not made with Object Lock"
+    ]
+    assert document["left_behind"] == []
+    assert SECRET_KEY not in done.stdout + done.stderr
+
+
+def test_a_store_that_is_not_there(site: Path) -> None:
+    done = probe(site, "away")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "not/mounted of store away does not exist" in done.stderr
+    assert "hint: mount its disk" in done.stderr
+
+
+def test_a_name_that_is_not_in_the_site(site: Path) -> None:
+    done = probe(site, "ofsite")
+    assert done.returncode == 3
+    assert "the site has no store ofsite" in done.stderr
+    assert "primary, away, offsite" in done.stderr
