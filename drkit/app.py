@@ -11,8 +11,10 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from drkit.catalog.sqlite import catalog_path, open_catalog
+from drkit.bucket import POLICIES_PREFIX
+from drkit.catalog.sqlite import SqliteCatalog, catalog_path, open_catalog
 from drkit.credentials import resolve
+from drkit.errors import StoreError
 from drkit.keys import load_signers
 from drkit.operations import Workplace
 from drkit.operations.sandboxing import reap_scratches
@@ -41,13 +43,30 @@ def open_app(site_path: Path | None = None, clock: Callable[[], datetime] = utc_
     policies = {name: policy for name, policy in scan.policies.items() if name not in scan.contested}
     signers = load_signers(site.keys.signers)
     with ExitStack() as stack:
-        catalog = open_catalog(catalog_path(site.catalog, site.folder), create=True)
+        stores = stack.enter_context(open_stores(site))
+        catalog = _open_catalog(site, stores)
         stack.callback(catalog.close)
         work_folder = stack.enter_context(_private_folder())
-        stores = stack.enter_context(open_stores(site))
         workplace = Workplace(site, policies, scan.problems, stores, catalog, signers, work_folder, clock)
         reap_scratches(workplace)
         yield workplace
+
+
+def _open_catalog(site: Site, stores: Mapping[str, Store]) -> SqliteCatalog:
+    """Open the catalog; make it only where nothing was ever backed up.
+
+    A catalog that is gone while the stores hold backups was lost, and with it the memory of what they should hold: that
+    is said (CatalogError, with `drkit catalog rebuild`), not papered over by an empty one.
+    """
+    path = catalog_path(site.catalog, site.folder)
+    return open_catalog(path, create=not path.exists() and not any(map(_holds_backups, stores.values())))
+
+
+def _holds_backups(store: Store) -> bool:
+    try:
+        return next(iter(store.list(POLICIES_PREFIX)), None) is not None
+    except StoreError:
+        return False  # a store that is not there yet, or not now; whoever needs it will say so
 
 
 class _LazyStores(Mapping[str, Store]):
