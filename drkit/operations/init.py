@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drkit.catalog.sqlite import open_catalog
 from drkit.errors import ConfigError
 from drkit.keys import KeyFile, new_identity_file, write_signing_key
 from drkit.signing import allowed_signers_line, key_id
@@ -103,6 +104,7 @@ def init_site(folder: Path, *, principal: str, post_quantum: bool = False) -> Ne
         made.file(policy_file, _policy_text(restore, escrow))
         # Last, so that a half-made site is never found as one.
         made.file(folder / SITE_FILE, _SITE)
+    open_catalog(folder / "var" / "catalog.db", create=True).close()
     return NewSite(folder, folder / SITE_FILE, policy_file, signing, key_id(public_key), restore, escrow)
 
 
