@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from drkit.keys import new_identity_file
 from drkit.operations.init import init_site
-from drkit.signing import MANIFEST_NAMESPACE, sign
+from drkit.signing import MANIFEST_NAMESPACE, allowed_signers_line, parse_allowed_signers, sign
 from tests.fixtures.postgres import PostgresServer, postgres_bin, running_postgres
 from tests.fixtures.site import ReadySite
 
@@ -104,9 +106,11 @@ class Recovery:
             "DATABASE": self.database,
         }
 
-    def follow(self, sections: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def follow(self, sections: Sequence[str], verify_time: str = "") -> subprocess.CompletedProcess[str]:
         """Run the blocks of these sections in one shell, as the document says."""
         script = "".join(self._filled_in(block) for block in blocks() if self._is_followed(block, sections))
+        if verify_time:
+            script = re.sub(r"(ssh-keygen -Y \S+)", rf"\1 -O verify-time={verify_time}", script)
         file = self.folder / "script"
         file.write_text(script)
         return subprocess.run(
@@ -357,6 +361,19 @@ def test_the_documents_own_checks_stop_at_every_kind_of_damage(
     assert done.returncode != 0
     assert list((person.folder / "work/plain").iterdir()) == []
     assert databases(person.server) == set()
+
+
+def test_a_retired_key_still_verifies_what_it_signed_in_its_time(person: Recovery) -> None:
+    manifest = json.loads((person.artifact_folder / "manifest.json").read_bytes())
+    ended_at = datetime.fromisoformat(manifest["ended_at"])
+    key = parse_allowed_signers(person.signers.read_text(), "allowed_signers")[0].public_key
+    retired_at = ended_at - timedelta(days=1)
+    person.signers.write_text(allowed_signers_line("test@example.org", key, valid_before=retired_at) + "\n")
+
+    assert person.follow(("1", "2")).returncode != 0
+    assert person.follow(("1", "2"), f"{ended_at:%Y%m%d%H%M%SZ}").returncode != 0
+    done = person.follow(("1", "2"), f"{retired_at - timedelta(days=1):%Y%m%d%H%M%SZ}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_strangers_identity_opens_nothing(person: Recovery) -> None:
