@@ -8,7 +8,8 @@ Two databases never share a snapshot; each part's details say when its own was t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import chain
@@ -30,8 +31,9 @@ from drkit.model import ChildRecord, Difference, Fingerprint
 from drkit.process import Command, open_producer
 from drkit.units import format_bytes, format_count, format_utc
 
-_LOCK_ATTEMPTS = 3
+_LOCK_ATTEMPTS = 5
 _DUMP_LOCK_WAIT_S = 3.0
+_LOCKS_PER_S = 2000
 _GLOBALS_TAIL_BYTES = 4096
 _GLOBALS_END = b"-- PostgreSQL database cluster dump complete"
 _ARCHIVE_MAGIC = b"PGDMP"
@@ -239,7 +241,7 @@ class _DumpSession:
                 try:
                     first = next(chunks, b"")
                 except SourceError as error:
-                    if not any("lock timeout" in line for line in error.details):
+                    if not any("canceling statement due to" in line for line in error.details):
                         raise
                     if attempt == _LOCK_ATTEMPTS:
                         raise blocked(self._endpoint, facts.name, self._options.lock_timeout_s) from error
@@ -260,13 +262,15 @@ class _DumpSession:
         )
 
     def _dump_argv(self, facts: DatabaseFacts, guard: Guard) -> list[str]:
+        # The guard holds every lock already: pg_dump only waits behind somebody who waits for us, and waits in vain.
+        wait_s = min(self._options.lock_timeout_s, _DUMP_LOCK_WAIT_S + guard.plan.tables / _LOCKS_PER_S)
         return [
             str(self._pg_dump),
             "--format=custom",
             "--compress=0",
             "--no-password",
             f"--snapshot={guard.snapshot_id}",
-            f"--lock-wait-timeout={round(min(self._options.lock_timeout_s, _DUMP_LOCK_WAIT_S) * 1000)}",
+            f"--lock-wait-timeout={round(wait_s * 1000)}",
             *[f"--exclude-table={name}" for name in guard.plan.excluded],
             f"--dbname={tool_database(facts.name)}",
         ]
@@ -275,14 +279,19 @@ class _DumpSession:
     def _producing(self, part: str, argv: Sequence[str]) -> Iterator[Iterator[bytes]]:
         command = Command(argv, env=self._environment)
         with open_producer(command, idle_timeout_s=self._options.idle_timeout_s) as producer:
+            chunks = _relay(producer.chunks())
             try:
-                yield producer.chunks()
+                yield chunks
             finally:
                 producer.kill()
-                status = producer.status
-                self._children.append(
-                    ChildRecord(tool=command.tool, part=part, exit_status=-1 if status is None else status)
-                )
+                with contextlib.suppress(ValueError):  # another thread is in it, and the child's end wakes that
+                    chunks.close()
+                status = -1 if producer.status is None else producer.status
+                self._children.append(ChildRecord(tool=command.tool, part=part, exit_status=status))
+
+
+def _relay(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
+    yield from chunks
 
 
 def watched(chunks: Iterator[bytes], background: Background) -> Iterator[bytes]:

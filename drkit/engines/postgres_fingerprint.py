@@ -123,7 +123,9 @@ def large_objects(connection: psycopg.Connection[Any], *, mode: Mode) -> dict[st
     (readable,) = connection.execute("select has_table_privilege('pg_largeobject', 'select')").fetchone() or (False,)
     if not readable:
         row = connection.execute(_LARGE_OBJECTS_BY_SEEKING).fetchone()
-        return {"count": row[0], "bytes": int(row[1] or 0)} if row else {}
+        assert row is not None
+        facts = {"count": row[0], "bytes": int(row[1] or 0)}
+        return facts if row[0] or mode == "counts" else facts | {"digest": _hex(0)}
     row = connection.execute(_LARGE_OBJECTS if mode == "digests" else _LARGE_OBJECT_SIZES).fetchone()
     assert row is not None
     facts = {"count": row[0], "bytes": int(row[1] or 0)}

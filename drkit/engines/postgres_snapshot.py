@@ -70,22 +70,24 @@ def blocked(endpoint: Endpoint, database: str, lock_timeout_s: float) -> SourceE
         f"database {database}: a table stayed locked for {lock_timeout_s:g} s",
         details=[row[0] for row in rows] or ["whoever held the lock has let go of it in the meantime"],
         hints=[
-            *[f"select pg_terminate_backend({row[1]});  -- if it may be ended" for row in rows if row[1] and row[2]],
-            "try again, or raise the lock time-out",
+            "wait for them to end, or end them, then try again",
+            *[row[1] for row in rows],
         ],
     )
 
 
 _BLOCKERS = """
-select format('%s %s of %s: %s', case when l.granted then 'locked:' else 'waiting for it:' end, l.relation::regclass,
-              current_database(),
-              case when a.pid is null then coalesce('prepared transaction ' || quote_literal(x.gid), 'unknown session')
+select format('%s %s by %s', l.relation::regclass, case when l.granted then 'is locked' else 'is wanted' end,
+              case when x.gid is not null then format('prepared transaction %L', x.gid)
                    else format('pid %s, role %s, application %s, %s since %s', a.pid, coalesce(a.usename, '?'),
                                coalesce(quote_literal(nullif(a.application_name, '')), 'without a name'),
                                coalesce(a.state, 'running'), date_trunc('second', a.xact_start)) end),
-       a.pid, l.granted
+       case when x.gid is null then format('select pg_terminate_backend(%s);', a.pid)
+            else format('rollback prepared %L;', x.gid) end
   from pg_locks as l left join pg_stat_activity as a on a.pid = l.pid
-  left join pg_prepared_xacts as x on l.virtualtransaction = '-1/' || x.transaction::text
+  left join pg_locks as t
+    on l.pid is null and t.locktype = 'transactionid' and t.pid is null and t.virtualtransaction = l.virtualtransaction
+  left join pg_prepared_xacts as x on x.transaction = t.transactionid
  where l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.relation >= 16384
    and l.database = (select oid from pg_database where datname = current_database())
  order by l.granted desc, a.xact_start limit 10"""
