@@ -6,6 +6,7 @@ import re
 
 REPO_KEY = "drkit-repo.json"
 RECOVERY_KEY = "RECOVERY.md"
+TRUST_PREFIX = "trust/"
 CANARY_KEY = "trust/canary.age"
 POLICIES_PREFIX = "policies/"
 

@@ -25,7 +25,7 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import choose_artifact, find_artifacts, open_details
 from drkit.operations.drill_outcome import LEVELS, DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
 from drkit.operations.evidence import record_drill
-from drkit.operations.restore import RestorePlan, fetch, load
+from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, load
 from drkit.operations.running import recorded_run
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.verify import verify_exists
@@ -92,8 +92,7 @@ class _Drill:
         if "loads" in self.wanted:
             self._restore(plan)
         else:
-            with self._level("intact"), self._phase("fetch"):
-                self._read_all(plan)
+            self._read_all(plan)
         self.outcome.rto = timedelta(seconds=time.monotonic() - self.began_s)
         self.outcome.judge()
 
@@ -106,13 +105,17 @@ class _Drill:
         if request.artifact_id is None and request.at is None:
             outcome.disaster_at = draw_moment(outcome, [item.manifest.covers.to_at for item in found.entries])
         at = None if request.artifact_id else outcome.disaster_at
-        entry = choose_artifact(found, self.policy.policy, artifact_id=request.artifact_id, at=at)
+        with self._blame("exists"):
+            entry = choose_artifact(found, self.policy.policy, artifact_id=request.artifact_id, at=at)
         outcome.entry = entry
+        for name in found.lost.get(entry.manifest.artifact_id, ()):
+            outcome.findings.append(f"the copy in store {name} is gone")
         manifest = entry.manifest
         self.reporter.line(
             f"drill {request.rule.name} of {manifest.policy}   {describe_pick(outcome)}   level {request.rule.level}"
         )
-        details = open_details(manifest, self.identities)
+        with self._blame("intact"):
+            details = open_details(manifest, self.identities)
         age = format_duration(outcome.started_at - manifest.covers.to_at)
         opens = ", ".join(sorted({key.name for key in self.identities}))
         self.reporter.line(
@@ -133,7 +136,9 @@ class _Drill:
     def _read_all(self, plan: RestorePlan) -> None:
         """Prove level intact alone: read, decrypt and compare every byte."""
         with self._level("intact") as level, self._phase("fetch"):
-            for item in fetch(self.workplace, plan, self.workplace.work_folder, self.reporter):
+            fetched = fetch(self.workplace, plan, self.workplace.work_folder, self.reporter)
+            self.outcome.findings += copies_passed_over(plan, fetched)
+            for item in fetched:
                 with item.open(plan, Meter()) as chunks:
                     drain(chunks)
             level.summary = f"{format_bytes(plan.stored_bytes)} read, decrypted, digests equal"
@@ -143,6 +148,7 @@ class _Drill:
         engine = find_engine(plan.entry.manifest.engine, plan.entry.manifest.method)
         with self._level("intact") as intact, self._phase("fetch"):
             fetched = fetch(self.workplace, plan, self.workplace.work_folder, self.reporter)
+            self.outcome.findings += copies_passed_over(plan, fetched)
             intact.summary = f"{format_bytes(plan.stored_bytes)} read, digests equal; decrypted while it was loaded"
         with self._scratch(plan) as server:
             options = _restore_options(self.workplace, plan, server)
@@ -259,6 +265,15 @@ class _Drill:
             self.reporter.line(f"{'':23}{line}")
         if len(level.lines) > _SHOWN_LINES:
             self.reporter.line(f"{'':23}and {len(level.lines) - _SHOWN_LINES} more, all in the record")
+
+    @contextmanager
+    def _blame(self, name: str) -> Iterator[None]:
+        """Record what shows while the artifact is chosen as the level that it belongs to."""
+        try:
+            yield
+        except (IntegrityError, KeyUnavailable, RecoveryGap) as error:
+            self._failed(name, error)
+            raise
 
     def _failed(self, name: str, error: DrkitError) -> None:
         self.outcome.levels[name] = LevelOutcome("failed", error.message, list(error.details))

@@ -18,6 +18,7 @@ from drkit.canonical import parse_json
 from drkit.chain import Link, manifest_link, tombstone_link
 from drkit.errors import IntegrityError, StoreError, StoreMissing
 from drkit.model import Finding, Manifest, Tombstone
+from drkit.operations.repository import find_repo_id
 from drkit.signing import EVIDENCE_NAMESPACE, MANIFEST_NAMESPACE, TOMBSTONE_NAMESPACE, Signer, verify
 from drkit.stores import ObjectInfo, Store, read_object
 from drkit.units import parse_utc
@@ -88,17 +89,22 @@ def _inventory(store: Store, signers: Sequence[Signer], policies: Collection[str
     return inventory
 
 
+def read_tombstones(store: Store, signers: Sequence[Signer], policy: str) -> list[Link]:
+    """Read a policy's tombstones; one that is not believed explains nothing and is left out."""
+    inventory = StoreInventory(store.name)
+    inventory.objects.update((item.key, item) for item in store.list(bucket.tombstones_prefix(policy)))
+    _read_documents(store, signers, inventory)
+    return inventory.tombstones.get(policy, [])
+
+
 def _repo_id(store: Store, inventory: StoreInventory) -> str | None:
-    where = f"{bucket.REPO_KEY} in store {store.name}"
     try:
-        repo_id = parse_json(read_object(store, bucket.REPO_KEY), where).get("repo_id")
-    except StoreMissing:
         # An empty store is what the first backup finds; one with backups in it and without this file is odd.
-        return None
+        return find_repo_id(store)
     except IntegrityError as error:
-        inventory.report("", Finding("repo-strange", where, error.message, f"drkit store probe {store.name}"))
+        where = f"{bucket.REPO_KEY} in store {store.name}"
+        inventory.report("", Finding("repo-strange", where, error.message, _ASK_WHO_WROTE))
         return None
-    return repo_id if isinstance(repo_id, str) else None
 
 
 def _read_documents(store: Store, signers: Sequence[Signer], inventory: StoreInventory) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
 from ulid import ULID
 
 from drkit import bucket
 from drkit.canonical import canonical_json, parse_json
-from drkit.errors import StoreError, StoreExists, StoreMissing
+from drkit.errors import IntegrityError, StoreError, StoreExists, StoreMissing
 from drkit.operations import Workplace
 from drkit.signing import Trust
 from drkit.stores import Store, read_object
@@ -17,53 +18,92 @@ _VERSION = 1
 
 
 def read_repo_id(store: Store) -> str:
-    """Return the id of the repository in a store; raise StoreMissing when there is none yet, StoreError if too new."""
+    """Return the id of the repository in a store; raise StoreMissing when there is none yet.
+
+    Raise IntegrityError when the document is not one that drkit wrote, StoreError when a newer drkit wrote it.
+    """
     what = f"{bucket.REPO_KEY} in store {store.name}"
-    document = parse_json(read_object(store, bucket.REPO_KEY), what)
-    if document.get("format") != "drkit-repo" or document.get("version") != _VERSION or document.get("features"):
+    data = read_object(store, bucket.REPO_KEY)
+    document = parse_json(data, what)
+    version, repo_id = document.get("version"), document.get("repo_id")
+    if document.get("format") != "drkit-repo" or not isinstance(repo_id, str) or data != _spelled(document):
+        raise IntegrityError(f"{what} is not as drkit wrote it")
+    if version != _VERSION or document.get("features") != []:
         raise StoreError(
-            f"{what} is of version {document.get('version')} with features {document.get('features')}; this drkit knows"
+            f"{what} is of version {version} with features {document.get('features')}; this drkit knows"
             f" version {_VERSION} without any",
             hints=["install the drkit that wrote it, or a newer one"],
         )
-    return str(document["repo_id"])
-
-
-def ensure_repository(workplace: Workplace, store_names: tuple[str, ...]) -> str:
-    """Make the named stores one repository and return its id.
-
-    The first store decides; a further one that is empty joins it, and one that belongs to another repository raises
-    StoreError, because a manifest is bound to one repository.
-    """
-    first, *others = (workplace.stores[name] for name in store_names)
-    repo_id = _ensure(first, str(ULID()))
-    for store in others:
-        there = _ensure(store, repo_id)
-        if there != repo_id:
-            raise StoreError(
-                f"store {store.name} holds repository {there}, and store {first.name} holds {repo_id}",
-                hints=[f"give store {store.name} an empty folder or bucket of its own in {workplace.site.path}"],
-            )
     return repo_id
 
 
-def _ensure(store: Store, repo_id: str) -> str:
+def _spelled(document: dict[str, Any]) -> bytes | None:
+    try:
+        return canonical_json(document)
+    except TypeError:
+        return None
+
+
+def find_repo_id(store: Store) -> str | None:
+    """Return the id of the repository in a store, None when it does not say; raise as `read_repo_id` does."""
     try:
         return read_repo_id(store)
     except StoreMissing:
-        pass
+        return None
+
+
+def ensure_repository(workplace: Workplace, store_names: tuple[str, ...]) -> str:
+    """Return the id of the repository in the first of the named stores; one that is empty is made a repository.
+
+    It joins the repository of the others if there is one: a new disk in the place of a broken one starts nothing new.
+    Only then do the others have to be reached; otherwise they may be down, and `join_repository` meets them later.
+    """
+    first, *others = (workplace.stores[name] for name in store_names)
+    repo_id = find_repo_id(first)
+    if repo_id is not None:
+        return repo_id
+    there = [found for store in others if (found := find_repo_id(store)) is not None]
+    return _make(first, there[0] if there else str(ULID()))
+
+
+def join_repository(source: Store, target: Store) -> None:
+    """Make ``target`` of the same repository as ``source``, with the public keys that lie there.
+
+    Raise StoreError when it belongs to another one: a manifest is bound to one repository.
+    """
+    repo_id = read_repo_id(source)
+    there = find_repo_id(target) or _make(target, repo_id)
+    if there != repo_id:
+        raise StoreError(
+            f"store {target.name} holds repository {there}, and store {source.name} holds {repo_id}",
+            hints=[f"give store {target.name} an empty folder or bucket of its own in drkit.yaml"],
+        )
+    known = {item.key for item in target.list(bucket.TRUST_PREFIX)}
+    for item in source.list(bucket.TRUST_PREFIX):
+        if item.key not in known:
+            _put_once(target, item.key, read_object(source, item.key))
+
+
+def _make(store: Store, repo_id: str) -> str:
+    """Make a repository; the document that says so comes last, so that after a kill in between it is made again."""
+    # A new id would make strangers of all manifests that are there.
+    if any(bucket.parse_manifest_key(item.key) for item in store.list(bucket.POLICIES_PREFIX)):
+        raise IntegrityError(
+            f"{bucket.REPO_KEY} is gone from store {store.name}, which holds artifacts",
+            hints=[f"copy {bucket.REPO_KEY} back from another store of the policy", "drkit check"],
+        )
     document = {"format": "drkit-repo", "version": _VERSION, "repo_id": repo_id, "features": []}
+    _put_once(store, bucket.RECOVERY_KEY, files("drkit").joinpath("RECOVERY.md").read_bytes())
     try:
         store.put(bucket.REPO_KEY, [canonical_json(document)])
     except StoreExists:
         return read_repo_id(store)
-    _put_once(store, bucket.RECOVERY_KEY, files("drkit").joinpath("RECOVERY.md").read_bytes())
     return repo_id
 
 
 def publish_trust(store: Store, documents: list[Trust]) -> None:
     """Put public keys beside what they made, so that a person can tell them apart; one that is there stays."""
-    there = {item.key for item in store.list("trust/")}
+    there = {item.key for item in store.list(bucket.TRUST_PREFIX)}
     for document in documents:
         if document.object_key not in there:
             _put_once(store, document.object_key, document.to_bytes())

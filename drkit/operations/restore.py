@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,18 @@ from drkit.fingerprint import total_rows
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, ObjectRecord
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import choose_artifact, find_artifacts, open_details, open_plain, open_sealed
+from drkit.operations.artifacts import (
+    choose_artifact,
+    find_artifacts,
+    open_details,
+    open_plain,
+    open_sealed,
+    read_recorded,
+    reopen_sealed,
+)
 from drkit.operations.running import recorded_run
 from drkit.stores import Store
-from drkit.stream import Meter, drain, prefetch
+from drkit.stream import Marks, Meter, drain, prefetch
 from drkit.units import MIB, format_bytes, format_count, format_duration, format_moment
 
 _SPARE_BYTES = 256 * MIB
@@ -53,6 +61,7 @@ class RestorePlan:
     objects: tuple[ObjectRecord, ...] = ()
     identities: tuple[KeyFile, ...] = ()
     asked_at: datetime | None = None
+    passed_over: tuple[str, ...] = ()
 
     @property
     def stored_bytes(self) -> int:
@@ -119,10 +128,30 @@ def plan_restore(workplace: Workplace, request: RestoreRequest, identities: Sequ
     when it is not what was signed.
     """
     found = find_artifacts(workplace, request.policy)
-    entry = choose_artifact(found, request.policy, artifact_id=request.artifact_id, at=request.at)
+    chosen = choose_artifact(found, request.policy, artifact_id=request.artifact_id, at=request.at)
+    entry, passed_over = believed_copies(workplace, chosen)
     details = open_details(entry.manifest, identities)
     objects = _wanted(entry, details, request)
-    return RestorePlan(entry, details, objects, tuple(identities), request.at)
+    return RestorePlan(entry, details, objects, tuple(identities), request.at, passed_over)
+
+
+def believed_copies(workplace: Workplace, entry: ArtifactEntry) -> tuple[ArtifactEntry, tuple[str, ...]]:
+    """Read an artifact's manifest again in all its stores: return it with those to fetch from, and why not the rest.
+
+    What the catalog remembers is not enough to restore by. Raise the first store's error when no copy is sound.
+    """
+    stores: list[str] = []
+    failures: list[IntegrityError | StoreError] = []
+    for name in entry.stores:
+        try:
+            read_recorded(workplace.stores[name], workplace.signers, entry)
+        except (IntegrityError, StoreError) as error:
+            failures.append(error)
+        else:
+            stores.append(name)
+    if not stores:
+        raise failures[0]
+    return replace(entry, stores=tuple(stores)), tuple(error.message for error in failures)
 
 
 def _wanted(entry: ArtifactEntry, details: dict[str, Any], request: RestoreRequest) -> tuple[ObjectRecord, ...]:
@@ -143,11 +172,16 @@ def _wanted(entry: ArtifactEntry, details: dict[str, Any], request: RestoreReque
 
 @dataclass(frozen=True)
 class _Fetched:
-    """An object whose stored bytes were all read and right: in its store, or as a sealed copy in a private folder."""
+    """An object whose stored bytes were all read and right: in its store, or as a sealed copy in a private folder.
+
+    ``passed_over`` says what was wrong with the copies that were tried before.
+    """
 
     record: ObjectRecord
     store: Store
     staged: Path | None
+    marks: Marks
+    passed_over: tuple[str, ...] = ()
 
     @contextmanager
     def open(self, plan: RestorePlan, meter: Meter) -> Iterator[Iterator[bytes]]:
@@ -159,7 +193,7 @@ class _Fetched:
     @contextmanager
     def _open_sealed(self, plan: RestorePlan) -> Iterator[Iterator[bytes]]:
         if self.staged is None:
-            with open_sealed(self.store, plan.entry.manifest, self.record) as chunks:
+            with reopen_sealed(self.store, plan.entry.manifest, self.record, self.marks) as chunks:
                 yield chunks
         else:
             with self.staged.open("rb") as file:
@@ -177,20 +211,26 @@ def fetch(workplace: Workplace, plan: RestorePlan, folder: Path, reporter: Repor
 
 
 def _fetch_object(workplace: Workplace, plan: RestorePlan, item: ObjectRecord, folder: Path, meter: Meter) -> _Fetched:
-    failure: IntegrityError | StoreError | None = None
+    failures: list[IntegrityError | StoreError] = []
     for name in plan.entry.stores:
         store = workplace.stores[name]
         staged = None if store.traits.local or not _has_room(folder, item.stored_bytes) else folder / item.part
+        marks = Marks()
         try:
             with open_sealed(store, plan.entry.manifest, item, meter) as sealed:
-                drain(sealed) if staged is None else _write_private(staged, sealed)
+                drain(marks.note(sealed, meter)) if staged is None else _write_private(staged, sealed)
         except (IntegrityError, StoreError) as error:
-            failure = failure or error
+            failures.append(error)
             meter = Meter()
         else:
-            return _Fetched(item, store, staged)
-    assert failure is not None
-    raise failure
+            return _Fetched(item, store, staged, marks, tuple(error.message for error in failures))
+    raise failures[0]
+
+
+def copies_passed_over(plan: RestorePlan, fetched: Sequence[_Fetched]) -> list[str]:
+    """Say which copies were damaged or out of reach although another one made up for them."""
+    failures = [*plan.passed_over, *(message for item in fetched for message in item.passed_over)]
+    return [f"a copy was passed over: {message}" for message in failures]
 
 
 def _has_room(folder: Path, size_bytes: int) -> bool:
@@ -256,5 +296,6 @@ def restore(
             fetched = fetch(workplace, plan, workplace.work_folder, reporter)
             reporter.line(f"  fetch       {format_bytes(plan.stored_bytes)} read, digests equal")
             loaded = load(plan, fetched, session, reporter)
+            loaded.warnings[:0] = copies_passed_over(plan, fetched)
         running.outcome = {"artifact_id": manifest.artifact_id, "loaded": loaded.loaded}
         return RestoreResult(plan, loaded, time.monotonic() - clock_s, running.run_id)

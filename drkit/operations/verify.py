@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
 from drkit.keys import KeyFile
-from drkit.model import ArtifactEntry, Finding, Manifest
+from drkit.model import ArtifactEntry, Finding, Manifest, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import (
     PolicyArtifacts,
+    Refusal,
     TrustedManifest,
     choose_artifact,
     find_artifacts,
     open_details,
     open_plain,
     open_sealed,
-    read_manifest,
+    read_recorded,
     recorded_version,
 )
 from drkit.stores import Store
@@ -74,24 +75,23 @@ def verify_exists(workplace: Workplace, store: Store, entry: ArtifactEntry) -> T
 
     Raise IntegrityError naming the first object that is not.
     """
-    manifest = entry.manifest
-    trusted = read_manifest(store, workplace.signers, manifest.policy, manifest.artifact_id)
-    if trusted.sha256 != entry.manifest_sha256:
-        raise IntegrityError(
-            f"the manifest of artifact {manifest.artifact_id} in store {store.name} is not the one seen before:"
-            f" {trusted.sha256[:12]}… instead of {entry.manifest_sha256[:12]}…"
-        )
-    for item in manifest.objects:
-        what = f"object {item.key} in store {store.name}"
-        try:
-            info = store.head(item.key, version_id=recorded_version(store, manifest, item))
-        except StoreMissing as error:
-            raise IntegrityError(f"{what} is missing") from error
-        if info.size_bytes != item.stored_bytes:
-            raise IntegrityError(f"{what} has {info.size_bytes:,} bytes, {item.stored_bytes:,} were recorded")
-        if info.checksum and item.checksum and info.checksum.algorithm == item.checksum.algorithm:
-            _compare_checksum(what, info.checksum.value, item.checksum.value)
+    trusted = read_recorded(store, workplace.signers, entry)
+    for item in entry.manifest.objects:
+        _verify_stored(store, entry.manifest, item)
     return trusted
+
+
+def _verify_stored(store: Store, manifest: Manifest, item: ObjectRecord) -> None:
+    """Compare what the store says of one object with what is recorded, without reading it."""
+    what = f"object {item.key} in store {store.name}"
+    try:
+        info = store.head(item.key, version_id=recorded_version(store, manifest, item))
+    except StoreMissing as error:
+        raise IntegrityError(f"{what} is missing") from error
+    if info.size_bytes != item.stored_bytes:
+        raise IntegrityError(f"{what} has {info.size_bytes:,} bytes, {item.stored_bytes:,} were recorded")
+    if info.checksum and item.checksum and info.checksum.algorithm == item.checksum.algorithm:
+        _compare_checksum(what, info.checksum.value, item.checksum.value)
 
 
 def _compare_checksum(what: str, seen: str, recorded: str) -> None:
@@ -158,10 +158,10 @@ def describe_verification(result: Verification) -> str:
     return "\n".join([head, *lines])
 
 
-def describe_verifications(results: Sequence[Verification], refused: Sequence[IntegrityError]) -> str:
+def describe_verifications(results: Sequence[Verification], refused: Sequence[Refusal]) -> str:
     """Say every result, then every manifest that was not believed, then the count."""
     lines = [describe_verification(result) for result in results]
-    lines += [f"not believed: {error.message}" for error in refused]
+    lines += [f"not believed: {item.message}" for item in refused]
     damaged = sum(not result.ok for result in results) + len(refused)
     copies = format_count(len(results) + len(refused), "copy", "copies")
     return "\n".join([*lines, f"{copies} verified, {f'{damaged} damaged' if damaged else 'all sound'}"])
@@ -169,22 +169,45 @@ def describe_verifications(results: Sequence[Verification], refused: Sequence[In
 
 def select_entries(
     workplace: Workplace, artifacts: Sequence[str], *, everything: bool
-) -> tuple[list[ArtifactEntry], list[IntegrityError], list[ArtifactEntry]]:
+) -> tuple[list[ArtifactEntry], list[Refusal], list[ArtifactEntry]]:
     """Return the artifacts to verify, the manifests that were not believed, and those that no store has any more.
 
-    By the start of their ids; or all; or the newest of each policy.
+    By the start of their ids; or all; or the newest of each policy. Their ``stores`` are all that ever had a copy.
+    Raise RecoveryGap for an id that nobody knows.
     """
     entries: list[ArtifactEntry] = []
-    refused: list[IntegrityError] = []
+    refused: list[Refusal] = []
     vanished: list[ArtifactEntry] = []
+    unreachable: list[StoreError] = []
     known = {entry.manifest.policy for entry in workplace.catalog.artifacts()}
     for policy in sorted({*workplace.policies, *known}):
         found = find_artifacts(workplace, policy)
+        unreachable += found.unreachable
         refused += found.refused
-        vanished += found.vanished
-        entries += found.entries if everything or artifacts else found.entries[:1]
-    if artifacts:
-        merged = PolicyArtifacts(entries, vanished, refused, [])
-        entries = [choose_artifact(merged, "any", artifact_id=prefix) for prefix in artifacts]
-        refused, vanished = [], []
-    return entries, refused, vanished
+        vanished += found.unexplained
+        there = [_with_lost(entry, found) for entry in (*found.entries, *found.out_of_reach)]
+        entries += there if everything or artifacts else there[:1]
+    if not artifacts:
+        return entries, refused, vanished
+
+    named = tuple(prefix.upper() for prefix in artifacts)
+    refused = [item for item in refused if item.artifact_id.startswith(named)]
+    vanished = [entry for entry in vanished if entry.manifest.artifact_id.startswith(named)]
+    merged = PolicyArtifacts(entries, [], [], unreachable)
+    sound = [entry.manifest.artifact_id for entry in entries]
+    strange = [item.artifact_id for item in refused] + [entry.manifest.artifact_id for entry in vanished]
+    chosen = [
+        choose_artifact(merged, "any", artifact_id=artifact_id)
+        for artifact_id in artifacts
+        if _begins(sound, artifact_id) or not _begins(strange, artifact_id)
+    ]
+    return chosen, refused, vanished
+
+
+def _begins(ids: Sequence[str], prefix: str) -> bool:
+    return any(artifact_id.startswith(prefix.upper()) for artifact_id in ids)
+
+
+def _with_lost(entry: ArtifactEntry, found: PolicyArtifacts) -> ArtifactEntry:
+    """Add the stores that had a copy once: that it is gone is for the verification to say."""
+    return replace(entry, stores=(*entry.stores, *found.lost.get(entry.manifest.artifact_id, ())))
