@@ -80,9 +80,9 @@ def probe_store(store: Store, clock: Callable[[], datetime]) -> StoreProbe:
             _lists(store, prefix, f"{prefix}first"),
             _create_only(store, "create-only", f"{prefix}second", [b"one"], [b"two"]),
             _create_only(store, "create-only, large", f"{prefix}large", _large(b"1"), _large(b"2")),
-            _race(store, "create-only, raced", _put_race(store, prefix)),
+            _race("create-only, raced", _put_race(store, prefix)),
             _compare_and_swap(store, f"{prefix}lease"),
-            _race(store, "compare-and-swap, raced", _swap_race(store, prefix)),
+            _race("compare-and-swap, raced", _swap_race(store, prefix)),
             *[Ability(name, _verdict(found)) for name, found in store.examine(f"{prefix}first").items()],
             Ability("versions", _verdict(store.traits.versions)),
             Ability("object lock", _verdict(store.traits.object_lock)),
@@ -158,24 +158,30 @@ def _compare_and_swap(store: Store, key: str) -> Ability:
     return Ability(name, "no", "an old revision was taken for the present one")
 
 
-def _race(store: Store, name: str, rounds: Iterator[list[Callable[[], object]]]) -> Ability:
+def _race(name: str, rounds: Iterator[list[Callable[[], object]]]) -> Ability:
     """Let several writers want the same thing at once, a few times; exactly one of them may get it."""
-    most = 0
+    most, errors = 0, []
     with ThreadPoolExecutor(_WRITERS) as pool:
         for writers in rounds:
-            won = sum(pool.map(_wins, writers))
-            most = max(most, won)
+            outcomes = list(pool.map(_outcome, writers))
+            most = max(most, outcomes.count("won"))
+            errors += [outcome for outcome in outcomes if outcome not in {"won", "lost"}]
     if most > 1:
         return Ability(name, "no", f"{most} of {_WRITERS} writers at once were told that they had won")
-    return Ability(name, "yes" if most else "unclear", "" if most else f"nobody won in store {store.name}")
+    if errors or not most:
+        return Ability(name, "unclear", errors[0] if errors else "nobody won")
+    return Ability(name, "yes")
 
 
-def _wins(write: Callable[[], object]) -> bool:
+def _outcome(write: Callable[[], object]) -> str:
+    """Return ``won``, ``lost``, or what else the store said."""
     try:
         write()
     except StoreExists:
-        return False
-    return True
+        return "lost"
+    except StoreError as error:
+        return error.message
+    return "won"
 
 
 def _put_race(store: Store, prefix: str) -> Iterator[list[Callable[[], object]]]:

@@ -68,7 +68,7 @@ class S3Store:
         if len(beginning) == 1:
             create_only = {"IfNoneMatch": "*"}
             return self._with_algorithm(lambda algorithm: self._write_whole(key, beginning[0], algorithm, create_only))
-        return self._put_large(key, itertools.chain(beginning, parts))
+        return self._put_large(key, itertools.chain(_drained(beginning), parts))
 
     def replace(self, key: str, content: bytes, *, expected: str | None) -> ObjectInfo:
         """Write a small object if its revision, the ETag, is still ``expected`` (`Store.replace`).
@@ -303,6 +303,12 @@ class S3Store:
                 if code_of(error) != "NoSuchBucket" and status_of(error) in {400, 403, 404, 405, 501}:
                     return {}
                 raise
+
+
+def _drained(parts: list[bytes]) -> Iterator[bytes]:
+    """Yield parts and let go of them: kept in a frame, they would stay in memory for the length of the upload."""
+    while parts:
+        yield parts.pop(0)
 
 
 def _as_answered(key: str, content: Content, answer: dict[str, Any]) -> ObjectInfo:

@@ -87,7 +87,7 @@ class S3Options:
     ca_bundle: Path | None = None
     keys: Callable[[], AccessKeys] | None = None
     part_size_bytes: int = 8 * MIB
-    in_flight_bytes: int = 32 * MIB
+    in_flight_bytes: int = 24 * MIB
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
     attempts: int = 3

@@ -35,13 +35,21 @@ def cut(chunks: Iterable[bytes], size_of: Callable[[int], int]) -> Iterator[byte
         start = 0
         while held_bytes + len(chunk) - start >= size_of(index):
             end = start + size_of(index) - held_bytes
-            yield b"".join([*held, memoryview(chunk)[start:end]])
-            index, held, held_bytes, start = index + 1, [], 0, end
+            held.append(chunk[start:end])
+            yield _joined(held)
+            index, held_bytes, start = index + 1, 0, end
         if start < len(chunk):
             held.append(chunk[start:])
             held_bytes += len(chunk) - start
     if held or index == 0:
-        yield b"".join(held)
+        yield _joined(held)
+
+
+def _joined(held: list[bytes]) -> bytes:
+    """Return the pieces as one, and let go of them before the part is waited for."""
+    part = b"".join(held)
+    held.clear()
+    return part
 
 
 @dataclass(frozen=True)
