@@ -121,14 +121,17 @@ class Content:
 def checksum_from(answer: dict[str, Any]) -> Checksum | None:
     """Return the checksum that an answer to HEAD names, if any.
 
-    SHA digests of a multipart object are always of the composite kind, also where a server forgets to say so.
+    SHA digests of a multipart object are always of the composite kind, also where a server forgets to say so or leaves
+    out the count of parts, which the ETag has too.
     """
-    multipart = "-" in answer["ETag"]
+    parts = answer["ETag"].strip('"').partition("-")[2]
     for name in ("SHA256", "CRC64NVME", "CRC32C", "CRC32", "SHA1"):
         value = answer.get(f"Checksum{name}")
         if value:
             said = answer.get("ChecksumType") == "COMPOSITE" or "-" in value
-            composite = said or (multipart and name.startswith("SHA"))
+            composite = said or bool(parts and name.startswith("SHA"))
+            if composite and parts and "-" not in value:
+                value = f"{value}-{parts}"
             return Checksum(algorithm=name, kind="composite" if composite else "full", value=value)
     return None
 

@@ -98,6 +98,8 @@ def test_head_says_what_put_said(store: Store, size_bytes: int) -> None:
     found = store.head("a", version_id=created.version_id)
     assert (found.size_bytes, found.revision, found.version_id) == (size_bytes, created.revision, created.version_id)
     assert (found.version_id is not None) == store.traits.versions
+    if found.checksum and created.checksum:
+        assert (found.checksum.kind, found.checksum.value) == (created.checksum.kind, created.checksum.value)
 
 
 @pytest.mark.parametrize("size_bytes", [10, LARGE], ids=str)
