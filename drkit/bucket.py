@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 REPO_KEY = "drkit-repo.json"
 RECOVERY_KEY = "RECOVERY.md"
 TRUST_PREFIX = "trust/"
-CANARY_KEY = "trust/canary.age"
 POLICIES_PREFIX = "policies/"
 
 _MANIFEST = re.compile(r"policies/(?P<policy>[^/]+)/artifacts/(?P<artifact>[^/]+)/manifest\.json")
 _ARTIFACT = re.compile(r"policies/(?P<policy>[^/]+)/artifacts/(?P<artifact>[^/]+)/(?P<name>[^/]+)")
+_LOG_NAME = r"[0-9A-Za-z][0-9A-Za-z.-]{0,79}"
+_LOG = re.compile(rf"policies/(?P<policy>[^/]+)/logs/(?P<timeline>[0-9A-F]{{8}})/(?P<name>{_LOG_NAME})\.zst\.age")
+_LOG_MANIFEST = re.compile(
+    r"policies/(?P<policy>[^/]+)/logs/(?P<timeline>[0-9A-F]{8})/"
+    r"(?P<first>[0-9A-F]+(?:\.[a-z]+(?:-[0-9]+)?)?)-(?P<last>[0-9A-F]+(?:\.[a-z]+(?:-[0-9]+)?)?)-"
+    r"(?P<id>[0-9A-Z]{26})\.json"
+)
 _EVIDENCE = re.compile(r"policies/(?P<policy>[^/]+)/evidence/(?P<run>[^/]+)\.json")
 
 
@@ -43,6 +50,26 @@ def evidence_prefix(policy: str) -> str:
 def evidence_key(policy: str, run_id: str) -> str:
     """Return the key of one signed record."""
     return f"{evidence_prefix(policy)}{run_id}.json"
+
+
+def logs_prefix(policy: str) -> str:
+    """Return the prefix of all log objects of a policy."""
+    return f"policies/{policy}/logs/"
+
+
+def timeline_prefix(policy: str, timeline: int) -> str:
+    """Return the prefix of one timeline's log objects."""
+    return f"{logs_prefix(policy)}{timeline:08X}/"
+
+
+def log_key(policy: str, timeline: int, name: str) -> str:
+    """Return the key of a WAL segment, a partial one or a history file; ``name`` as `drkit.wal` writes it."""
+    return f"{timeline_prefix(policy, timeline)}{name}.zst.age"
+
+
+def log_manifest_key(policy: str, timeline: int, first: str, last: str, manifest_id: str) -> str:
+    """Return the key of a log manifest; ``first`` and ``last`` name its files, ``manifest_id`` is a ULID."""
+    return f"{timeline_prefix(policy, timeline)}{first}-{last}-{manifest_id}.json"
 
 
 def tombstones_prefix(policy: str) -> str:
@@ -81,3 +108,27 @@ def parse_evidence_key(key: str) -> tuple[str, str] | None:
     """Return the policy and run id that an evidence record's key names; None when it is another kind of key."""
     match = _EVIDENCE.fullmatch(key)
     return (match["policy"], match["run"]) if match else None
+
+
+class LogManifestKey(NamedTuple):
+    """What the key of a log manifest says."""
+
+    policy: str
+    timeline: int
+    first: str
+    last: str
+    manifest_id: str
+
+
+def parse_log_key(key: str) -> tuple[str, int, str] | None:
+    """Return policy, timeline and file name of a log object's key; None when it is another kind of key."""
+    match = _LOG.fullmatch(key)
+    return (match["policy"], int(match["timeline"], 16), match["name"]) if match else None
+
+
+def parse_log_manifest_key(key: str) -> LogManifestKey | None:
+    """Return what a log manifest's key says; None when it is another kind of key."""
+    match = _LOG_MANIFEST.fullmatch(key)
+    if match is None:
+        return None
+    return LogManifestKey(match["policy"], int(match["timeline"], 16), match["first"], match["last"], match["id"])

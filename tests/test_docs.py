@@ -181,7 +181,6 @@ def test_every_key_is_documented() -> None:
     made = {
         "REPO_KEY": bucket.REPO_KEY,
         "RECOVERY_KEY": bucket.RECOVERY_KEY,
-        "CANARY_KEY": bucket.CANARY_KEY,
         "part_key": bucket.part_key("<policy>", "<artifact_id>", "<part>"),
         "manifest_key": bucket.manifest_key("<policy>", "<artifact_id>"),
         "evidence_key": bucket.evidence_key("<policy>", "<run_id>"),

@@ -63,7 +63,7 @@ def record_drill(workplace: Workplace, outcome: DrillOutcome, reporter: Reporter
     """Sign the record of a drill and store it in every store of its policy; index it.
 
     When no store takes it, the outcome becomes ``inconclusive`` and carries the error: what cannot be shown is not
-    proven. A store that fails while another one took it is a finding.
+    proven. A store that fails while another one took it is a finding, which the record cannot hold.
     """
     record = _record(workplace, outcome)
     data = record.to_bytes()
@@ -78,12 +78,15 @@ def record_drill(workplace: Workplace, outcome: DrillOutcome, reporter: Reporter
             store.put(key, [data])
         except StoreError as error:
             failures.append(error)
+            outcome.findings.append(f"the record is not stored in {name}: {error.message}")
             reporter.line(f"  evidence    not stored in {name}: {error.message}")
         else:
             stored.append(name)
     if not stored:
         outcome.verdict, outcome.error = "inconclusive", failures[0]
         return
+    if failures and outcome.verdict == "passed":
+        outcome.verdict = "passed_with_findings"
     workplace.catalog.index_evidence(record.model_dump(mode="json"), hashlib.sha256(data).hexdigest(), stored)
     outcome.stored_in = tuple(stored)
 
