@@ -401,6 +401,8 @@ def open_details(manifest: Manifest, identities: Sequence[KeyFile]) -> dict[str,
             details=[f"it was sealed for {recipient_names(manifest)}", f"in reach: {tried}"],
             hints=["name the file of one of these: --identity FILE"],
         ) from error
+    except IntegrityError as error:
+        raise IntegrityError(f"{what} cannot be read: {error.message}") from error
     return parse_json(plain, what)
 
 
@@ -446,7 +448,16 @@ def open_plain(
     """Decrypt and decompress one object in threads of its own; the plain bytes are compared at the end as well."""
     what = f"the content of object {record.key}"
     with prefetch(sealed) as ahead, prefetch(age.decrypt(ahead, identities)) as packed:
-        yield checked(decompress(packed), Meter(), size_bytes=record.plain_bytes, sha256=record.plain_sha256, what=what)
+        plain = _named(decompress(packed), what)
+        yield checked(plain, Meter(), size_bytes=record.plain_bytes, sha256=record.plain_sha256, what=what)
+
+
+def _named(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
+    """Say of which object decryption and decompression speak."""
+    try:
+        yield from chunks
+    except (IntegrityError, KeyUnavailable) as error:
+        raise type(error)(f"{what} cannot be read: {error.message}") from error
 
 
 def recipient_names(manifest: Manifest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
@@ -63,7 +64,7 @@ def verify_artifact(
     for name in entry.stores:
         store = workplace.stores[name]
         result = Verification(entry.manifest.artifact_id, entry.manifest.policy, name, level)
-        _judge(result, "manifest", lambda store=store: verify_exists(workplace, store, entry))  # type: ignore[misc]
+        _judge(result, "manifest", partial(verify_exists, workplace, store, entry))
         if level == "intact" and result.ok:
             _verify_content(store, entry.manifest, identities, reporter, result)
         results.append(result)
@@ -107,18 +108,29 @@ def _verify_content(
     with reporter.progress(f"{manifest.artifact_id[:10]} {store.name}", manifest.stored_bytes) as progress:
         for item in manifest.objects:
             meter = Meter(progress.advance)
-
-            def read(item: object = item, meter: Meter = meter) -> None:
-                with open_sealed(store, manifest, item, meter) as sealed:  # type: ignore[arg-type]
-                    if not keys:
-                        drain(sealed)
-                        return
-                    with open_plain(sealed, item, [key.identity for key in keys]) as plain:  # type: ignore[arg-type]
-                        drain(plain)
-
+            read = partial(_read_object, store, manifest, item, keys, meter)
             _judge(result, item.key, read)
             result.read_bytes += meter.size_bytes
     result.decrypted = bool(keys)
+
+
+def _read_object(store: Store, manifest: Manifest, item: ObjectRecord, keys: Sequence[KeyFile], meter: Meter) -> None:
+    """Read one object and open it if there are keys; raise IntegrityError naming it."""
+    try:
+        with open_sealed(store, manifest, item, meter) as sealed:
+            if not keys:
+                drain(sealed)
+                return
+            with open_plain(sealed, item, [key.identity for key in keys]) as plain:
+                drain(plain)
+    except (IntegrityError, KeyUnavailable) as error:
+        # Decryption stumbles over damage before the stored bytes are read to their end. The digest that is signed says
+        # whether these are at fault, or what was sealed in them.
+        with open_sealed(store, manifest, item) as sealed:
+            drain(sealed)
+        raise IntegrityError(
+            f"object {item.key} in store {store.name} is as it was signed, and yet {error.message}"
+        ) from error
 
 
 def _fitting(manifest: Manifest, identities: Sequence[KeyFile], result: Verification) -> Sequence[KeyFile]:
