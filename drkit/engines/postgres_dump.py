@@ -165,6 +165,15 @@ class _DumpSession:
         return min(self._snapshots)
 
     @property
+    def position(self) -> None:
+        """Return nothing: a dump has no place in the log."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Return nothing: whatever goes wrong with a dump ends it."""
+        return ()
+
+    @property
     def children(self) -> Sequence[ChildRecord]:
         """Return the children that ran, with their exit status."""
         return tuple(self._children)

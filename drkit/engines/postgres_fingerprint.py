@@ -153,7 +153,7 @@ select count(*), sum(lo_lseek64(lo_open(oid, 262144), 0, 2)) from pg_largeobject
 def _add_rows(
     connection: psycopg.Connection[Any], tables: dict[str, dict[str, Any]], excluded: list[int], mode: Mode
 ) -> None:
-    """Count and digest every table that holds rows itself, the largest first, one scan each.
+    """Count and digest every table that holds rows itself: one scan each, the largest first, small ones by the batch.
 
     The digest is the sum modulo 2^64 of a 64-bit hash of each row, so it does not depend on the order of rows. Columns
     are joined in the order of their names, because an inherited child may come back with another physical order;
@@ -163,19 +163,17 @@ def _add_rows(
     The leaves of a table that is hash-partitioned by an enum are counted under that table, whose digest is the sum of
     theirs: the hash of an enum's value is that of its oid, so a restore spreads the rows anew (T11).
     """
-    statements = connection.execute(_ROW_STATEMENTS, {"excluded": excluded, "digests": mode == "digests"}).fetchall()
     roots = dict(connection.execute(_SHUFFLED_LEAVES).fetchall())
-    for leaf, statement in statements:
-        name = roots.get(leaf, leaf)
-        if name in tables:
-            # Rolled back, so that the locks that a scan takes on the indexes do not add up (T6).
-            with connection.transaction(force_rollback=True):
-                row = connection.execute(statement).fetchone()
-            assert row is not None
-            facts = tables[name]
-            facts["rows"] = facts.get("rows", 0) + row[0]
+    statements = connection.execute(_ROW_STATEMENTS, {"excluded": excluded, "digests": mode == "digests"}).fetchall()
+    for (statement,) in statements:
+        # Rolled back, so that the locks that scans take on indexes do not add up (T6).
+        with connection.transaction(force_rollback=True):
+            counted = connection.execute(statement).fetchall()
+        for leaf, rows, total in counted:
+            facts = tables.get(roots.get(leaf, leaf), {})
+            facts["rows"] = facts.get("rows", 0) + rows
             if mode == "digests":
-                facts["digest"] = _hex(int(facts.get("digest", "0"), 16) + int(row[1] or 0))
+                facts["digest"] = _hex(int(facts.get("digest", "0"), 16) + int(total or 0))
 
 
 _ROW_STATEMENTS = b"""
@@ -193,15 +191,19 @@ with columns as (
 ), texts as (
   select attrelid, 'concat(' || string_agg(part, ', ' order by block) || ')' as text from blocks group by attrelid
 )
-select format('%%I.%%I', n.nspname, c.relname),
-       convert_to(case when %(digests)s
-                  then format('select count(*), sum(hashtextextended(%%s collate "C", 0))::text from only %%I.%%I',
-                              coalesce(x.text, ''''''), n.nspname, c.relname)
-                  else format('select count(*) from only %%I.%%I', n.nspname, c.relname) end, pg_client_encoding())
-  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace left join texts as x on x.attrelid = c.oid
- where c.relkind = 'r' and c.oid >= 16384 and c.relpersistence <> 't' and c.oid <> all (%(excluded)s::oid[])
- order by pg_relation_size(c.oid) desc"""
-
+select convert_to(string_agg(format('select %%L, count(*), %%s from only %%s', name, total, name), ' union all '),
+                  pg_client_encoding())
+  from (select format('%%I.%%I', n.nspname, c.relname) as name, pg_relation_size(c.oid) as size_bytes,
+               case when %(digests)s
+                    then format('sum(hashtextextended(%%s collate "C", 0))::text', coalesce(x.text, quote_literal('')))
+                    else 'null' end as total,
+               case when pg_relation_size(c.oid) > 8388608 then c.oid::bigint
+                    else -(row_number() over (order by c.oid) / 50) end as batch
+          from pg_class as c join pg_namespace as n on n.oid = c.relnamespace left join texts as x on x.attrelid = c.oid
+         where c.relkind = 'r' and c.oid >= 16384 and c.relpersistence <> 't' and c.oid <> all (%(excluded)s::oid[])
+           and ((c.tableoid, c.oid) not in (select classid, objid from pg_depend where deptype = 'e')
+                or c.oid in (select unnest(extconfig) from pg_extension))) as tables
+ group by batch order by max(size_bytes) desc"""
 
 _SHUFFLED_LEAVES = """
 select distinct on (t.relid) t.relid::regclass::text, p.partrelid::regclass::text

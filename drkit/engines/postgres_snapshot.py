@@ -107,7 +107,7 @@ class Background:
 
     def _run(self) -> None:
         try:
-            with translated(self._endpoint):
+            with translated(self._endpoint, self._guard.connection.info.dbname):
                 self._result = self._take(self._guard)
         except BaseException as error:  # noqa: BLE001 carried over to the thread that asks for the result
             self._error = error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from drkit.engines import Engine
+from drkit.engines.postgres_base import PostgresBase
 from drkit.engines.postgres_dump import PostgresDump
 from drkit.errors import ConfigError
 
 ENGINES: dict[tuple[str, str], Engine] = {
     ("postgres", "dump"): PostgresDump(),
+    ("postgres", "base"): PostgresBase(),
 }
 
 
