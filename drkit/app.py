@@ -17,6 +17,7 @@ from drkit.credentials import resolve
 from drkit.errors import StoreError
 from drkit.keys import load_signers
 from drkit.operations import Workplace
+from drkit.operations.running import close_lost_runs
 from drkit.operations.sandboxing import reap_scratches
 from drkit.process import start_mark
 from drkit.site import PolicyScan, Site, load_site, scan_policies
@@ -48,6 +49,7 @@ def open_app(site_path: Path | None = None, clock: Callable[[], datetime] = utc_
         stack.callback(catalog.close)
         work_folder = stack.enter_context(_private_folder())
         workplace = Workplace(site, policies, scan.problems, stores, catalog, signers, work_folder, clock)
+        close_lost_runs(catalog, clock())
         reap_scratches(workplace)
         yield workplace
 
@@ -107,8 +109,9 @@ def _private_folder() -> Iterator[Path]:
     for old in root.glob(f"{mine}*"):
         pid, _, rest = old.name.removeprefix(mine).partition("-")
         dead = pid.isdigit() and start_mark(int(pid)) != rest.partition("-")[0]
-        if dead and old.stat().st_uid == os.getuid():
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another command may be removing it as well
+            if dead and old.lstat().st_uid == os.getuid():
+                shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}-{start_mark(os.getpid())}-", dir=root))
     try:
         yield folder

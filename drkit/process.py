@@ -138,6 +138,7 @@ class _Child:
             raise self._failure(
                 f"{self.command.tool} closed its pipe, did not end for {self.idle_timeout_s:g} s and was stopped"
             ) from None
+        _kill_group(self._process.pid)
         if self.status != 0:
             raise self._failure(f"{self.command.tool} {_ending(self.status)}")
 
@@ -153,6 +154,8 @@ class _Child:
                 os.killpg(self._process.pid, stop)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=patience_s)
+            if self._process.poll() is not None:
+                _kill_group(self._process.pid)
         self.status = self._process.poll()
 
     def close(self) -> None:
@@ -271,9 +274,10 @@ def run(command: Command, *, stdin: bytes = b"", timeout_s: float = 60, check: b
         ) from None
     finally:
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            _kill_group(process.pid)
+            # Whatever left the group by itself may still hold the pipes.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=_KILL_AFTER_S)
     text = stderr.decode(errors="replace")
     if check and process.returncode != 0:
         tail = [line for line in text.splitlines() if line.strip()][-_STDERR_LINES:]
@@ -300,6 +304,12 @@ def _start(command: Command, *, stdin: int, stdout: int) -> subprocess.Popen[byt
     except (OSError, KeyError) as error:
         raise SourceError(f"cannot start {command.argv[0]}: {error}") from error
     return process
+
+
+def _kill_group(leader: int) -> None:
+    """Kill what is left of a child's process group, right when it has ended: later its number may be another's."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _ending(status: int) -> str:

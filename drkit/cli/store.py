@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drkit.cli import common_options, output_of, site_option
-from drkit.errors import EXIT_PROBLEMS, ConfigError
+from drkit.errors import EXIT_PROBLEMS, ConfigError, StoreError
 
 if TYPE_CHECKING:
+    from drkit.operations.copying import CopyResult
     from drkit.operations.probe import StoreProbe
     from drkit.site import Site
 
@@ -99,3 +100,51 @@ def _clock(found: StoreProbe) -> str:
 
     direction = "ahead" if found.clock_offset.total_seconds() >= 0 else "behind"
     return f"{format_duration(abs(found.clock_offset))} {direction}"
+
+
+@store.command()
+@click.argument("policies", nargs=-1)
+@common_options
+@click.pass_context
+def copy(ctx: click.Context, policies: tuple[str, ...]) -> None:
+    """Make the copies that POLICIES (or all of them) promise and that are missing.
+
+    Sealed bytes move from store to store; no database is read and nothing is decrypted. Runs as often as you like.
+    Exit codes: 0 every copy is there; 6 one could not be made.
+    """
+    from drkit.app import open_app
+    from drkit.operations.choosing import find_policy
+    from drkit.operations.copying import catch_up
+
+    output = output_of(ctx)
+    with open_app(site_option(ctx)) as workplace:
+        chosen = [find_policy(workplace, name) for name in policies] or [*workplace.policies.values()]
+        result = catch_up(workplace, chosen, output)
+    output.result("store-copy", _copy_document(result), "\n".join(_copy_lines(result)))
+    ctx.exit(StoreError.exit_code if result.failed else 0)
+
+
+def _copy_document(result: CopyResult) -> dict[str, Any]:
+    return {
+        "copied": [vars(item) for item in result.copied],
+        "failed": [
+            {**vars(item), "error": item.error.message, "details": list(item.error.details)} for item in result.failed
+        ],
+        "complete": result.complete,
+    }
+
+
+def _copy_lines(result: CopyResult) -> list[str]:
+    from drkit.units import format_bytes, format_count
+
+    lines = [
+        f"{item.policy}  {item.artifact_id}  copied to {item.store}  {format_bytes(item.size_bytes)}"
+        for item in result.copied
+    ]
+    for failure in result.failed:
+        subject = "  ".join(filter(None, (failure.policy, failure.artifact_id, failure.store)))
+        lines += [f"{subject}  FAILED  {failure.error.message}", *(f"  {line}" for line in failure.error.details)]
+        lines += [f"  hint: {hint}" for hint in failure.error.hints]
+    made = f"{format_count(len(result.copied), 'copy', 'copies')} made"
+    failed = f", {len(result.failed)} failed" if result.failed else ""
+    return [*lines, f"{made}{failed}, {format_count(result.complete, 'artifact')} lacked none"]

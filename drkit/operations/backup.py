@@ -34,7 +34,7 @@ from drkit.model import (
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import find_artifacts, open_sealed, recorded_version
 from drkit.operations.copying import copy_artifact
-from drkit.operations.repository import ensure_repository, publish_trust
+from drkit.operations.repository import ensure_repository, join_repository, publish_trust
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import BackupRule, Policy
@@ -215,7 +215,9 @@ class _Job:
         found = find_artifacts(self.workplace, self.policy.policy)
         for refused in found.refused:
             self.reporter.line(f"  warning     not believed: {refused.message}")
-        entries = [*found.entries, *found.vanished]
+        for unreachable in found.unreachable:
+            self.reporter.line(f"  warning     not reached: {unreachable.message}")
+        entries = [*found.entries, *found.vanished, *found.out_of_reach]
         return [
             Link(item.manifest.artifact_id, item.manifest_sha256, item.manifest.seq, item.manifest.parents)
             for item in entries
@@ -255,12 +257,13 @@ class _Job:
 
     def _copy(self, entry: ArtifactEntry, took_s: dict[str, float], clock_s: float) -> ArtifactEntry:
         """Copy the sealed bytes to the policy's other stores; try them all before the first failure is raised."""
-        failures: list[StoreError] = []
+        failures: list[StoreError | IntegrityError] = []
         for name in self.policy.stores[1:]:
             try:
+                join_repository(self.sealing.store, self.workplace.stores[name])
                 with self.reporter.progress(f"copy {name}", entry.manifest.stored_bytes) as progress:
                     entry = copy_artifact(self.workplace, entry, name, progress.advance)
-            except StoreError as error:
+            except (StoreError, IntegrityError) as error:
                 failures.append(error)
             else:
                 took_s[name] = time.monotonic() - clock_s

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from drkit import bucket
-from drkit.errors import DrkitError, IntegrityError
+from drkit.errors import Busy, DrkitError, IntegrityError, StoreError
 from drkit.model import ArtifactEntry, Manifest, ObjectRecord
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import find_artifacts, open_sealed, read_manifest
-from drkit.operations.repository import ensure_repository
+from drkit.operations.artifacts import TrustedManifest, find_artifacts, open_sealed, read_manifest
+from drkit.operations.repository import ensure_repository, join_repository
 from drkit.operations.running import recorded_run
 from drkit.policy import Policy
 from drkit.stores import Store
@@ -24,20 +24,30 @@ def copy_artifact(
     """Copy one artifact into another store, in write order, and return it with that store among its own.
 
     The bytes are compared with the manifest while they move, so damage is not copied on: the next store is tried, and
-    the IntegrityError raised when none is left. What an interrupted copy left is found to be the same and kept.
+    the first error raised when none is left. What an interrupted copy left is found to be the same and kept.
     """
     target = workplace.stores[store_name]
     sources = [workplace.stores[name] for name in entry.stores if name != store_name]
-    policy, artifact_id = entry.manifest.policy, entry.manifest.artifact_id
-    trusted = read_manifest(sources[0], workplace.signers, policy, artifact_id)
+    trusted = _read_manifest(workplace, sources, entry.manifest)
     for item in entry.manifest.objects:
         _copy_object(sources, target, entry.manifest, item, advance)
-    key = bucket.manifest_key(policy, artifact_id)
+    key = bucket.manifest_key(entry.manifest.policy, entry.manifest.artifact_id)
     target.put(bucket.signature_key(key), [trusted.signature])
     target.put(key, [trusted.data])
-    copied = dataclasses.replace(entry, stores=(*entry.stores, store_name))
+    copied = dataclasses.replace(entry, stores=tuple(dict.fromkeys((*entry.stores, store_name))))
     workplace.catalog.index_artifact(copied)
     return copied
+
+
+def _read_manifest(workplace: Workplace, sources: Sequence[Store], manifest: Manifest) -> TrustedManifest:
+    failure: DrkitError | None = None
+    for source in sources:
+        try:
+            return read_manifest(source, workplace.signers, manifest.policy, manifest.artifact_id)
+        except (IntegrityError, StoreError) as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
 
 
 def _copy_object(
@@ -47,31 +57,64 @@ def _copy_object(
     item: ObjectRecord,
     advance: Callable[[int], object],
 ) -> None:
-    damage: IntegrityError | None = None
+    failure: DrkitError | None = None
     for source in sources:
+        reading = _Reading(advance)
         try:
             with open_sealed(source, manifest, item) as chunks, prefetch(chunks) as ahead:
-                target.put(item.key, _counted(ahead, advance))
-        except IntegrityError as error:
-            damage = damage or error
+                target.put(item.key, reading.watch(ahead))
+        except (IntegrityError, StoreError) as error:
+            if reading.is_fine:
+                raise
+            failure = failure or error
         else:
             return
-    assert damage is not None
-    raise damage
+    assert failure is not None
+    raise failure
 
 
-def _counted(chunks: Iterable[bytes], advance: Callable[[int], object]) -> Iterator[bytes]:
-    for chunk in chunks:
-        advance(len(chunk))
-        yield chunk
+class _Reading:
+    """Tells whether an error came from reading, which another store may do better, or from writing."""
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self._advance = advance
+        self.is_fine = False
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self.is_fine = True
+            self._advance(len(chunk))
+            yield chunk
+            self.is_fine = False
+        self.is_fine = True
+
+
+@dataclass(frozen=True)
+class Copied:
+    """One copy that was made."""
+
+    policy: str
+    artifact_id: str
+    store: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class NotCopied:
+    """A copy that could not be made; without an artifact the whole store failed, without a store the whole policy."""
+
+    policy: str
+    error: DrkitError
+    artifact_id: str = ""
+    store: str = ""
 
 
 @dataclass
 class CopyResult:
-    """What a catch-up did: ``copied`` and ``failed`` are (artifact id, store name), the latter with its error."""
+    """What a catch-up did; ``complete`` counts the artifacts that lacked no copy."""
 
-    copied: list[tuple[str, str]] = field(default_factory=list)
-    failed: list[tuple[str, str, DrkitError]] = field(default_factory=list)
+    copied: list[Copied] = field(default_factory=list)
+    failed: list[NotCopied] = field(default_factory=list)
     complete: int = 0
 
 
@@ -79,26 +122,56 @@ def catch_up(workplace: Workplace, policies: Sequence[Policy], reporter: Reporte
     """Make every copy that the policies promise and that is missing; go on after a failure, and report it."""
     result = CopyResult()
     for policy in policies:
-        with recorded_run(workplace.catalog, workplace.clock, "copy", policy.policy) as running:
-            before = len(result.copied)
-            ensure_repository(workplace, policy.stores)
-            for entry in find_artifacts(workplace, policy.policy).entries:
-                _complete(workplace, policy, entry, reporter, result)
-            running.outcome = {"copied": len(result.copied) - before}
+        if len(policy.stores) < 2:
+            continue
+        try:
+            _catch_up(workplace, policy, reporter, result)
+        except (StoreError, IntegrityError, Busy) as error:
+            if all(item.error is not error for item in result.failed):
+                result.failed.append(NotCopied(policy.policy, error))
     return result
 
 
+def _catch_up(workplace: Workplace, policy: Policy, reporter: Reporter, result: CopyResult) -> None:
+    """Complete one policy; raise the first failure once all was tried, so that the run is recorded as failed."""
+    copied, failed = len(result.copied), len(result.failed)
+    with recorded_run(workplace.catalog, workplace.clock, "copy", policy.policy) as running:
+        ensure_repository(workplace, policy.stores)
+        usable = [policy.stores[0], *_joined(workplace, policy, result)]
+        found = find_artifacts(workplace, policy.policy)
+        for entry in reversed(found.entries):
+            missing = [name for name in usable if name not in entry.stores]
+            if missing and entry.manifest_sha256 not in found.buried:
+                _complete(workplace, entry, missing, reporter, result)
+            else:
+                result.complete += 1
+        running.outcome = {"copied": len(result.copied) - copied, "failed": len(result.failed) - failed}
+        for failure in result.failed[failed:]:
+            raise failure.error
+
+
+def _joined(workplace: Workplace, policy: Policy, result: CopyResult) -> Iterator[str]:
+    """Yield the further stores that can be used; public keys go both ways, because the first may be the new one."""
+    first = workplace.stores[policy.stores[0]]
+    for name in policy.stores[1:]:
+        try:
+            join_repository(first, workplace.stores[name])
+            join_repository(workplace.stores[name], first)
+        except (StoreError, IntegrityError) as error:
+            result.failed.append(NotCopied(policy.policy, error, store=name))
+        else:
+            yield name
+
+
 def _complete(
-    workplace: Workplace, policy: Policy, entry: ArtifactEntry, reporter: Reporter, result: CopyResult
+    workplace: Workplace, entry: ArtifactEntry, missing: Sequence[str], reporter: Reporter, result: CopyResult
 ) -> None:
-    artifact_id = entry.manifest.artifact_id
-    missing = [name for name in policy.stores if name not in entry.stores]
+    manifest = entry.manifest
     for name in missing:
         try:
-            with reporter.progress(f"{artifact_id[:10]} to {name}", entry.manifest.stored_bytes) as progress:
+            with reporter.progress(f"{manifest.artifact_id[:10]} to {name}", manifest.stored_bytes) as progress:
                 entry = copy_artifact(workplace, entry, name, progress.advance)
-        except DrkitError as error:
-            result.failed.append((artifact_id, name, error))
+        except (StoreError, IntegrityError) as error:
+            result.failed.append(NotCopied(manifest.policy, error, manifest.artifact_id, name))
         else:
-            result.copied.append((artifact_id, name))
-    result.complete += not missing
+            result.copied.append(Copied(manifest.policy, manifest.artifact_id, name, manifest.stored_bytes))

@@ -84,6 +84,7 @@ def close_lost_runs(catalog: Catalog, now: datetime) -> list[Run]:
         if run.host == host and (not start_mark(run.pid) or now - run.heartbeat_at > _SILENT_FOR):
             ended = dataclasses.replace(run, state="lost", ended_at=now, error="its process ended without a word")
             catalog.finish_run(ended)
+            catalog.add_event("run.lost", now, {"run_id": run.run_id, "kind": run.kind, "policy": run.policy})
             lost.append(ended)
     return lost
 
@@ -120,6 +121,8 @@ def _finish(catalog: Catalog, clock: Callable[[], datetime], running: RunningRun
     if isinstance(error, KeyboardInterrupt | SystemExit):
         state = "interrupted"
     message = None if error is None else str(error) or type(error).__name__
+    if state == "interrupted":
+        message = "interrupted"
     ended = dataclasses.replace(running.run, state=state, ended_at=clock(), error=message, outcome=running.outcome)
     with contextlib.nullcontext() if error is None else contextlib.suppress(CatalogError):
         catalog.finish_run(ended)
