@@ -24,6 +24,7 @@ from drkit.fingerprint import total_rows
 from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.model import (
     ArtifactEntry,
+    Checksum,
     Compression,
     Coverage,
     Encryption,
@@ -203,7 +204,14 @@ class _Job:
             details=age.armor(sealed),
         )
 
-    def _record(self, recipient: age.Recipient) -> RecipientRecord:
+    def _contradict(seen: Checksum | None, sent: Checksum | None) -> bool:
+    """Tell whether two checksums of one kind differ; how large the parts were is not among what a store answers."""
+    if seen is None or sent is None or (seen.algorithm, seen.kind) != (sent.algorithm, sent.kind):
+        return False
+    return seen.value != sent.value
+
+
+def _record(self, recipient: age.Recipient) -> RecipientRecord:
         key_class: Literal["classic", "post-quantum"] = (
             "post-quantum" if recipient.key_class == "post-quantum" else "classic"
         )
@@ -238,7 +246,7 @@ class _Job:
         store = self.sealing.store
         for item in manifest.objects:
             info = store.head(item.key, version_id=recorded_version(store, manifest, item))
-            if info.size_bytes != item.stored_bytes or (info.checksum and info.checksum != item.checksum):
+            if info.size_bytes != item.stored_bytes or _contradict(info.checksum, item.checksum):
                 raise IntegrityError(f"store {store.name} does not have {item.key} as it was written")
             if self.policy.read_back == "full":
                 with open_sealed(store, manifest, item) as chunks:
