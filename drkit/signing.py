@@ -151,6 +151,10 @@ def sign(message: bytes, key: Ed25519PrivateKey, namespace: str) -> bytes:
         _string(_KEY_TYPE) + _string(signature),
     ):
         blob += _string(field)
+    return _armor(blob)
+
+
+def _armor(blob: bytes) -> bytes:
     text = base64.b64encode(blob)
     lines = [text[start : start + _LINE_COLUMNS] for start in range(0, len(text), _LINE_COLUMNS)]
     return _BEGIN + b"\n".join(lines) + b"\n" + _END + b"\n"
@@ -169,7 +173,7 @@ def verify(
 
     ``what`` is the noun of the messages. ``at`` is the moment that the message says it was made, checked against the
     signer's window; without it the window is not looked at, so that a caller can verify first, then read the moment
-    from the message, then verify again. Stricter than ssh-keygen: bytes after the footer are refused.
+    from the message, then verify again. Stricter than ssh-keygen: a signature has one spelling only.
     """
     found = _parse(signature, what)
     if found.namespace != namespace.encode():
@@ -255,6 +259,8 @@ def _parse(armored: bytes, what: str) -> _Signature:
         damaged("it is not base64")
     if base64.b64encode(blob) != text:
         damaged("its base64 has stray bits at the end")
+    if _armor(blob) != armored:
+        damaged("its lines are not broken as ssh-keygen breaks them, or the last one is cut")
     try:
         return _parse_blob(blob)
     except ValueError as error:
