@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from drkit.credentials import Secret
-from drkit.model import ChildRecord, Difference, Fingerprint
+from drkit.model import ChildRecord, Difference, Fingerprint, LogPosition
 
 
 @dataclass(frozen=True)
 class BackupOptions:
-    """What a policy asks of a backup. No databases means all of the server's. Times are in seconds."""
+    """What a policy asks of a backup. No databases means all of the server's. Times are in seconds.
+
+    ``via``, ``parallel`` and ``rate_bytes_s`` (of plain bytes; no limit when None) are for engines that copy files.
+    """
 
     databases: tuple[str, ...] = ()
     exclude_tables: tuple[str, ...] = ()
@@ -27,6 +30,9 @@ class BackupOptions:
     lock_timeout_s: float = 60
     idle_timeout_s: float = 300
     work_folder: Path = Path()
+    via: Literal["stream", "local"] = "stream"
+    parallel: int = 1
+    rate_bytes_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found before anything was read: one line for the screen, versions for the manifest."""
+    """What was found before anything was read: one line for the screen, versions for the manifest.
+
+    Up to ``parallel`` parts may be open at once, each read by a thread of its own. They are opened in the order of
+    ``parts``, and one may wait for those before it.
+    """
 
     summary: str
     tools: Mapping[str, str]
     parts: Sequence[Part]
     warnings: Sequence[str] = ()
+    parallel: int = 1
 
 
 class BackupSession(Protocol):
@@ -71,6 +82,14 @@ class BackupSession(Protocol):
     @property
     def snapshot_at(self) -> datetime:
         """Return the moment that the streamed parts show: the oldest of their snapshots."""
+
+    @property
+    def position(self) -> LogPosition | None:
+        """Return the range of the log that the artifact holds; None where the method has no log."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Return what was noticed while streaming and did not end the backup, such as a damaged page."""
 
     @property
     def children(self) -> Sequence[ChildRecord]:

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Literal
 
 from drkit import __version__, age, bucket
@@ -37,6 +37,7 @@ from drkit.operations.artifacts import find_artifacts, open_sealed, recorded_ver
 from drkit.operations.copying import copy_artifact
 from drkit.operations.repository import ensure_repository, join_repository, publish_trust
 from drkit.operations.running import RunningRun, new_id, recorded_run
+from drkit.operations.side_by_side import Stop, side_by_side
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import BackupRule, Policy
 from drkit.signing import MANIFEST_NAMESPACE, sign, trust_of_signer
@@ -98,6 +99,7 @@ class _Job:
         self.names = known_recipients(workplace.site.keys.signers.parent)
         self.signing_key = load_site_signing_key(workplace.site)
         self.started_at = running.run.started_at
+        self.stop = Stop()
         self.sealing = _Sealing(policy, workplace.stores[policy.stores[0]], new_id(self.started_at), recipients)
 
     def run(self, engine: Engine, rule: BackupRule) -> BackupResult:
@@ -111,17 +113,23 @@ class _Job:
             self.reporter.line(f"  preflight   ok   {session.preflight.summary}")
             for warning in session.preflight.warnings:
                 self.reporter.line(f"  warning     {warning}")
-            objects = [self._stream(session, part) for part in session.preflight.parts]
+            preflight = session.preflight
+            objects = side_by_side(
+                lambda part: self._stream(session, part), preflight.parts, preflight.parallel, self.stop
+            )
             details = session.details()
+            warnings = (*session.preflight.warnings, *session.warnings)
+            for warning in session.warnings:
+                self.reporter.line(f"  warning     {warning}")
             manifest = self._manifest(repo_id, rule, session, objects, details)
-        self._report_fingerprint(details, session.snapshot_at)
+        self._report_content(manifest, details)
         self._read_back(manifest)
         entry = self._commit(manifest, details)
         took_s = {self.sealing.store.name: time.monotonic() - clock_s}
         entry = self._copy(entry, took_s, clock_s)
         timings = ", ".join(f"{name} {format_duration(timedelta(seconds=took))}" for name, took in took_s.items())
         self.reporter.line(f"  committed   {timings}")
-        return BackupResult(entry, took_s, tuple(session.preflight.warnings), self.running.run_id)
+        return BackupResult(entry, took_s, warnings, self.running.run_id)
 
     def _publish_keys(self) -> None:
         now = self.started_at
@@ -140,6 +148,8 @@ class _Job:
             lock_timeout_s=rule.lock_timeout.total_seconds(),
             idle_timeout_s=rule.idle_timeout.total_seconds(),
             work_folder=self.workplace.work_folder,
+            via=rule.via,
+            parallel=rule.parallel,
         )
 
     def _stream(self, session: BackupSession, part: Part) -> ObjectRecord:
@@ -150,7 +160,7 @@ class _Job:
             plain, stored = Meter(progress.advance), Meter()
             with (
                 session.open_part(part) as source,
-                prefetch(plain.measure(source)) as ahead,
+                prefetch(plain.measure(self.stop.watch(source))) as ahead,
                 prefetch(compress(ahead, self.policy.compression_level)) as packed,
             ):
                 info = self.sealing.store.put(key, stored.measure(age.encrypt(packed, self.sealing.recipients)))
@@ -202,16 +212,10 @@ class _Job:
             written_to=self.sealing.store.name,
             fence=self.running.lease.fence,
             details=age.armor(sealed),
+            position=session.position,
         )
 
-    def _contradict(seen: Checksum | None, sent: Checksum | None) -> bool:
-    """Tell whether two checksums of one kind differ; how large the parts were is not among what a store answers."""
-    if seen is None or sent is None or (seen.algorithm, seen.kind) != (sent.algorithm, sent.kind):
-        return False
-    return seen.value != sent.value
-
-
-def _record(self, recipient: age.Recipient) -> RecipientRecord:
+    def _record(self, recipient: age.Recipient) -> RecipientRecord:
         key_class: Literal["classic", "post-quantum"] = (
             "post-quantum" if recipient.key_class == "post-quantum" else "classic"
         )
@@ -231,7 +235,14 @@ def _record(self, recipient: age.Recipient) -> RecipientRecord:
             for item in entries
         ]
 
-    def _report_fingerprint(self, details: dict[str, Any], snapshot_at: datetime) -> None:
+    def _report_content(self, manifest: Manifest, details: dict[str, Any]) -> None:
+        snapshot_at, position = manifest.covers.to_at, manifest.position
+        if position is not None:
+            self.reporter.line(
+                f"  position    consistent at {position.stop_lsn} on timeline {position.timeline}, as of"
+                f" {format_moment(snapshot_at)}"
+            )
+            return
         prints = [part["fingerprint"] for part in details["parts"].values() if "fingerprint" in part]
         tables = sum(len(items.get("table", {})) for items in prints)
         rows = sum(total_rows(items) for items in prints)
@@ -283,3 +294,10 @@ def _record(self, recipient: age.Recipient) -> RecipientRecord:
                 hints=["drkit store copy"],
             )
         return entry
+
+
+def _contradict(seen: Checksum | None, sent: Checksum | None) -> bool:
+    """Tell whether two checksums of one kind differ; how large the parts were is not among what a store answers."""
+    if seen is None or sent is None or (seen.algorithm, seen.kind) != (sent.algorithm, sent.kind):
+        return False
+    return seen.value != sent.value
