@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -85,12 +85,11 @@ def list_entries(head: Head, pg_restore: Path, selection: Iterable[str]) -> tupl
     return parse_list(run(command, timeout_s=_LIST_TIMEOUT_S).stdout.decode(errors="surrogateescape"))
 
 
-def write_list(file: Path, entries: Iterable[Entry], wanted: Callable[[Entry], bool]) -> Path:
-    """Write the wanted entries as the list that pg_restore's ``--use-list`` reads, and return its path."""
+def write_list(file: Path, entries: Iterable[Entry]) -> Path:
+    """Write entries as the list that pg_restore's ``--use-list`` reads, and return its path."""
     with open_private(file) as out:
         for entry in entries:
-            if wanted(entry):
-                out.write(entry.line.encode(errors="surrogateescape") + b"\n")
+            out.write(entry.line.encode(errors="surrogateescape") + b"\n")
     return file
 
 

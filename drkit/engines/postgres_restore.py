@@ -22,9 +22,10 @@ from psycopg import sql
 from drkit.binaries import postgres_binary
 from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions, RestoreSession
-from drkit.engines.postgres_archive import Entry, Head, list_entries, open_private, read_head, write_list
+from drkit.engines.postgres_archive import Entry, Head, list_entries, read_head, write_list
 from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_database, tool_environment
 from drkit.engines.postgres_fingerprint import Mode, fingerprint_database, fingerprint_globals
+from drkit.engines.postgres_rows import RowsLoad
 from drkit.engines.postgres_target import (
     ExtensionNeed,
     Target,
@@ -71,11 +72,12 @@ def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSessio
         tuning = _tuning(connection, options)
     session = _Restore(target, options, _places(endpoint, options, target.databases), available)
     session.check()
+    loading = _with_options(target.endpoint, tuning)
     with (
         tempfile.TemporaryDirectory(prefix="restore-", dir=options.stage_folder or options.work_folder) as folder,
-        tool_environment(_with_options(target.endpoint, tuning), Path(folder)) as environment,
+        tool_environment(loading, Path(folder)) as environment,
     ):
-        session.prepare(environment, Path(folder))
+        session.prepare(loading, environment, Path(folder))
         yield session
 
 
@@ -203,6 +205,7 @@ class _Restore:
         self._psql = postgres_binary("psql", major)
         self._left_out: set[str] = set()
         self._result = LoadResult()
+        self._loading = target.endpoint
         self._environment: Mapping[str, str] = {}
         self._folder = Path()
 
@@ -212,8 +215,9 @@ class _Restore:
         names = ", ".join(place.database for place in self._places.values())
         return f"{self._target.endpoint.server}/{names}, postgres {self._target.version}"
 
-    def prepare(self, environment: Mapping[str, str], folder: Path) -> None:
-        """Take the tools' environment and the private folder, once the checks have passed."""
+    def prepare(self, loading: Endpoint, environment: Mapping[str, str], folder: Path) -> None:
+        """Take the endpoint with the settings for loading, the tools' environment and the private folder."""
+        self._loading = loading
         self._environment = environment
         self._folder = folder
 
@@ -266,10 +270,9 @@ class _Restore:
         with tempfile.TemporaryDirectory(prefix=f"{part}-", dir=self._folder) as name:
             head = read_head(chunks, self._pg_restore, Path(name))
             entries = self._chosen(head)
-            staged = self._staged(head)
             with self._database(part, place):
                 self._create_surroundings(part, place)
-                self._load_entries(place, head, entries, staged)
+                self._load_entries(place, head, entries)
                 if not self._tables:
                     self._refresh(part, place)
                     self._load_event_triggers(place, head, entries)
@@ -307,16 +310,6 @@ class _Restore:
                 " not part of a table restore"
             )
         return tuple(entry for entry in head.entries if entry.line in chosen)
-
-    def _staged(self, head: Head) -> Path | None:
-        """Write the archive to a private file where that may be, so that several connections can load from it."""
-        if self._options.stage_folder is None or self._options.jobs < 2 or self._tables:
-            return None
-        path = head.file.with_name("archive")
-        with open_private(path) as file:
-            for chunk in head.chunks:
-                file.write(chunk)
-        return path
 
     @contextmanager
     def _database(self, part: str, place: _Place) -> Iterator[None]:
@@ -369,22 +362,60 @@ class _Restore:
             for statement in statements:
                 connection.execute(statement)
 
-    def _load_entries(self, place: _Place, head: Head, entries: Sequence[Entry], staged: Path | None) -> None:
-        """Load everything but materialized views' rows and event triggers, which come last."""
-        wanted = write_list(head.file.with_name("main.list"), entries, self._is_first)
-        sections = ["--section=pre-data", "--section=data"]
-        if staged is not None:
-            self._restore_file(place, staged, wanted, [f"--jobs={self._options.jobs}"])
-            return
-        if self._options.scratch and len(entries) < _MOST_ENTRIES_AT_ONCE and not head.has_large_objects:
+    def _load_entries(self, place: _Place, head: Head, entries: Sequence[Entry]) -> None:
+        """Load everything but materialized views' rows and event triggers, which come last.
+
+        Large objects have no rows to share out and go through pg_restore's own single connection, with all the rest.
+        """
+        first = [entry for entry in entries if self._is_first(entry)]
+        if self._options.jobs < 2 or head.has_large_objects:
+            wanted = write_list(head.file.with_name("first.list"), first)
+            self._stream(place, head, wanted, len(first))
+            sections = ["--section=post-data"]
+        else:
+            wanted = write_list(
+                head.file.with_name("rest.list"), [item for item in first if not item.is_a("TABLE DATA")]
+            )
+            self._restore_file(place, head.file, wanted, ["--section=pre-data"])
+            self._share_out(place, head, [item for item in first if item.is_a("TABLE DATA")])
+            sections = ["--section=data", "--section=post-data"]
+        self._restore_file(place, head.file, wanted, [*sections, f"--jobs={self._options.jobs}"])
+
+    def _stream(self, place: _Place, head: Head, wanted: Path, entries: int) -> None:
+        """Load definitions and data through one connection."""
+        argv = [*self._arguments(place), "--section=pre-data", "--section=data", f"--use-list={wanted}"]
+        if self._options.scratch and entries < _MOST_ENTRIES_AT_ONCE and not head.has_large_objects:
             # With wal_level = minimal, rows that come in the transaction that made their table are not logged.
-            sections.append("--single-transaction")
-        command = Command([*self._arguments(place), *sections, f"--use-list={wanted}"], env=self._environment)
+            argv.append("--single-transaction")
+        command = Command(argv, env=self._environment)
         with open_consumer(command, idle_timeout_s=self._options.idle_timeout_s) as consumer:
             with self._explained(place):
                 _feed(consumer, head.chunks)
             self._note(consumer.stderr_lines)
-        self._restore_file(place, head.file, wanted, ["--section=post-data", f"--jobs={self._options.jobs}"])
+
+    def _share_out(self, place: _Place, head: Head, entries: Sequence[Entry]) -> None:
+        """Load rows through several connections."""
+        wanted = write_list(head.file.with_name("rows.list"), entries)
+        rows = RowsLoad(head.file.parent, lambda: self._connect_for_rows(place), self._options.jobs)
+        argv = [str(self._pg_restore), "--section=data", f"--use-list={wanted}", f"--file={rows.pipe}"]
+        command = Command(argv, env=self._environment)
+        with (
+            self._explained(place),
+            rows.running(),
+            open_consumer(command, idle_timeout_s=self._options.idle_timeout_s) as consumer,
+        ):
+            try:
+                _feed(consumer, head.chunks)
+            except SourceError:
+                rows.raise_failure()
+                raise
+            rows.finish()
+
+    @contextmanager
+    def _connect_for_rows(self, place: _Place) -> Iterator[psycopg.Connection[Any]]:
+        with connect(self._loading, place.database) as connection:
+            connection.execute("reset lc_monetary")  # pg_dump wrote money as the source's server shows it
+            yield connection
 
     def _is_first(self, entry: Entry) -> bool:
         words = entry.text.split(" ")
@@ -403,13 +434,15 @@ class _Restore:
 
     @contextmanager
     def _explained(self, place: _Place) -> Iterator[None]:
-        """Put the first error that pg_restore printed into the message."""
+        """Say which database could not be loaded, and the first error that pg_restore or the server had."""
+        failed = f"{self._target.endpoint.label(place.database)} could not be loaded"
         try:
             yield
         except SourceError as error:
             words = next((line.partition("error: ")[2] for line in error.details if "error: " in line), error.message)
-            where = self._target.endpoint.label(place.database)
-            raise SourceError(f"{where} could not be loaded: {words}", details=error.details) from error
+            raise SourceError(f"{failed}: {words}", details=error.details) from error
+        except psycopg.Error as error:
+            raise SourceError(f"{failed}: {error.diag.message_primary or error}") from error
 
     def _arguments(self, place: _Place) -> list[str]:
         dbname = f"--dbname={tool_database(place.database)}"
@@ -446,7 +479,8 @@ class _Restore:
     def _load_event_triggers(self, place: _Place, head: Head, entries: Sequence[Entry]) -> None:
         """Load what would fire on the load itself when all else is there (T14)."""
         if any(_is_event_trigger(entry) for entry in entries):
-            wanted = write_list(head.file.with_name("last.list"), entries, _is_event_trigger)
+            last = [entry for entry in entries if _is_event_trigger(entry)]
+            wanted = write_list(head.file.with_name("last.list"), last)
             self._restore_file(place, head.file, wanted, [])
 
     def _load_properties(self, part: str, place: _Place, head: Head) -> None:
@@ -461,7 +495,7 @@ class _Restore:
             self._result.warnings += apply_settings(self._target, place.database, settings)
             return
         entries = list_entries(head, self._pg_restore, ["--create"])
-        wanted = write_list(head.file.with_name("properties.list"), entries, _is_property)
+        wanted = write_list(head.file.with_name("properties.list"), [item for item in entries if _is_property(item)])
         argv = [str(self._pg_restore), "--create", f"--use-list={wanted}", "--file=-", str(head.file)]
         try:
             self._run_script(place.database, _after_connect(run(Command(argv)).stdout))

@@ -353,6 +353,50 @@ def test_damage_after_the_last_row_is_still_seen(postgres: PostgresServer, small
     assert postgres.execute("select count(*) from pg_database where datname = 'damaged'") == [(0,)]
 
 
+def test_rows_that_the_server_refuses_stop_the_load_at_once(postgres: PostgresServer, work: Path) -> None:
+    name = postgres.create_database("picky", PICKY)
+    try:
+        taken = take(postgres, work, name).only(name)
+    finally:
+        postgres.drop_database(name)
+    for jobs in (1, 2):
+        with pytest.raises(SourceError, match=r"picky could not be loaded: .*violates check constraint"):
+            restore(postgres.url("picky"), taken, work, jobs=jobs, idle_timeout_s=20)
+        assert postgres.execute("select count(*) from pg_database where datname = 'picky'") == [(0,)]
+
+
+PICKY = """
+create function is_fine() returns boolean language sql as $$select coalesce(current_setting('picky.fine', true), '') = 'yes'$$;
+create table t (id integer, filler text, check (is_fine()));
+set picky.fine = 'yes';
+insert into t select n, repeat('x', 1000) from generate_series(1, 20000) as n;
+"""
+
+
+def test_long_rows_and_many_small_tables_come_back_equal(
+    postgres: PostgresServer, work: Path, scratch: ScratchServer
+) -> None:
+    name = postgres.create_database("shapes", SHAPES)
+    try:
+        taken = take(postgres, work, name).only(name)
+    finally:
+        postgres.drop_database(name)
+    restore(scratch.url, taken, work, scratch=True)
+    assert differences(scratch.url, taken) == []
+
+
+SHAPES = r"""
+create table long (id integer, filler text);
+insert into long select n, repeat(E'\\\n\\.\n', 4000000) from generate_series(1, 2) as n;
+insert into long values (3, E'\\.'), (4, ''), (5, null);
+do $$ begin
+    for n in 1..50 loop
+        execute format('create table small_%s as select g as id from generate_series(1, %s) as g', n, n % 3);
+    end loop;
+end $$;
+"""
+
+
 def test_a_database_that_was_there_is_left_and_named(
     postgres: PostgresServer, small: Taken, database: str, tmp_path: Path
 ) -> None:
