@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
@@ -35,16 +35,24 @@ def _aware_utc(moment: datetime) -> datetime:
 Moment = Annotated[datetime, AfterValidator(_aware_utc), PlainSerializer(format_utc, return_type=str)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Lsn = Annotated[str, Field(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
+Timeline = Annotated[int, Field(ge=1, le=0xFFFFFFFF)]
 
 
 class Document(BaseModel):
-    """A JSON document of the bucket format: immutable, canonical on the way out, strict about what it knows."""
+    """A JSON document of the bucket format: immutable, canonical on the way out, strict about what it knows.
+
+    ``LATER_FIELDS`` were added after the first documents had been signed: without a value they are left out, so that
+    an older document keeps its bytes.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset()
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes, the ones that are signed and stored."""
-        return canonical_json(self.model_dump(mode="json"))
+        absent = {name for name in self.LATER_FIELDS if getattr(self, name) is None}
+        return canonical_json(self.model_dump(mode="json", exclude=absent))
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> Self:
@@ -117,11 +125,24 @@ class Encryption(Document):
     recipients: tuple[RecipientRecord, ...]
 
 
+class LogPosition(Document):
+    """Where in the log a base backup lies: it is consistent from ``stop_lsn`` on, and holds the WAL from its start."""
+
+    timeline: Timeline
+    start_lsn: Lsn
+    stop_lsn: Lsn
+    segment_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 30)]
+    system_identifier_tail: str | None = None
+
+
 class Manifest(Document):
     """The signed document that makes an artifact exist.
 
     ``written_to`` is the store in which it was committed: the version ids of ``objects`` are that store's.
+    ``position`` is there for artifacts from which a log can be replayed.
     """
+
+    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"position"})
 
     format: Literal["drkit-manifest"] = "drkit-manifest"
     version: Literal[1] = 1
@@ -146,6 +167,7 @@ class Manifest(Document):
     written_to: str
     fence: Count | None = None
     details: str
+    position: LogPosition | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -161,13 +183,63 @@ class Manifest(Document):
     def from_bytes(cls, data: bytes, what: str) -> Self:
         """Parse a manifest; raise IntegrityError, also for a feature that this drkit does not know (R8)."""
         manifest = super().from_bytes(data, what)
-        unknown = sorted(set(manifest.features) - SUPPORTED_FEATURES)
-        if unknown:
-            raise IntegrityError(
-                f"{what} needs features this drkit does not know: {', '.join(unknown)}",
-                hints=["install a newer drkit and try again"],
-            )
+        _refuse_unknown_features(manifest.features, what)
         return manifest
+
+
+class LogRecord(ObjectRecord):
+    """One stored file of the log; ``part`` is the name under which it is stored.
+
+    The stamps are of the first and last commit inside, as far as they are known. ``end_lsn`` says how far a partial
+    segment reaches, and ``stored_at`` when the file was stored.
+    """
+
+    kind: Literal["segment", "partial", "history"]
+    first_commit_at: Moment | None = None
+    last_commit_at: Moment | None = None
+    end_lsn: Lsn | None = None
+    stored_at: Moment | None = None
+
+
+class LogManifest(Document):
+    """The signed list of log files of one timeline, without a gap inside.
+
+    ``previous`` is the SHA-256 of the policy's log manifest before this one, None for the first. ``written_to`` is the
+    store that the version ids of ``files`` belong to.
+    """
+
+    format: Literal["drkit-log"] = "drkit-log"
+    version: Literal[1] = 1
+    features: tuple[str, ...] = ()
+    repo_id: str
+    policy: str
+    engine: str
+    timeline: Timeline
+    segment_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 30)]
+    from_lsn: Lsn
+    to_lsn: Lsn
+    files: tuple[LogRecord, ...]
+    previous: Sha256 | None = None
+    made_at: Moment
+    compression: Compression
+    encryption: Encryption
+    written_to: str
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str) -> Self:
+        """Parse a log manifest; raise IntegrityError, also for a feature that this drkit does not know (R8)."""
+        manifest = super().from_bytes(data, what)
+        _refuse_unknown_features(manifest.features, what)
+        return manifest
+
+
+def _refuse_unknown_features(features: tuple[str, ...], what: str) -> None:
+    unknown = sorted(set(features) - SUPPORTED_FEATURES)
+    if unknown:
+        raise IntegrityError(
+            f"{what} needs features this drkit does not know: {', '.join(unknown)}",
+            hints=["install a newer drkit and try again"],
+        )
 
 
 class Tombstone(Document):
