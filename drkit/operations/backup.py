@@ -35,7 +35,7 @@ from drkit.model import (
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import find_artifacts, open_sealed, recorded_version
 from drkit.operations.copying import copy_artifact
-from drkit.operations.repository import ensure_repository, join_repository, publish_trust
+from drkit.operations.repository import ensure_repository, join_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.side_by_side import Stop, side_by_side
 from drkit.operations.signing_key import load_site_signing_key
@@ -127,6 +127,8 @@ class _Job:
         entry = self._commit(manifest, details)
         took_s = {self.sealing.store.name: time.monotonic() - clock_s}
         entry = self._copy(entry, took_s, clock_s)
+        for name in self.policy.stores:
+            sweep_leftovers(self.workplace.stores[name], self.workplace.clock())
         timings = ", ".join(f"{name} {format_duration(timedelta(seconds=took))}" for name, took in took_s.items())
         self.reporter.line(f"  committed   {timings}")
         return BackupResult(entry, took_s, warnings, self.running.run_id)

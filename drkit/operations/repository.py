@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from datetime import datetime, timedelta
 from importlib.resources import files
 from typing import Any
 
@@ -15,6 +17,7 @@ from drkit.signing import Trust
 from drkit.stores import Store, read_object
 
 _VERSION = 1
+_LEFTOVER_AGE = timedelta(days=7)
 
 
 def read_repo_id(store: Store) -> str:
@@ -82,6 +85,15 @@ def join_repository(source: Store, target: Store) -> None:
     for item in source.list(bucket.TRUST_PREFIX):
         if item.key not in known:
             _put_once(target, item.key, read_object(source, item.key))
+
+
+def sweep_leftovers(store: Store, now: datetime) -> None:
+    """Take away what puts that were cut off left in a store long ago; one that cannot do it now is asked again later.
+
+    Nothing tells a dead upload from that of another host, except its age.
+    """
+    with suppress(StoreError):
+        store.abort_leftovers(older_than=now - _LEFTOVER_AGE)
 
 
 def _make(store: Store, repo_id: str) -> str:
