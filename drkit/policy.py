@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,7 +47,9 @@ METHODS: Mapping[str, Mapping[str, Method]] = {
     "postgres": {
         "dump": Method(options=("lock_timeout", "idle_timeout")),
         "base": Method(options=("via", "parallel", "idle_timeout")),
-        "wal": Method(continuous=True, needs="base"),
+        "wal": Method(
+            continuous=True, needs="base", options=("receive", "max_unshipped", "synchronous", "slot", "idle_timeout")
+        ),
     },
     "mongodb": {
         "dump": Method(options=("idle_timeout",)),
@@ -121,6 +124,12 @@ def _recipient(text: str) -> str:
     return str(parse_recipient(text))
 
 
+def _slot_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]{1,63}", text):
+        raise ValueError(f"{seen(text)} is not a slot name; PostgreSQL takes a to z, digits and _, at most 63")
+    return text
+
+
 def _store_name(name: str, info: ValidationInfo) -> str:
     stores = (info.context or {}).get("stores")
     return name if stores is None else known_name(name, stores, "a store of the site")
@@ -138,6 +147,7 @@ Recipient = Annotated[Text, AfterValidator(_recipient)]
 StoreName = Annotated[Text, AfterValidator(_store_name)]
 SourceUrl = Annotated[Text, AfterValidator(_source_url)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+SlotName = Annotated[Text, AfterValidator(_slot_name)]
 EngineWord = Literal["postgres", "mongodb"]
 MethodWord = Literal["dump", "base", "wal", "oplog"]
 LevelWord = Literal["intact", "loads", "replays", "same-data", "works"]
@@ -186,6 +196,27 @@ class BackupRule(Section):
     )
     parallel: Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
         default=1, description="base only: how many files are read at once."
+    )
+    receive: Literal["stream", "archive"] = Field(
+        default="stream",
+        description="wal only: drkit serve receives the log over a replication connection, or the server hands over "
+        "finished segments by archive_command.",
+    )
+    max_unshipped: Duration = Field(
+        default=timedelta(seconds=30),
+        description="wal only: how old received log may get before the unfinished segment is shipped as well.",
+        examples=["30s"],
+    )
+    synchronous: Flag = Field(
+        default=False,
+        description="wal only: write each commit to disk here before the server is told, so that it can wait for that "
+        "(synchronous_standby_names).",
+    )
+    slot: SlotName | None = Field(
+        default=None,
+        description="wal only: the replication slot, made when it is missing; drkit_ and the policy's name when left "
+        "out.",
+        examples=["drkit_orders"],
     )
     lock_timeout: Duration = Field(
         default=timedelta(seconds=60),

@@ -12,7 +12,8 @@ Exit status: 0 done. push: 1 refused, 2 not reached or not answered in time; Pos
 fetch: 1 there is no such file, which ends recovery; 255 anything else, which aborts it: a log that cannot be read now
 must never be taken for its end (manual, 26.3.4).
 """
-# ruff: noqa: PTH - pathlib takes longer to import than all the rest of this takes
+# pathlib takes longer to import than all the rest of this takes to run.
+# ruff: noqa: PTH100, PTH105, PTH108, PTH110, PTH119, PTH120, PTH123
 
 import os
 import socket

@@ -1,0 +1,209 @@
+"""What a WAL file says of itself: whose it is, how far it reaches, and when its first and last commit were.
+
+Only page headers are read, and the few records around the first and the last commit; the layout is that of
+xlog_internal.h, xlogrecord.h and xact.h, the same since PostgreSQL 9.5. Little-endian servers only.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from drkit.errors import IntegrityError
+from drkit.wal import Segment, format_lsn
+
+PAGE_BYTES = 8192
+
+_SHORT_HEADER_BYTES = 24
+_LONG_HEADER_BYTES = 40
+_SHORT = struct.Struct("<HHIQI")
+_LONG = struct.Struct("<QII")
+_RECORD = struct.Struct("<IIQBB2xI")
+_CONTINUED = 0x0001
+_IS_LONG = 0x0002
+
+_TRANSACTION = 1
+_OPERATION = 0x70
+_COMMITS = (0x00, 0x30)
+_ORIGIN, _TOP_TRANSACTION, _LONG_DATA, _SHORT_DATA = 253, 252, 254, 255
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_LATEST_MICROSECONDS = 3_155_760_000_000_000  # the year 2100: what is beyond is no stamp
+
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True)
+class WalFacts:
+    """What is inside one segment, finished or not. ``end_lsn`` is where its last whole record ends.
+
+    ``system_identifier`` is the cluster's, as PostgreSQL shows it; the stamps are None when there is no commit inside.
+    """
+
+    segment: Segment
+    system_identifier: str
+    end_lsn: int
+    first_commit_at: datetime | None
+    last_commit_at: datetime | None
+
+
+def read_identity(first_page: Buffer, name: str) -> tuple[str, int]:
+    """Return system identifier and segment size of the cluster that wrote a segment; raise IntegrityError if none did.
+
+    ``name`` is for the message only.
+    """
+    if len(first_page) < _LONG_HEADER_BYTES:
+        raise IntegrityError(f"{name} is too short for a WAL segment")
+    magic, info, *_ = _SHORT.unpack_from(first_page)
+    system_identifier, segment_bytes, page_bytes = _LONG.unpack_from(first_page, _SHORT_HEADER_BYTES)
+    if magic >> 8 != 0xD1 and magic >> 8 != 0xD0:
+        raise IntegrityError(f"{name} does not begin as a WAL segment does")
+    if not info & _IS_LONG or page_bytes != PAGE_BYTES:
+        raise IntegrityError(f"{name} does not begin as a WAL segment of {PAGE_BYTES}-byte pages does")
+    return str(system_identifier), segment_bytes
+
+
+def inspect(content: Buffer, name: str) -> WalFacts:
+    """Read a segment's own account; ``name`` is its segment name.
+
+    Raise IntegrityError when it is not a segment, or is another one than its name says.
+    """
+    system_identifier, segment_bytes = read_identity(content, name)
+    try:
+        segment = Segment.parse(name, segment_bytes)
+    except ValueError as error:
+        raise IntegrityError(str(error)) from error
+    pages = _Pages(content, segment)
+    if pages.count == 0:
+        _, _, _, address, _ = _SHORT.unpack_from(content)
+        raise IntegrityError(f"{name} holds the log from {format_lsn(address)}, which is not what its name says")
+    first = next((found for page in range(pages.count) for found in pages.commits(page)), None)
+    last = None
+    for page in reversed(range(pages.count)) if first else ():
+        for last in pages.commits(page):  # noqa: B007 - the last one of the last page that has any
+            pass
+        if last:
+            break
+    return WalFacts(segment, system_identifier, pages.end_lsn(), first, last)
+
+
+class _Pages:
+    """The pages of one segment that were written; the rest of the file is zeros, or what it was before."""
+
+    def __init__(self, content: Buffer, segment: Segment) -> None:
+        self.content = memoryview(content)
+        self.segment = segment
+        self.magic = _SHORT.unpack_from(content)[0]
+        self.count = self._count()
+
+    def _count(self) -> int:
+        for page in range(len(self.content) // PAGE_BYTES):
+            magic, _, timeline, address, _ = _SHORT.unpack_from(self.content, page * PAGE_BYTES)
+            expected = self.segment.start_lsn + page * PAGE_BYTES
+            if (magic, address) != (self.magic, expected) or timeline > self.segment.timeline:
+                return page
+        return len(self.content) // PAGE_BYTES
+
+    def _payload(self, page: int) -> memoryview:
+        start = page * PAGE_BYTES
+        return self.content[start + self._header_bytes(page) : start + PAGE_BYTES]
+
+    @staticmethod
+    def _header_bytes(page: int) -> int:
+        return _SHORT_HEADER_BYTES if page else _LONG_HEADER_BYTES
+
+    def _first_record(self, page: int) -> int:
+        """Return where in a page's payload the first record begins that begins there, or the payload's end."""
+        _, info, _, _, remaining = _SHORT.unpack_from(self.content, page * PAGE_BYTES)
+        start = _aligned(remaining) if info & _CONTINUED else 0
+        return min(start, PAGE_BYTES - self._header_bytes(page))
+
+    def commits(self, page: int) -> Iterator[datetime]:
+        """Yield the stamps of the commits that begin in a page."""
+        for record in self._records(page):
+            stamp = _commit_stamp(record)
+            if stamp is not None:
+                yield stamp
+
+    def _records(self, page: int) -> Iterator[bytes]:
+        """Yield the whole records that begin in a page; one may reach into the next pages."""
+        payload = self._payload(page)
+        position = self._first_record(page)
+        while position < len(payload):
+            record = self._record_at(page, position)
+            if record is None:
+                return
+            yield record
+            position = _aligned(position + len(record))
+
+    def _record_at(self, page: int, position: int) -> bytes | None:
+        """Return one record, put together over pages; None where none was written, or not yet whole."""
+        head = self._bytes_at(page, position, _RECORD.size)
+        if len(head) < _RECORD.size:
+            return None
+        total_bytes = _RECORD.unpack(head)[0]
+        if total_bytes < _RECORD.size:
+            return None
+        record = self._bytes_at(page, position, total_bytes)
+        return record if len(record) == total_bytes else None
+
+    def _bytes_at(self, page: int, position: int, size_bytes: int) -> bytes:
+        pieces: list[memoryview] = []
+        while size_bytes > 0 and page < self.count:
+            piece = self._payload(page)[position : position + size_bytes]
+            pieces.append(piece)
+            size_bytes -= len(piece)
+            page, position = page + 1, 0
+        return b"".join(pieces)
+
+    def end_lsn(self) -> int:
+        """Return where the last whole record ends."""
+        for page in reversed(range(self.count)):
+            position = self._first_record(page)
+            end = None
+            for record in self._records(page):
+                end = _aligned(position + len(record))
+                position = end
+            if end is not None:
+                return self._lsn(page, end)
+            _, info, _, _, remaining = _SHORT.unpack_from(self.content, page * PAGE_BYTES)
+            payload_bytes = PAGE_BYTES - self._header_bytes(page)
+            if info & _CONTINUED and _aligned(remaining) < payload_bytes:
+                return self._lsn(page, _aligned(remaining))
+        return self.segment.start_lsn
+
+    def _lsn(self, page: int, position: int) -> int:
+        """Return the position in the log of a place in the payload from ``page`` on."""
+        while (room := PAGE_BYTES - self._header_bytes(page)) < position:
+            position -= room
+            page += 1
+        return self.segment.start_lsn + page * PAGE_BYTES + self._header_bytes(page) + position
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // 8) * 8
+
+
+def _commit_stamp(record: bytes) -> datetime | None:
+    _, _, _, info, manager, _ = _RECORD.unpack_from(record)
+    if manager != _TRANSACTION or info & _OPERATION not in _COMMITS:
+        return None
+    position = _RECORD.size
+    while position < len(record):
+        kind = record[position]
+        if kind == _ORIGIN:
+            position += 3
+        elif kind == _TOP_TRANSACTION:
+            position += 5
+        elif kind in (_SHORT_DATA, _LONG_DATA):
+            position += 2 if kind == _SHORT_DATA else 5
+            break
+        else:
+            return None
+    if position + 8 > len(record):
+        return None
+    (microseconds,) = struct.unpack_from("<q", record, position)
+    if not 0 < microseconds < _LATEST_MICROSECONDS:
+        return None
+    return _EPOCH + timedelta(microseconds=microseconds)
