@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,20 @@ def probe(ctx: click.Context, name: str) -> None:
     with open_stores(site) as stores:
         found = probe_store(stores[name], utc_now)
     problems = [*found.problems, *_unmet_wishes(site, name, found)]
+    _remember(site, found, problems)
     output.result("store-probe", _document(found, problems), "\n".join(_lines(found, problems)))
     ctx.exit(EXIT_PROBLEMS if problems else 0)
+
+
+def _remember(site: Site, found: StoreProbe, problems: list[str]) -> None:
+    """Keep the result as an event, where the site has its catalog already."""
+    from drkit.catalog.sqlite import catalog_path, open_catalog
+
+    path = catalog_path(site.catalog, site.folder)
+    if path.exists():
+        with closing(open_catalog(path)) as catalog:
+            verdicts = {item.name: item.verdict for item in found.abilities}
+            catalog.add_event("store.probed", found.at, {"store": found.store, **verdicts, "problems": len(problems)})
 
 
 def _check_name(site: Site, name: str) -> None:

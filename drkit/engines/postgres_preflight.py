@@ -222,6 +222,12 @@ def _listed(names: Sequence[str]) -> str:
 
 _REFUSALS = (
     _Refusal(
+        "database {database}: extension timescaledb needs calls around a load that drkit does not make",
+        "select 'extension ' || extname, null from pg_extension where extname = 'timescaledb'",
+        "leave {database} out of target.databases, and back it up with TimescaleDB's own tools",
+        superuser_too=True,
+    ),
+    _Refusal(
         "role {role} sees only some rows in database {database}: row-level security applies to it",
         """
 select format('%%I.%%I', n.nspname, c.relname), format('alter role %%I bypassrls;', current_user)

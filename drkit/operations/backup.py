@@ -106,7 +106,7 @@ class _Job:
         """Do the steps in order."""
         clock_s = time.monotonic()
         repo_id = ensure_repository(self.workplace, self.policy.stores)
-        self._publish_keys()
+        self._publish_keys(self.sealing.store)
         url = resolve(self.policy.target.url, folder=self.workplace.site.folder)
         with engine.open_backup(url, self._options(rule)) as session:
             self.reporter.line(f"{self.policy.policy}  {rule.method}  artifact {self.sealing.artifact_id}")
@@ -133,13 +133,13 @@ class _Job:
         self.reporter.line(f"  committed   {timings}")
         return BackupResult(entry, took_s, warnings, self.running.run_id)
 
-    def _publish_keys(self) -> None:
+    def _publish_keys(self, store: Store) -> None:
         now = self.started_at
         documents = [
             trust_of_recipient(item, name=self.names.get(str(item)), valid_from=now) for item in self.sealing.recipients
         ]
         documents += [trust_of_signer(signer, valid_from=now) for signer in self.workplace.signers]
-        publish_trust(self.sealing.store, documents)
+        publish_trust(store, documents)
 
     def _options(self, rule: BackupRule) -> BackupOptions:
         target = self.policy.target
@@ -282,6 +282,7 @@ class _Job:
         for name in self.policy.stores[1:]:
             try:
                 join_repository(self.sealing.store, self.workplace.stores[name])
+                self._publish_keys(self.workplace.stores[name])
                 with self.reporter.progress(f"copy {name}", entry.manifest.stored_bytes) as progress:
                     entry = copy_artifact(self.workplace, entry, name, progress.advance)
             except (StoreError, IntegrityError) as error:

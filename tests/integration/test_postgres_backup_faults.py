@@ -439,3 +439,13 @@ def test_a_program_that_is_not_postgresqls_is_refused(tmp_path: Path) -> None:
     odd.write_text("#!/bin/sh\necho hello\n")
     with pytest.raises(SourceError, match="does not say which version"):
         postgres_version(odd)
+
+
+def test_timescaledb_is_refused_by_name(postgres: PostgresServer, database: str, tmp_path: Path) -> None:
+    # The real one is in no package here; what the preflight looks at is the extension's name.
+    postgres.execute(
+        "create extension citext; update pg_extension set extname = 'timescaledb' where extname = 'citext'", database
+    )
+    with pytest.raises(SourceError, match=f"database {database}: extension timescaledb needs calls") as caught:
+        take(postgres.url(), tmp_path, database)
+    assert any(database in hint for hint in caught.value.hints)
