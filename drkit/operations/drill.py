@@ -102,9 +102,11 @@ class _Drill:
         found = find_artifacts(self.workplace, self.policy.policy)
         outcome.candidates = len(found.entries)
         outcome.findings += [f"not believed: {error.message}" for error in found.refused]
-        if request.artifact_id is None and request.at is None:
+        at = request.at
+        if request.artifact_id is None and at is None:
             outcome.disaster_at = draw_moment(outcome, [item.manifest.covers.to_at for item in found.entries])
-        at = None if request.artifact_id else outcome.disaster_at
+            # The latest is the latest, also where somebody's clock is ahead.
+            at = None if request.rule.pick == "latest" else outcome.disaster_at
         with self._blame("exists"):
             entry = choose_artifact(found, self.policy.policy, artifact_id=request.artifact_id, at=at)
         outcome.entry = entry

@@ -168,10 +168,12 @@ def _keep_manifest(inventory: StoreInventory, policy: str, key: str, value: tupl
     manifest, data = value
     place = bucket.parse_manifest_key(key)
     where = f"{key} in store {inventory.name}"
+    # A store that does not say which repository it is has at least to be one only.
+    repo_id = inventory.repo_id or next((item.manifest.repo_id for item in inventory.artifacts), manifest.repo_id)
     if manifest.policy != policy:
         message = f"{where} is the manifest of another policy, {manifest.policy}"
-    elif inventory.repo_id is not None and manifest.repo_id != inventory.repo_id:
-        message = f"{where} belongs to another repository, {manifest.repo_id}; this one is {inventory.repo_id}"
+    elif manifest.repo_id != repo_id:
+        message = f"{where} belongs to another repository, {manifest.repo_id}; this one is {repo_id}"
     elif place != (policy, manifest.artifact_id):
         message = f"{where} is the manifest of another artifact, {manifest.artifact_id}"
     else:

@@ -28,6 +28,7 @@ from drkit.operations.artifacts import (
     open_sealed,
     read_recorded,
     reopen_sealed,
+    store_order,
 )
 from drkit.operations.running import recorded_run
 from drkit.stores import Store
@@ -142,9 +143,9 @@ def believed_copies(workplace: Workplace, entry: ArtifactEntry) -> tuple[Artifac
     """
     stores: list[str] = []
     failures: list[IntegrityError | StoreError] = []
-    for name in entry.stores:
+    for name, store in store_order(workplace, entry).items():
         try:
-            read_recorded(workplace.stores[name], workplace.signers, entry)
+            read_recorded(store, workplace.signers, entry)
         except (IntegrityError, StoreError) as error:
             failures.append(error)
         else:

@@ -77,7 +77,7 @@ class FileStore:
         """Read an object (`Store.open`); there are no versions, so ``version_id`` is not looked at."""
         path = self._path(key)
         with self._translated(path):
-            file = path.open("rb", buffering=0)
+            file = _open_regular(path)
         with file:
             yield self._read(file, path)
 
@@ -240,6 +240,15 @@ class FileStore:
             )
         kind = StoreUnavailable if error.errno in _PASSING else StoreError
         return kind(f"store {self.name} failed: {reason}: {path}")
+
+
+def _open_regular(path: Path) -> io.FileIO:
+    """Open a file for reading; whatever else has its name (a folder, a pipe that nobody fills) is not an object."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
+    return io.FileIO(descriptor, "rb")
 
 
 def _describe(key: str, status: os.stat_result) -> ObjectInfo:

@@ -102,8 +102,7 @@ class Scene:
     def reset(self) -> None:
         """Put bucket and catalog back as they were."""
         for name in ("backups", "offsite", "var"):
-            shutil.rmtree(self.site.folder / name, ignore_errors=True)
-            shutil.copytree(self.safe / name, self.site.folder / name)
+            _make_alike(self.safe / name, self.site.folder / name)
 
     @contextmanager
     def open(self, *, fresh: bool = False) -> Iterator[Workplace]:
@@ -144,7 +143,6 @@ def place(scene: Scene) -> Iterator[Scene]:
     scene.reset()
     yield scene
     scene.server.drop_database(TARGET)
-    scene.reset()
 
 
 def build_scene(server: PostgresServer, root: Path) -> Scene:
@@ -162,6 +160,27 @@ def build_scene(server: PostgresServer, root: Path) -> Scene:
     for name in ("backups", "offsite", "var"):
         shutil.copytree(site.folder / name, safe / name)
     return Scene(server, site, safe, tuple(orders), ledger, pair, other.store_folder, stranger_id)
+
+
+def _make_alike(source: Path, target: Path) -> None:
+    """Copy what differs in kind, size or time, and remove what is not in ``source``."""
+    if target.is_symlink() or target.is_dir() != source.is_dir():
+        shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
+    if not source.is_dir():
+        before = source.stat()
+        now = target.lstat() if target.exists() else None
+        if now is None or (now.st_mode, now.st_size, now.st_mtime_ns) != (
+            *(before.st_mode, before.st_size, before.st_mtime_ns),
+        ):
+            target.unlink(missing_ok=True)
+            shutil.copy2(source, target)
+        return
+    target.mkdir(exist_ok=True)
+    for extra in {path.name for path in target.iterdir()} - {path.name for path in source.iterdir()}:
+        path = target / extra
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in source.iterdir():
+        _make_alike(path, target / path.name)
 
 
 def _new_site(server: PostgresServer, folder: Path, database: str) -> ReadySite:
