@@ -27,6 +27,10 @@ from drkit.stream import Marks, Meter, checked, decompress, prefetch
 from drkit.units import format_moment
 
 
+class ForeignManifest(IntegrityError):
+    """A manifest is of another repository than the store in which it lies says it is."""
+
+
 @dataclass(frozen=True)
 class TrustedManifest:
     """A manifest whose signature is a pinned signer's and whose place is its own."""
@@ -228,9 +232,9 @@ def _believe(
 
 
 def require_repository(store: Store, manifest: Manifest, repo_id: str | None) -> None:
-    """Raise IntegrityError when a manifest is of another repository than the store it lies in (None: not known)."""
+    """Raise ForeignManifest when a manifest is of another repository than the store it lies in (None: not known)."""
     if repo_id is not None and manifest.repo_id != repo_id:
-        raise IntegrityError(
+        raise ForeignManifest(
             f"the manifest of artifact {manifest.artifact_id} in store {store.name} belongs to repository"
             f" {manifest.repo_id}, and {bucket.REPO_KEY} there says {repo_id}",
             hints=[f"drkit check {manifest.policy}   (somebody changed one of the two: compare with another store)"],
@@ -259,8 +263,9 @@ def choose_artifact(
             details=_refusals(found),
             hints=[f"drkit list {policy}"],
         )
+    _refuse_unread(found, policy)
     raise RecoveryGap(
-        f"policy {policy} has no artifact that can be trusted in {_names(found)}",
+        f"policy {policy} has no artifact that can be trusted in any store",
         details=_refusals(found),
         hints=[f"drkit check {policy}", f"drkit backup {policy}"],
     )
@@ -273,6 +278,7 @@ def _choose_by_id(found: PolicyArtifacts, policy: str, artifact_id: str) -> Arti
         return matches[0]
     if not matches:
         _refuse_by_id(found, policy, prefix)
+        _refuse_unread(found, policy)
     which = f"no artifact of policy {policy} begins" if not matches else f"{len(matches)} artifacts of {policy} begin"
     raise RecoveryGap(f"{which} with {artifact_id}", details=_refusals(found), hints=[f"drkit list {policy}"])
 
@@ -378,8 +384,14 @@ def _gaps(found: PolicyArtifacts, chosen: ArtifactEntry | None, at: datetime | N
             )
 
 
-def _names(found: PolicyArtifacts) -> str:
-    return "any reachable store" if found.unreachable else "any store"
+def _refuse_unread(found: PolicyArtifacts, policy: str) -> None:
+    """Raise StoreUnavailable when what is not found may be in a store that could not be read."""
+    if found.unreachable:
+        raise StoreUnavailable(
+            f"policy {policy} has no such artifact in the stores that can be read, and not all of them can",
+            details=_refusals(found),
+            hints=[hint for error in found.unreachable for hint in error.hints] or ["drkit check"],
+        )
 
 
 def _refusals(found: PolicyArtifacts) -> list[str]:

@@ -33,7 +33,7 @@ from drkit.model import (
     RecipientRecord,
 )
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import find_artifacts, open_sealed, recorded_version
+from drkit.operations.artifacts import ForeignManifest, find_artifacts, open_sealed, recorded_version
 from drkit.operations.copying import copy_artifact
 from drkit.operations.repository import ensure_repository, join_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
@@ -106,6 +106,7 @@ class _Job:
         """Do the steps in order."""
         clock_s = time.monotonic()
         repo_id = ensure_repository(self.workplace, self.policy.stores)
+        self._require_own_repository()
         self._publish_keys(self.sealing.store)
         url = resolve(self.policy.target.url, folder=self.workplace.site.folder)
         with engine.open_backup(url, self._options(rule)) as session:
@@ -132,6 +133,14 @@ class _Job:
         timings = ", ".join(f"{name} {format_duration(timedelta(seconds=took))}" for name, took in took_s.items())
         self.reporter.line(f"  committed   {timings}")
         return BackupResult(entry, took_s, warnings, self.running.run_id)
+
+    def _require_own_repository(self) -> None:
+        """Write nothing into a store whose artifacts are all strangers to it: its document was changed, not they."""
+        name = self.sealing.store.name
+        found = find_artifacts(self.workplace, self.policy.policy)
+        foreign = [item for item in found.refused if item.store == name and isinstance(item.error, ForeignManifest)]
+        if foreign and not any(name in entry.stores for entry in found.entries):
+            raise foreign[0].error
 
     def _publish_keys(self, store: Store) -> None:
         now = self.started_at

@@ -28,16 +28,22 @@ def read_repo_id(store: Store) -> str:
     what = f"{bucket.REPO_KEY} in store {store.name}"
     data = read_object(store, bucket.REPO_KEY)
     document = parse_json(data, what)
-    version, repo_id = document.get("version"), document.get("repo_id")
-    if document.get("format") != "drkit-repo" or not isinstance(repo_id, str) or data != _spelled(document):
-        raise IntegrityError(f"{what} is not as drkit wrote it")
-    if version != _VERSION or document.get("features") != []:
+    version, repo_id, features = (document.get(name) for name in ("version", "repo_id", "features"))
+    as_written = (
+        document.get("format") == "drkit-repo"
+        and isinstance(repo_id, str)
+        and isinstance(version, int)
+        and isinstance(features, list)
+        and data == _spelled(document)
+    )
+    if not as_written:
+        raise IntegrityError(f"{what} is not as drkit wrote it", hints=["compare it with that of another store"])
+    if version != _VERSION or features:
         raise StoreError(
-            f"{what} is of version {version} with features {document.get('features')}; this drkit knows"
-            f" version {_VERSION} without any",
+            f"{what} is of version {version} with features {features}; this drkit knows version {_VERSION} without any",
             hints=["install the drkit that wrote it, or a newer one"],
         )
-    return repo_id
+    return str(repo_id)
 
 
 def _spelled(document: dict[str, Any]) -> bytes | None:
