@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from drkit.credentials import Secret
 from drkit.engines import BackupOptions, BackupSession, Part, Preflight, RestoreOptions, RestoreSession
@@ -22,14 +22,14 @@ from drkit.engines.postgres_base_facts import (
     config_archive,
     read_end,
 )
-from drkit.engines.postgres_base_stream import Archive, BaseBackup
+from drkit.engines.postgres_base_local import LocalBackup
+from drkit.engines.postgres_base_stream import StreamedBackup
 from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned
-from drkit.engines.postgres_replication import Replication, open_replication
+from drkit.engines.postgres_replication import open_replication
 from drkit.errors import ConfigError, SourceError
 from drkit.model import ChildRecord, Difference, Fingerprint, LogPosition
 from drkit.units import format_bytes, format_count, format_duration
 
-_TAIL_DIGITS = 6
 _BEHIND_S = 60.0
 
 
@@ -44,15 +44,19 @@ class PostgresBase:
         """Connect, check the server, start the backup and lend the session; see `Engine.open_backup`."""
         endpoint = parse_url(url)
         with ExitStack() as stack:
-            with connect(endpoint) as connection:
-                endpoint = pinned(endpoint, connection)
-                facts = check_base_server(connection, endpoint)
-            replication = stack.enter_context(
-                open_replication(endpoint, major=facts.major, idle_timeout_s=options.idle_timeout_s)
-            )
-            session = _StreamSession(endpoint, options, facts, replication)
-            session.start()
-            yield session
+            connection = stack.enter_context(connect(endpoint))
+            endpoint = pinned(endpoint, connection)
+            facts = check_base_server(connection, endpoint)
+            source: _Source
+            if options.via == "local":
+                source = LocalBackup(connection, endpoint, facts, options)
+            else:
+                replication = stack.enter_context(
+                    open_replication(endpoint, major=facts.major, idle_timeout_s=options.idle_timeout_s)
+                )
+                source = StreamedBackup(replication, endpoint, facts, options)
+            source.start()
+            yield _BaseSession(endpoint, options, facts, source)
 
     def open_restore(
         self,
@@ -80,64 +84,90 @@ class PostgresBase:
         return postgres_restore.run_check(url, part, query)
 
 
-class _StreamSession:
-    """One base backup in progress, over the replication protocol."""
+class _Source(Protocol):
+    """Where the files come from, between the start and the end of the server's backup mode."""
 
-    def __init__(self, endpoint: Endpoint, options: BackupOptions, facts: BaseFacts, replication: Replication) -> None:
+    @property
+    def summary(self) -> str:
+        """Return how the files come, for the screen."""
+
+    @property
+    def parallel(self) -> int:
+        """Return how many parts may be open at once."""
+
+    @property
+    def system_identifier(self) -> str:
+        """Return the number that tells this cluster from all others."""
+
+    @property
+    def locations(self) -> Mapping[int, str]:
+        """Return the tablespaces that are copied: oid to folder."""
+
+    @property
+    def position(self) -> LogPosition | None:
+        """Return the range of WAL that was copied; None before the end."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Return what was noticed so far."""
+
+    @property
+    def damage(self) -> Sequence[str]:
+        """Return what is known of pages whose checksums are wrong."""
+
+    def start(self) -> None:
+        """Start the backup on the server."""
+
+    def parts(self) -> Sequence[Part]:
+        """Return the parts, of which the backup manifest is the last."""
+
+    def tablespace_of(self, part: str) -> int | None:
+        """Return the tablespace that a part's files are of; None for the data folder's."""
+
+    def open(self, part: Part) -> AbstractContextManager[Iterator[bytes]]:
+        """Stream one part."""
+
+
+class _BaseSession:
+    """One base backup in progress."""
+
+    def __init__(self, endpoint: Endpoint, options: BackupOptions, facts: BaseFacts, source: _Source) -> None:
         self._endpoint = endpoint
         self._options = options
         self._facts = facts
-        self._replication = replication
-        self._backup = BaseBackup(replication, endpoint, facts.major)
-        self._system_identifier = ""
-        self._archives: dict[str, Archive] = {}
+        self._source = source
         self._end: EndFacts | None = None
-
-    def start(self) -> None:
-        """Start the backup on the server; what it announces are the parts."""
-        self._system_identifier = str(self._replication.rows("IDENTIFY_SYSTEM")[0][0])
-        self._backup.start(rate_bytes_s=self._options.rate_bytes_s)
-        for archive in self._backup.archives:
-            self._archives["base" if archive.oid is None else f"tablespace-{archive.oid}"] = archive
+        self._parts = [*source.parts()]
+        if facts.config.contents:
+            self._parts.append(Part("config", "config", "config"))
 
     @property
     def preflight(self) -> Preflight:
         """Return what was found before the start."""
         facts = self._facts
-        parts = [
-            Part(name, "data" if archive.oid is None else "tablespace", self._label(archive), archive.size_bytes)
-            for name, archive in self._archives.items()
-        ]
-        parts.append(Part("backup-manifest", "manifest", "manifest"))
-        if facts.config.contents:
-            parts.append(Part("config", "config", "config"))
         summary = [
             f"postgres {facts.version} at {self._endpoint.server}" + (" (standby)" if facts.in_recovery else ""),
-            "over the replication protocol",
-            format_bytes(sum(archive.size_bytes for archive in self._archives.values())),
-            format_count(len(self._archives) - 1, "tablespace"),
-            f"page checksums {'verified by the server' if facts.checksums else 'off'}",
-            f"from {self._backup.start_lsn} on timeline {self._backup.timeline}",
+            format_bytes(sum(part.expected_bytes or 0 for part in self._parts)),
+            format_count(len(self._source.locations), "tablespace"),
+            self._source.summary,
         ]
-        return Preflight(", ".join(summary), {"postgres": facts.version}, parts, facts.warnings)
-
-    def _label(self, archive: Archive) -> str:
-        return "base" if archive.oid is None else self._facts.tablespaces.get(archive.oid, f"tablespace {archive.oid}")
+        tools = {"postgres": facts.version}
+        return Preflight(", ".join(summary), tools, self._parts, facts.warnings, parallel=self._source.parallel)
 
     @contextmanager
     def open_part(self, part: Part) -> Iterator[Iterator[bytes]]:
-        """Stream one part; see `BackupSession.open_part`. They come in the order of the preflight."""
+        """Stream one part; see `BackupSession.open_part`. After the manifest the server is asked for the moment."""
         if part.kind == "config":
             yield iter([config_archive(self._facts.config)])
-        elif part.kind == "manifest":
-            yield self._backup.read_manifest()
+            return
+        with self._source.open(part) as chunks:
+            yield chunks
+        if part.kind == "manifest":
             with connect(self._endpoint) as connection:
                 self._end = read_end(connection)
-        else:
-            yield self._backup.read_archive()
 
     def _ended(self) -> EndFacts:
-        if self._end is None or not self._backup.stop_lsn:
+        if self._end is None:
             raise SourceError("the base backup has not ended yet, so it shows no moment")
         return self._end
 
@@ -149,14 +179,9 @@ class _StreamSession:
     @property
     def position(self) -> LogPosition:
         """Return the range of WAL that the artifact holds."""
-        self._ended()
-        return LogPosition(
-            timeline=self._backup.stop_timeline,
-            start_lsn=self._backup.start_lsn,
-            stop_lsn=self._backup.stop_lsn,
-            segment_bytes=self._facts.segment_bytes,
-            system_identifier_tail=self._system_identifier[-_TAIL_DIGITS:],
-        )
+        if self._source.position is None:
+            raise SourceError("the base backup has not ended yet, so it has no position")
+        return self._source.position
 
     @property
     def children(self) -> Sequence[ChildRecord]:
@@ -167,49 +192,56 @@ class _StreamSession:
     def warnings(self) -> Sequence[str]:
         """Return damaged pages, what was created meanwhile, and how far a standby is behind."""
         end = self._ended()
-        warnings = [f"the server: {message}" for message in self._replication.warnings]
-        warnings += changes(self._facts, end)
+        warnings = [*self._source.warnings, *changes(self._facts, end)]
+        if self._source.damage:
+            warnings.insert(0, "the source is damaged: pages with wrong checksums are in the backup as they are")
         if end.behind_s > _BEHIND_S:
             behind = format_duration(timedelta(seconds=end.behind_s))
-            warnings.append(f"the standby is {behind} behind, or its primary is idle: the backup shows that moment")
+            warnings.append(f"the standby's last commit is {behind} old: the backup shows that moment")
         return warnings
 
     def details(self) -> dict[str, Any]:
-        """Return what only key holders may read."""
-        facts, position = self._facts, self.position
-        tablespaces = [
-            {"oid": archive.oid, "location": archive.location, "name": self._label(archive)}
-            for archive in self._archives.values()
-            if archive.oid is not None
-        ]
-        parts = {part.name: {"label": part.label, "kind": part.kind} for part in self.preflight.parts}
-        for name, archive in self._archives.items():
-            if archive.oid is not None:
-                parts[name]["tablespace"] = str(archive.oid)
-        return {
-            "server": {
-                "version": facts.version,
-                "major": facts.major,
-                "system_identifier": self._system_identifier,
-                "standby": facts.in_recovery,
-                "address": self._endpoint.server,
-            },
-            "base": {
-                "via": "stream",
-                "start_lsn": position.start_lsn,
-                "stop_lsn": position.stop_lsn,
-                "timeline": position.timeline,
-                "segment_bytes": position.segment_bytes,
-                "tablespaces": tablespaces,
-                "checksums": facts.checksums,
-                "settings": dict(facts.settings),
-                "databases": [{"name": item.name, "oid": item.oid, **item.settings} for item in facts.databases],
-                "config": {
-                    "locations": dict(facts.config.locations),
-                    "captured": sorted(facts.config.contents),
-                    "missing": dict(facts.config.missing),
-                },
-                "warnings": list(self.warnings),
-            },
-            "parts": parts,
+        """Return what only key holders may read; ``base`` is what a restore needs to know."""
+        facts = self._facts
+        server = {
+            "version": facts.version,
+            "major": facts.major,
+            "system_identifier": self._source.system_identifier,
+            "standby": facts.in_recovery,
+            "address": self._endpoint.server,
         }
+        return {
+            "server": server,
+            "base": self._base_details(),
+            "parts": {part.name: self._about(part) for part in self._parts},
+        }
+
+    def _base_details(self) -> dict[str, Any]:
+        facts, position, config = self._facts, self.position, self._facts.config
+        return {
+            "via": self._options.via,
+            "start_lsn": position.start_lsn,
+            "stop_lsn": position.stop_lsn,
+            "timeline": position.timeline,
+            "segment_bytes": position.segment_bytes,
+            "tablespaces": [
+                {"oid": oid, "location": location, "name": facts.tablespaces.get(oid)}
+                for oid, location in sorted(self._source.locations.items())
+            ],
+            "checksums": facts.checksums,
+            "checksums_verified": facts.checksums and self._options.via == "stream",
+            "damage": list(self._source.damage),
+            "settings": dict(facts.settings),
+            "databases": [{"name": item.name, "oid": item.oid, **item.settings} for item in facts.databases],
+            "config": {
+                "locations": dict(config.locations),
+                "captured": sorted(config.contents),
+                "missing": dict(config.missing),
+            },
+            "warnings": list(self.warnings),
+        }
+
+    def _about(self, part: Part) -> dict[str, Any]:
+        about: dict[str, Any] = {"label": part.label, "kind": part.kind}
+        oid = self._source.tablespace_of(part.name)
+        return about if oid is None else {**about, "tablespace": oid}

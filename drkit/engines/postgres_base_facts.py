@@ -19,6 +19,7 @@ from drkit.engines.postgres_client import Endpoint
 from drkit.errors import SourceError
 
 OLDEST_MAJOR = 14
+SYSTEM_TAIL_DIGITS = 6
 
 RECORDED_SETTINGS = (
     "max_connections",
@@ -88,6 +89,12 @@ class BaseFacts:
     def checksums(self) -> bool:
         """Tell whether the server's pages have checksums."""
         return self.settings["data_checksums"] == "on"
+
+    def describe(self, tablespace: int | None) -> tuple[str, str]:
+        """Return kind and label of a part with files of that tablespace, or of the data folder."""
+        if tablespace is None:
+            return "data", "base"
+        return "tablespace", self.tablespaces.get(tablespace, f"tablespace {tablespace}")
 
 
 def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -> BaseFacts:

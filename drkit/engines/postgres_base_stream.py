@@ -8,17 +8,23 @@ as soon as the connection is.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from psycopg import errors
 
+from drkit.engines import BackupOptions, Part
+from drkit.engines.postgres_base_facts import SYSTEM_TAIL_DIGITS, BaseFacts
 from drkit.engines.postgres_client import Endpoint, translated
 from drkit.engines.postgres_replication import Replication, Row
 from drkit.errors import SourceError
+from drkit.model import LogPosition
 from drkit.units import CHUNK_BYTES
+from drkit.wal import format_lsn, parse_lsn
 
 _SINGLE_COPY_MAJOR = 15
 _CHECKPOINT_S = 3600.0
@@ -26,35 +32,43 @@ _TAR_END = bytes(1024)
 _DATA, _ARCHIVE, _MANIFEST, _PROGRESS = b"dnmp"
 _RATE_KIB_S = (32, 1 << 20)
 _DATA_CORRUPTED = "XX001"
+_RELATION_FILE = re.compile(r"\b(?:base|global|pg_tblspc)/[\w./]+")
 
 
 @dataclass(frozen=True)
-class Archive:
+class _Archive:
     """One tar of the backup: a tablespace, or the data folder, whose ``oid`` is None."""
 
     oid: int | None
-    location: str | None
+    location: str
     size_bytes: int
 
+    @property
+    def part(self) -> str:
+        return "base" if self.oid is None else f"tablespace-{self.oid}"
 
-class BaseBackup:
+
+class StreamedBackup:
     """One BASE_BACKUP command: its header, its parts in the server's order, its end."""
 
-    def __init__(self, replication: Replication, endpoint: Endpoint, major: int) -> None:
+    parallel = 1
+
+    def __init__(self, replication: Replication, endpoint: Endpoint, facts: BaseFacts, options: BackupOptions) -> None:
         self._replication = replication
         self._endpoint = endpoint
-        self._major = major
+        self._facts = facts
+        self._rate_bytes_s = options.rate_bytes_s
+        self._single_copy = facts.major >= _SINGLE_COPY_MAJOR
         self._messages: Iterator[tuple[int, Any]] = iter(())
         self._opened: tuple[int, Any] | None = None
-        self.start_lsn = ""
-        self.stop_lsn = ""
-        self.timeline = 0
-        self.stop_timeline = 0
-        self.archives: list[Archive] = []
-        self.page_failures = 0
+        self._start_lsn = ""
+        self._archives: list[_Archive] = []
+        self.system_identifier = ""
+        self.position: LogPosition | None = None
 
-    def start(self, *, rate_bytes_s: int | None) -> None:
+    def start(self) -> None:
         """Keep the WAL, start the backup and read its header; returns when the server's checkpoint is done."""
+        self.system_identifier = str(self._replication.rows("IDENTIFY_SYSTEM")[0][0])
         slot = f"drkit_base_{secrets.token_hex(6)}"
         try:
             self._replication.rows(f"CREATE_REPLICATION_SLOT {slot} TEMPORARY PHYSICAL RESERVE_WAL")
@@ -66,13 +80,49 @@ class BaseBackup:
                     hints=["drop a slot that nobody uses, or raise max_replication_slots and restart the server"],
                 ) from error
             raise
-        self._replication.send(_command(self._major, rate_bytes_s))
+        self._replication.send(_command(self._rate_bytes_s, single_copy=self._single_copy))
         (position,) = self._replication.next_rows(timeout_s=_CHECKPOINT_S)
-        self.start_lsn, self.timeline = _position(position)
-        self.archives = [_archive(row) for row in self._replication.next_rows()]
-        self._messages = self._single_copy() if self._major >= _SINGLE_COPY_MAJOR else self._copy_each()
+        self._start_lsn, _ = _position(position)
+        self._archives = [_archive(row) for row in self._replication.next_rows()]
+        self._messages = self._typed_messages() if self._single_copy else self._copy_each()
 
-    def read(self, kind: int) -> Iterator[bytes]:
+    @property
+    def summary(self) -> str:
+        """Return how the files come, for the screen."""
+        return "over the replication protocol, page checksums " + ("verified" if self._facts.checksums else "off")
+
+    @property
+    def locations(self) -> dict[int, str]:
+        """Return the tablespaces: oid to folder."""
+        return {archive.oid: archive.location for archive in self._archives if archive.oid is not None}
+
+    def parts(self) -> list[Part]:
+        """Return the parts in the order in which the server sends them."""
+        tars = [
+            Part(archive.part, *self._facts.describe(archive.oid), archive.size_bytes) for archive in self._archives
+        ]
+        return [*tars, Part("backup-manifest", "manifest", "manifest")]
+
+    def tablespace_of(self, part: str) -> int | None:
+        """Return the tablespace that a part holds."""
+        return next((archive.oid for archive in self._archives if archive.part == part), None)
+
+    @contextmanager
+    def open(self, part: Part) -> Iterator[Iterator[bytes]]:
+        """Lend the next part. With the end of the manifest comes the end of the backup, and what went wrong in it."""
+        yield self._read(_MANIFEST if part.kind == "manifest" else _ARCHIVE)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return the server's own warnings."""
+        return [f"the server says: {message}" for message in self._replication.warnings]
+
+    @property
+    def damage(self) -> list[str]:
+        """Return the server's words on every page whose checksum is wrong (T28)."""
+        return [message for message in self._replication.warnings if _RELATION_FILE.search(message)]
+
+    def _read(self, kind: int) -> Iterator[bytes]:
         """Yield the next part, which must be of that kind, in chunks of about a mebibyte.
 
         Raise SourceError when the server or the connection fails: the end of the stream is the end of the part.
@@ -94,22 +144,14 @@ class BaseBackup:
                 held, held_bytes = [], 0
         if held:
             yield b"".join(held)
-        if kind == _ARCHIVE and self._major < _SINGLE_COPY_MAJOR:
-            yield _TAR_END
-        if kind == _ARCHIVE and self._opened is None:
-            raise self._cut()
         if kind == _MANIFEST:
             self._finish()
+        elif self._opened is None:
+            raise self._cut()
+        elif not self._single_copy:
+            yield _TAR_END
 
-    def read_archive(self) -> Iterator[bytes]:
-        """Yield the next tar."""
-        return self.read(_ARCHIVE)
-
-    def read_manifest(self) -> Iterator[bytes]:
-        """Yield the backup manifest, and take the backup's end: positions and errors that came after the data."""
-        return self.read(_MANIFEST)
-
-    def _single_copy(self) -> Iterator[tuple[int, Any]]:
+    def _typed_messages(self) -> Iterator[tuple[int, Any]]:
         self._replication.next_copy()
         for message in self._replication.copied():
             kind = message[0]
@@ -117,7 +159,7 @@ class BaseBackup:
                 yield kind, message[1:]
 
     def _copy_each(self) -> Iterator[tuple[int, Any]]:
-        for kind in [_ARCHIVE] * len(self.archives) + [_MANIFEST]:
+        for kind in [_ARCHIVE] * len(self._archives) + [_MANIFEST]:
             self._replication.next_copy()
             yield kind, b""
             for message in self._replication.copied():
@@ -135,21 +177,25 @@ class BaseBackup:
         if self._opened is not None:
             raise SourceError(f"{self._endpoint.server} sent something after the backup manifest")
         (position,) = self._replication.next_rows()
-        self.stop_lsn, self.stop_timeline = _position(position)
+        stop_lsn, timeline = _position(position)
         failure = self._replication.end()
-        if failure is None:
-            return
-        if failure.sqlstate == _DATA_CORRUPTED:
-            self.page_failures += 1  # the data is all there, and each page was named in a warning (T28)
-            return
-        with translated(self._endpoint):
-            raise failure
+        if failure is not None and not (failure.sqlstate == _DATA_CORRUPTED and self.damage):
+            with translated(self._endpoint):
+                raise failure
+        # A wrong page checksum is the one error that comes after all of the data did; that is kept, and called damaged.
+        self.position = LogPosition(
+            timeline=timeline,
+            start_lsn=self._start_lsn,
+            stop_lsn=stop_lsn,
+            segment_bytes=self._facts.segment_bytes,
+            system_identifier_tail=self.system_identifier[-SYSTEM_TAIL_DIGITS:],
+        )
 
 
-def _command(major: int, rate_bytes_s: int | None) -> str:
+def _command(rate_bytes_s: int | None, *, single_copy: bool) -> str:
     rate_kib_s = None if rate_bytes_s is None else max(rate_bytes_s // 1024, _RATE_KIB_S[0])
     limited = rate_kib_s is not None and rate_kib_s <= _RATE_KIB_S[1]
-    if major < _SINGLE_COPY_MAJOR:
+    if not single_copy:
         rate = f" MAX_RATE {rate_kib_s}" if limited else ""
         return (
             "BASE_BACKUP LABEL 'drkit' PROGRESS FAST WAL NOWAIT"
@@ -166,9 +212,9 @@ def _position(row: Row) -> tuple[str, int]:
     lsn, timeline = row[0], row[1]
     assert lsn is not None
     assert timeline is not None
-    return lsn, int(timeline)
+    return format_lsn(parse_lsn(lsn)), int(timeline)
 
 
-def _archive(row: Row) -> Archive:
+def _archive(row: Row) -> _Archive:
     oid, location, size_kib = row[0], row[1], row[2]
-    return Archive(int(oid) if oid else None, location, int(size_kib or 0) * 1024)
+    return _Archive(int(oid) if oid else None, location or "", int(size_kib or 0) * 1024)

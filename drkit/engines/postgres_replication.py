@@ -7,6 +7,7 @@ the results that follow tell the two apart.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -38,8 +39,7 @@ class Replication:
         self._pgconn = connection.pgconn
         self._endpoint = endpoint
         self._idle_timeout_s = idle_timeout_s
-        self._unused = threading.Event()
-        self._unused.set()
+        self._in_use = threading.Lock()
         self._closing = False
         self.warnings: list[str] = []
         connection.add_notice_handler(self._keep_warning)
@@ -52,6 +52,13 @@ class Replication:
         """Run a short command and return its rows as text."""
         with translated(self._endpoint):
             return self._rows_of(self._pgconn.exec_(command.encode()))
+
+    def run(self, command: str) -> None:
+        """Run a short command that returns no rows."""
+        with translated(self._endpoint):
+            result = self._pgconn.exec_(command.encode())
+            if result.status != pq.ExecStatus.COMMAND_OK:
+                raise self._error_of(result) or self._unexpected("rows where there should be none")
 
     def send(self, command: str) -> None:
         """Start a command whose results are read one by one."""
@@ -84,28 +91,21 @@ class Replication:
     def copied(self) -> Iterator[memoryview]:
         """Yield the messages of a copy until its end, which is also what a failure looks like: read on after it."""
         with translated(self._endpoint):
-            self._unused.clear()
-            try:
-                while True:
+            while True:
+                with self._in_use:
                     size_bytes, message = self._pgconn.get_copy_data(1)
-                    if size_bytes > 0:
-                        yield message
-                    elif size_bytes == 0:
+                    if size_bytes == 0:
                         self._wait(self._idle_timeout_s)
-                    else:
-                        return
-            finally:
-                self._unused.set()
+                if size_bytes > 0:
+                    yield message
+                elif size_bytes < 0:
+                    return
 
     def _next_result(self, timeout_s: float | None) -> pq.abc.PGresult | None:
-        with translated(self._endpoint):
-            self._unused.clear()
-            try:
-                while self._pgconn.is_busy():
-                    self._wait(timeout_s or self._idle_timeout_s)
-                return self._pgconn.get_result()
-            finally:
-                self._unused.set()
+        with translated(self._endpoint), self._in_use:
+            while self._pgconn.is_busy():
+                self._wait(timeout_s or self._idle_timeout_s)
+            return self._pgconn.get_result()
 
     def _wait(self, timeout_s: float) -> None:
         """Wait until the server has said something, and take it in."""
@@ -140,12 +140,11 @@ class Replication:
     def close(self) -> None:
         """Close the connection; a thread that still reads from it is woken and waited for first."""
         self._closing = True
-        if not self._unused.is_set():
-            with socket.socket(fileno=os.dup(self._pgconn.socket)) as line:
-                line.shutdown(socket.SHUT_RDWR)
-            if not self._unused.wait(_LEAVE_S):
-                return  # libpq's memory is not freed under somebody who is in it
-        self._connection.close()
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._pgconn.socket)) as line:
+            line.shutdown(socket.SHUT_RDWR)
+        if self._in_use.acquire(timeout=_LEAVE_S):  # libpq's memory must not be freed under a thread that is in it
+            self._connection.close()
+            self._in_use.release()
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,0 +1,50 @@
+"""PostgreSQL's backup manifest, version 1, for files that drkit copied itself (manual, "Backup Manifest Format").
+
+With it pg_verifybackup can check a restored folder without drkit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from drkit.engines.postgres_base_files import CopiedFile
+from drkit.model import LogPosition
+
+
+def backup_manifest(files: Iterable[CopiedFile], position: LogPosition) -> bytes:
+    """Return the manifest of ``files`` and of the WAL that makes them consistent.
+
+    The checksum at its end covers every byte before its own line, so the lines are part of the format.
+    """
+    lines = ",\n".join(_file_line(file) for file in files)
+    wal = {"Timeline": position.timeline, "Start-LSN": position.start_lsn, "End-LSN": position.stop_lsn}
+    covered = (
+        '{ "PostgreSQL-Backup-Manifest-Version": 1,\n'
+        f'"Files": [\n{lines}\n],\n'
+        f'"WAL-Ranges": [\n{json.dumps(wal)}\n],\n'
+    ).encode()
+    checksum = hashlib.sha256(covered).hexdigest()
+    return covered + f'"Manifest-Checksum": "{checksum}"}}\n'.encode()
+
+
+def _file_line(file: CopiedFile) -> str:
+    modified_at = datetime.fromtimestamp(file.modified_s, UTC)
+    record = {
+        **_name(file.path),
+        "Size": file.size_bytes,
+        "Last-Modified": modified_at.strftime("%Y-%m-%d %H:%M:%S GMT"),
+        "Checksum-Algorithm": "SHA256",
+        "Checksum": file.sha256,
+    }
+    return json.dumps(record)
+
+
+def _name(path: str) -> dict[str, str]:
+    raw = path.encode(errors="surrogateescape")
+    try:
+        return {"Path": raw.decode()}
+    except UnicodeDecodeError:
+        return {"Encoded-Path": raw.hex()}
