@@ -216,15 +216,15 @@ class _Drill:
             settings=server_facts.get("floors", {}),
         )
         sandbox = sandbox_for(plan.entry.manifest.engine)
-        lent = ExitStack()
-        with self._phase("provision"):
-            server = lent.enter_context(sandbox.open(request, self.workplace.catalog))
-        self.outcome.scratch = {"kind": sandbox.kind, "version": server.version}
-        try:
-            yield server
-        finally:
-            with self._phase("tear down"):
-                self._tear_down(lent)
+        with ExitStack() as lent:  # an interrupt at any point in here takes the server away as well
+            with self._phase("provision"):
+                server = lent.enter_context(sandbox.open(request, self.workplace.catalog))
+            self.outcome.scratch = {"kind": sandbox.kind, "version": server.version}
+            try:
+                yield server
+            finally:
+                with self._phase("tear down"):
+                    self._tear_down(lent)
 
     def _tear_down(self, lent: ExitStack) -> None:
         """Take the server away; one that stays is a copy of somebody's data, and no drill with it has passed."""

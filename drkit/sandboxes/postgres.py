@@ -40,7 +40,14 @@ _CLUSTER_BYTES = 64 * MIB  # an empty cluster of PostgreSQL 14 to 18 takes 40 to
 _LEAST_MEMORY_BYTES = 192 * MIB
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30.0
-_SERVER_PROGRAMS = ("postgres", "initdb")
+_SERVER_PROGRAMS = ("postgres", "initdb", "pg_ctl", "sh")
+_WATCH = """
+if read -r _; then exec "$0" -D "$1" -m immediate -w stop; fi
+tries=30
+until "$0" -D "$1" -m immediate -w stop || [ ! -d "$1" ] || [ $((tries -= 1)) -eq 0 ]; do sleep 0.5; done
+"""
+"""Told to, stop the server. When the input ends without a word drkit was killed, perhaps while the server was being
+started: then try again until there is one to stop."""
 
 
 class PostgresSandbox:
@@ -66,14 +73,22 @@ class PostgresSandbox:
         folder = Path(scratch.locator)
         if folder.name != _folder_name(scratch.scratch_id) or not folder.is_absolute():
             raise SourceError(f"scratch {scratch.scratch_id} names {folder}, which is no scratch server's folder")
-        left = _stop_processes(folder)
-        if left:
-            raise SourceError(
-                f"scratch server {folder} could not be stopped: it still holds restored data",
-                details=[f"process {pid} ({command})" for pid, command in left],
-                hints=[f"kill -9 {' '.join(str(pid) for pid, _ in left)}"],
-            )
-        _remove(folder)
+        for last in (False, False, True):
+            left = _stop_processes(folder)
+            if left:
+                raise SourceError(
+                    f"scratch server {folder} could not be stopped: it still holds restored data",
+                    details=[f"process {pid} ({command})" for pid, command in left],
+                    hints=[f"kill -9 {' '.join(str(pid) for pid, _ in left)}"],
+                )
+            try:
+                _remove(folder)
+            except SourceError:
+                # A program that was being started writes one more file; it is a process to stop by now.
+                if last:
+                    raise
+            else:
+                return
 
 
 @dataclass(frozen=True)
@@ -171,15 +186,14 @@ def _running(plan: _Plan, request: SandboxRequest) -> Iterator[ScratchServer]:
         account = pwd.getpwnam(plan.user)
         os.chown(plan.folder, account.pw_uid, account.pw_gid)
     _initialise(plan, request)
-    # The shell waits for the end of its input, which comes when we close the pipe and also when we are killed.
-    stop = ["/bin/sh", "-c", 'read -r _; exec "$0" -D "$1" -m immediate -w stop', str(plan.pg_ctl), str(plan.cluster)]
-    with open_consumer(_as_server(plan, stop), idle_timeout_s=_STOP_TIMEOUT_S) as watcher:
+    watch = ["/bin/sh", "-c", _WATCH, str(plan.pg_ctl), str(plan.cluster)]
+    with open_consumer(_as_server(plan, watch), idle_timeout_s=_STOP_TIMEOUT_S) as watcher:
         _start(plan)
         try:
             yield ScratchServer(_url(plan, request), _version(plan), plan.folder, plan.stage)
         finally:
             with contextlib.suppress(SourceError):  # it died before; `reap` looks for what is left in any case
-                watcher.feed([])
+                watcher.feed([b"stop\n"])
 
 
 def _url(plan: _Plan, request: SandboxRequest) -> Secret:
