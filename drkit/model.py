@@ -194,7 +194,7 @@ class LogRecord(ObjectRecord):
     segment reaches, and ``stored_at`` when the file was stored.
     """
 
-    kind: Literal["segment", "partial", "history"]
+    kind: Literal["segment", "partial", "history", "backup"]
     first_commit_at: Moment | None = None
     last_commit_at: Moment | None = None
     end_lsn: Lsn | None = None

@@ -239,10 +239,36 @@ class Consumer(_Child):
                 self._wait_for(select.POLLOUT)
 
 
+class Resident(_Child):
+    """A child that runs until it is told to stop; it is only watched, and says what it has to say on stderr."""
+
+    def ended(self) -> int | None:
+        """Return the exit status of a child that has ended, None while it runs."""
+        self.status = self._process.poll()
+        return self.status
+
+    def interrupt(self, patience_s: float) -> None:
+        """Ask the child to end as Ctrl-C would, and wait for it; `close` does the rest."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=patience_s)
+
+
 @contextmanager
 def open_producer(command: Command, *, idle_timeout_s: float) -> Iterator[Producer]:
     """Start a child to read from; it is gone when the context ends. Raise SourceError when it cannot be started."""
     child = Producer(command, idle_timeout_s, reads_us=False)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+@contextmanager
+def open_resident(command: Command) -> Iterator[Resident]:
+    """Start a child to watch; it is gone when the context ends. Raise SourceError when it cannot be started."""
+    child = Resident(command, _KILL_AFTER_S, reads_us=False)
     try:
         yield child
     finally:

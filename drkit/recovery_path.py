@@ -225,7 +225,7 @@ class LogIndex:
         return best
 
     def next_stored(self, path: Path, lsn: int) -> int | None:
-        """Return the number of the first stored segment, partial or not, that begins on the path at or after ``lsn``."""
+        """Return the number of the first segment, partial or not, that is stored on the path at or after ``lsn``."""
         numbers = self._stored(path)
         position = bisect_left(numbers, -(-lsn // self.state.segment_bytes))
         return numbers[position] if position < len(numbers) else None
@@ -247,7 +247,12 @@ class LogIndex:
 
 
 def log_file(record: LogRecord, manifest: LogManifest) -> LogFile:
-    """Make a `LogFile` of an entry of a log manifest; raise ValueError when its name is not one of its kind."""
+    """Make a `LogFile` of an entry of a log manifest; raise ValueError when its name is not one of its kind.
+
+    A backup history file is not one that recovery asks for.
+    """
+    if record.kind == "backup":
+        raise ValueError(f'"{record.part}" is not part of the log itself')
     start_lsn, end_lsn = _span(record.part, record.kind, manifest.segment_bytes)
     return LogFile(
         name=record.part,

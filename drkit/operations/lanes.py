@@ -1,0 +1,53 @@
+"""The stores of one policy as shipping sees them: one that fails is left alone for a while, the others go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from drkit.errors import DrkitError
+from drkit.operations.repository import join_repository
+from drkit.stores import Store
+
+_FIRST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 30.0
+
+
+class Lane:
+    """One store, and how it has been behaving; ``first`` is the policy's first store, None when this is it."""
+
+    def __init__(self, store: Store, first: Store | None) -> None:
+        self.store = store
+        self.first = first
+        self.error: DrkitError | None = None
+        self._joined = first is None
+        self._wait_s = 0.0
+        self._until_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """Return the store's name."""
+        return self.store.name
+
+    def check(self) -> None:
+        """Make sure that the store is of the policy's repository; raise its last error while it is left alone."""
+        if self.error is not None and time.monotonic() < self._until_s:
+            raise self.error
+        if not self._joined and self.first is not None:
+            join_repository(self.first, self.store)
+            self._joined = True
+
+    def failed(self, error: DrkitError) -> None:
+        """Leave the store alone for a while, longer each time."""
+        self.error = error
+        self._wait_s = min(max(2 * self._wait_s, _FIRST_WAIT_S), _LONGEST_WAIT_S)
+        self._until_s = time.monotonic() + self._wait_s
+
+    def worked(self) -> None:
+        """Note that the store did what it was asked."""
+        self.error, self._wait_s = None, 0.0
+
+
+def make_lanes(stores: Sequence[Store]) -> list[Lane]:
+    """Return a lane for each of a policy's stores, in its order."""
+    return [Lane(store, stores[0] if position else None) for position, store in enumerate(stores)]

@@ -1,0 +1,194 @@
+"""Receiving a policy's log by streaming: a supervised pg_receivewal, and what is done when it ends.
+
+What is safe without a person is done: waiting for a server that is gone, following a promoted standby, making a slot
+that is missing, going on behind log that the server has thrown away. The last one leaves a gap, which is said; the log
+after it is worth as much as the log before. A server of another cluster is never followed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drkit.credentials import Secret, resolve
+from drkit.engines.postgres_wal import (
+    ReceiveOptions,
+    Receiving,
+    ServerPosition,
+    drop_slot,
+    make_slot,
+    open_receiver,
+    read_position,
+)
+from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit.operations import Workplace
+from drkit.operations.ship import Shipper
+from drkit.operations.spool import Identity, Spool, segment_name_of
+from drkit.policy import BackupRule, Policy
+from drkit.units import format_bytes
+from drkit.wal import Segment, classify, format_lsn
+
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 15.0
+_WATCH_S = 0.2
+_ASK_S = 5.0
+_RESERVE_SEGMENTS = 4
+"""Room that receiving leaves: sealing needs some, and what is sealed and shipped makes room again."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the duties of one policy share."""
+
+    workplace: Workplace
+    policy: Policy
+    rule: BackupRule
+    spool: Spool
+    shipper: Shipper
+    tell: Callable[[str, str, str], None]
+    """Takes a duty's name, its new state and a sentence; the same state twice is said once."""
+
+    @property
+    def slot(self) -> str:
+        """Return the name of the replication slot."""
+        return self.rule.slot or default_slot(self.policy.policy)
+
+    def url(self) -> Secret:
+        """Return the server's URL, resolved now: a secret may have been changed."""
+        return resolve(self.policy.target.url, folder=self.workplace.site.folder)
+
+
+def default_slot(policy: str) -> str:
+    """Return the slot's name for a policy that does not name one."""
+    return f"drkit_{policy.lower().replace('-', '_')}"[:63]
+
+
+class Receiver:
+    """The duty that keeps pg_receivewal running."""
+
+    name = "receiver"
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._spool = setting.spool
+        self._wait_s = _FIRST_WAIT_S
+
+    def run(self, stopping: threading.Event) -> None:
+        """Receive until ``stopping``; whatever ends it is told and tried again, later each time."""
+        while not stopping.is_set():
+            try:
+                self._receive(stopping)
+            except IntegrityError as error:
+                self._tell("wrong-server", error.message)
+            except DrkitError as error:
+                self._tell("server-gone" if isinstance(error, SourceError) else "refused", error.message)
+            if stopping.wait(self._wait_s):
+                break
+            self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+        self._tell("stopped", "receiving was stopped")
+
+    def _tell(self, state: str, message: str) -> None:
+        self._setting.tell(self.name, state, message)
+
+    def _receive(self, stopping: threading.Event) -> None:
+        """Receive once, until something ends it."""
+        setting = self._setting
+        url = setting.url()
+        position = read_position(url, setting.slot)
+        meet_cluster(self._spool, position)
+        self._ensure_slot(url, position)
+        self._choose_start(position)
+        if self._spool.free_bytes() < self._reserve(position):
+            raise SourceError(f"the spool has only {format_bytes(self._spool.free_bytes())} left")
+        options = ReceiveOptions(
+            self._spool.received, setting.slot, setting.rule.synchronous, setting.workplace.work_folder
+        )
+        with open_receiver(url, options, position) as receiving:
+            self._watch(receiving, url, position, stopping)
+
+    def _watch(self, receiving: Receiving, url: Secret, position: ServerPosition, stopping: threading.Event) -> None:
+        started_s = time.monotonic()
+        while not stopping.wait(_WATCH_S):
+            if receiving.ended():
+                trouble, error = receiving.trouble()
+                self._tell(trouble, error.message)
+                if trouble in ("log-removed", "slot-lost"):
+                    self._jump(url, error)
+                return
+            if self._spool.free_bytes() < self._reserve(position):
+                self._tell(
+                    "disk-full", f"receiving pauses: the spool has {format_bytes(self._spool.free_bytes())} left"
+                )
+                return
+            if time.monotonic() - started_s > 1:
+                self._wait_s = _FIRST_WAIT_S
+                self._tell("receiving", f"from {position.server}, slot {self._setting.slot}")
+
+    @staticmethod
+    def _reserve(position: ServerPosition) -> int:
+        return _RESERVE_SEGMENTS * position.segment_bytes
+
+    def _ensure_slot(self, url: Secret, position: ServerPosition) -> None:
+        slot = position.slot
+        if slot is None:
+            make_slot(url, self._setting.slot)
+        elif slot.kind != "physical":
+            raise SourceError(f"the replication slot {self._setting.slot} is a {slot.kind} one; the log needs its own")
+        elif slot.wal_status == "lost":
+            error = SourceError(f"the server gave up the slot {self._setting.slot}: max_slot_wal_keep_size was reached")
+            self._tell("slot-lost", error.message)
+            self._jump(url, error)
+
+    def _choose_start(self, position: ServerPosition) -> None:
+        """Make pg_receivewal go on behind what is shipped, when nothing of it is left in the spool."""
+        if any(segment_name_of(path.name, position.segment_bytes) for path in self._spool.received_files()):
+            return
+        newest = self._setting.shipper.newest()
+        if newest is not None:
+            self._spool.mark(newest)
+
+    def _jump(self, url: Secret, reason: SourceError) -> None:
+        """Go on behind log that the server does not have any more, with a new slot; the gap is said."""
+        setting = self._setting
+        position = read_position(url, setting.slot)
+        if position.slot is not None:
+            drop_slot(url, setting.slot)
+        make_slot(url, setting.slot)
+        position = read_position(url, setting.slot)
+        assert position.slot is not None
+        restart_lsn = position.slot.restart_lsn or position.flushed_lsn
+        first = Segment(position.timeline, restart_lsn // position.segment_bytes, position.segment_bytes)
+        newest = max(
+            (
+                item
+                for path in self._spool.received_files()
+                if classify(path.name) == "segment" and (item := segment_name_of(path.name, position.segment_bytes))
+            ),
+            default=None,
+        )
+        if newest is None or newest.number < first.number - 1:
+            self._spool.mark(Segment(first.timeline, first.number - 1, first.segment_bytes))
+        facts = {
+            "policy": setting.policy.policy,
+            "timeline": first.timeline,
+            "from_lsn": format_lsn(newest.end_lsn) if newest else None,
+            "to_lsn": format_lsn(first.start_lsn),
+            "reason": reason.message,
+        }
+        setting.workplace.catalog.add_event("wal.gap", setting.workplace.clock(), facts)
+        raise reason
+
+
+def meet_cluster(spool: Spool, position: ServerPosition) -> None:
+    """Remember the cluster when the spool has none yet; raise IntegrityError when the server is of another one."""
+    known = spool.identity()
+    if known is None:
+        spool.keep_identity(Identity(position.system_identifier, position.segment_bytes))
+    elif known.system_identifier != position.system_identifier:
+        raise IntegrityError(
+            f"{position.server} is another cluster: its system identifier is {position.system_identifier}, and the log"
+            f" so far is of {known.system_identifier}",
+            hints=["correct target.url of the policy, or give the new cluster a policy of its own"],
+        )

@@ -1,0 +1,207 @@
+"""`drkit serve`: the duties that one resident process has, each in a thread of its own.
+
+A duty runs until it is told to stop, and deals with its own failures; one that ends with an error is started again. Log
+shipping makes a group of duties for each policy with method wal; a scheduler will be one more duty.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from drkit.errors import Busy, CatalogError, DrkitError, StoreError
+from drkit.operations import Reporter, Workplace
+from drkit.operations.receive import Receiver, Setting
+from drkit.operations.running import recorded_run
+from drkit.operations.ship import Shipper
+from drkit.operations.spool import Spool, is_mark
+from drkit.policy import BackupRule, Policy
+from drkit.units import format_moment
+from drkit.wal import classify
+
+STOP_WITHIN_S = 20.0
+_FIRST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 30.0
+_SCAN_S = 0.5
+_WORKERS = 2
+
+
+class Duty(Protocol):
+    """Something that runs all the time."""
+
+    @property
+    def name(self) -> str:
+        """Return a word for messages and events."""
+
+    def run(self, stopping: threading.Event) -> None:
+        """Do it until ``stopping`` is set; then return soon."""
+
+
+def spool_folder(workplace: Workplace, policy: str) -> Path:
+    """Return where a policy's log waits."""
+    return workplace.site.folder / "var" / "wal" / policy
+
+
+class SpoolShipping:
+    """The duty that ships what was received, and lists it."""
+
+    name = "shipper"
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._shipper = setting.shipper
+        self._partial_s = 0.0
+
+    def run(self, stopping: threading.Event) -> None:
+        """Ship until ``stopping``, then once more what there is."""
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="ship") as pool:
+            while True:
+                last = stopping.wait(_SCAN_S)
+                try:
+                    self._round(pool, last=last)
+                    self._tell("shipping", "all stores take what is received")
+                except (DrkitError, OSError) as error:
+                    self._tell("store-failed" if isinstance(error, StoreError) else "failed", str(error))
+                if last:
+                    return
+
+    def _tell(self, state: str, message: str) -> None:
+        self._setting.tell(self.name, state, message)
+
+    def _round(self, pool: ThreadPoolExecutor, *, last: bool) -> None:
+        errors: list[DrkitError] = []
+        futures = [pool.submit(self._shipper.ship, path) for path in self._finished()]
+        for future in futures:
+            try:
+                future.result()
+            except DrkitError as error:
+                errors.append(error)
+        try:
+            self._shipper.retry()
+            self._ship_partials(last=last)
+        finally:
+            self._shipper.list_due(force=last)
+        if errors:
+            raise errors[0]
+
+    def _finished(self) -> list[Path]:
+        return [
+            path
+            for path in self._setting.spool.received_files()
+            if classify(path.name) in ("segment", "history") and not is_mark(path)
+        ]
+
+    def _ship_partials(self, *, last: bool) -> None:
+        wait_s = self._setting.rule.max_unshipped.total_seconds()
+        if not last and time.monotonic() - self._partial_s < wait_s:
+            return
+        self._partial_s = time.monotonic()
+        for path in self._setting.spool.received_files():
+            if classify(path.name) == "partial" and not is_mark(path) and self._shipper.ship_partial(path):
+                self._shipper.list_due(force=True)
+
+
+class LogShipping:
+    """The duty that ships the log of one policy: alone, as a recorded run, with duties of its own."""
+
+    def __init__(self, workplace: Workplace, policy: Policy, rule: BackupRule, reporter: Reporter) -> None:
+        self.name = f"wal {policy.policy}"
+        self._workplace = workplace
+        self._policy = policy
+        self._rule = rule
+        self._reporter = reporter
+        self._states: dict[str, tuple[str, str]] = {}
+
+    def run(self, stopping: threading.Event) -> None:
+        """Ship until ``stopping``; wait while another process ships this log, or the first store is out of reach."""
+        wait_s = _FIRST_WAIT_S
+        while not stopping.is_set():
+            try:
+                with recorded_run(self._workplace.catalog, self._workplace.clock, "ship", self._policy.policy):
+                    self._ship(stopping)
+            except Busy as error:
+                self.tell("group", "busy", error.message)
+            except DrkitError as error:
+                self.tell("group", "waiting", error.message)
+            stopping.wait(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _ship(self, stopping: threading.Event) -> None:
+        spool = Spool(spool_folder(self._workplace, self._policy.policy))
+        shipper = Shipper(self._workplace, self._policy, spool)
+        setting = Setting(self._workplace, self._policy, self._rule, spool, shipper, self.tell)
+        shipper.recover()
+        duties: list[Duty] = [SpoolShipping(setting)]
+        if self._rule.receive == "stream":
+            duties.append(Receiver(setting))
+        self.tell("group", "running", f"spool {spool.folder}")
+        with running_duties(duties, self.tell):
+            stopping.wait()
+
+    def tell(self, duty: str, state: str, message: str) -> None:
+        """Take a duty's state; a change is said, and kept as an event."""
+        before = self._states.get(duty, ("", ""))
+        self._states[duty] = (state, message)
+        if before[0] == state:
+            return
+        now = self._workplace.clock()
+        self._reporter.line(f"{format_moment(now)}  {self._policy.policy}  {duty:<9} {state}: {message}")
+        facts = {
+            "policy": self._policy.policy,
+            "duty": duty,
+            "state": state,
+            "before": before[0] or None,
+            "message": message,
+        }
+        with suppress(CatalogError):
+            self._workplace.catalog.add_event("wal.state", now, facts)
+
+
+@contextmanager
+def running_duties(duties: Sequence[Duty], tell: Callable[[str, str, str], None]) -> Iterator[None]:
+    """Run each duty in a thread until the context ends; then stop them, the last one first, within a bound."""
+    running: list[tuple[threading.Thread, threading.Event]] = []
+    for duty in duties:
+        leaving = threading.Event()
+        thread = threading.Thread(target=_keep_running, args=(duty, tell, leaving), name=duty.name, daemon=True)
+        thread.start()
+        running.append((thread, leaving))
+    try:
+        yield
+    finally:
+        until_s = time.monotonic() + STOP_WITHIN_S
+        for thread, leaving in reversed(running):
+            leaving.set()
+            thread.join(timeout=max(until_s - time.monotonic(), 0.1))
+
+
+def _keep_running(duty: Duty, tell: Callable[[str, str, str], None], leaving: threading.Event) -> None:
+    """Run a duty again when an error ended it: one that nobody foresaw must not end log shipping in silence."""
+    wait_s = _FIRST_WAIT_S
+    while not leaving.is_set():
+        try:
+            duty.run(leaving)
+        except Exception as error:  # noqa: BLE001 - said, kept as an event, and tried again
+            tell(duty.name, "failed", f"{type(error).__name__}: {error}")
+        leaving.wait(wait_s)
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def serve(workplace: Workplace, policies: Sequence[Policy], reporter: Reporter, stopping: threading.Event) -> None:
+    """Run the duties of the site until ``stopping`` is set."""
+    duties: list[Duty] = [
+        LogShipping(workplace, policy, rule, reporter)
+        for policy in policies
+        if (rule := policy.rule("wal")) is not None
+    ]
+
+    def tell(duty: str, state: str, message: str) -> None:
+        reporter.line(f"{duty}  {state}: {message}")
+
+    with running_duties(duties, tell):
+        stopping.wait()

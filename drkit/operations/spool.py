@@ -1,0 +1,339 @@
+"""The spool: the private folder in which a policy's log waits until it is in the stores. What is in it survives.
+
+    received/     what pg_receivewal writes
+    sealed/       files as they go into the stores, each with a record of what is inside
+    manifests/    log manifests that do not yet stand in every store
+    identity.json which cluster the log is of
+    state.json    where things stand, for `drkit timeline` and `drkit check`
+    socket        where `drkit wal push` asks
+
+Sealing is randomised, so a file is sealed once, durably, before the first store sees it: whatever is interrupted after
+that goes on with the same bytes, and a store that has them already says so.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from drkit import age, bucket
+from drkit.canonical import canonical_json, parse_json
+from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit.model import LogRecord
+from drkit.stream import Meter, compress, prefetch
+from drkit.units import CHUNK_BYTES, format_utc
+from drkit.wal import (
+    Segment,
+    classify,
+    format_lsn,
+    parse_history,
+    parse_history_name,
+    parse_lsn,
+    parse_partial_name,
+    timeline_of,
+)
+from drkit.wal_pages import WalFacts, inspect
+
+_UNFINISHED = ".new"
+_BACKUP_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The cluster that a spool is for."""
+
+    system_identifier: str
+    segment_bytes: int
+
+
+@dataclass
+class Sealed:
+    """A file ready for the stores: ``record`` says what is inside, ``path`` holds the sealed bytes.
+
+    ``begin_lsn`` is where the content begins; a history file begins, and ends, at its switch. ``source`` is the file in
+    the spool to remove in the end, if it is ours; ``stored_in`` names the stores that have the bytes, which is not kept
+    over a restart, because a store says so itself when it is asked again. ``listed``: a signed manifest names it.
+    """
+
+    timeline: int
+    begin_lsn: int
+    record: LogRecord
+    path: Path
+    source: Path | None = None
+    stored_in: set[str] = field(default_factory=set)
+    listed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the name of the file inside."""
+        return self.record.part
+
+    def chunks(self) -> Iterator[bytes]:
+        """Read the sealed bytes."""
+        with self.path.open("rb", buffering=0) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """How to seal: for whom, and how hard to compress."""
+
+    policy: str
+    recipients: Sequence[age.Recipient]
+    level: int
+
+
+class Spool:
+    """One policy's folder; made when it is missing, private to the user that runs drkit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.received = folder / "received"
+        self.sealed = folder / "sealed"
+        self.manifests = folder / "manifests"
+        self.socket = folder / "socket"
+        with _translated(folder):
+            for path in (folder.parent, folder, self.received, self.sealed, self.manifests):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def identity(self) -> Identity | None:
+        """Return which cluster the spool is for, None when that is not known yet."""
+        document = self._read_json("identity.json")
+        return Identity(str(document["system_identifier"]), int(document["segment_bytes"])) if document else None
+
+    def keep_identity(self, identity: Identity) -> None:
+        """Write down which cluster the spool is for."""
+        write_durably(self.folder / "identity.json", canonical_json(vars(identity)))
+
+    def state(self) -> dict[str, Any]:
+        """Return where things stood when they were last written down; empty when they never were."""
+        return self._read_json("state.json") or {}
+
+    def keep_state(self, state: Mapping[str, Any], at: datetime) -> None:
+        """Write down where things stand; it need not outlive the machine."""
+        path = self.folder / "state.json"
+        unfinished = path.with_name(path.name + _UNFINISHED)
+        with _translated(path):
+            unfinished.write_text(json.dumps({**state, "at": format_utc(at)}, default=str))
+            unfinished.replace(path)
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        try:
+            return parse_json((self.folder / name).read_bytes(), name)
+        except (FileNotFoundError, IntegrityError):
+            return None
+
+    def free_bytes(self) -> int:
+        """Return how much room there is."""
+        status = os.statvfs(self.folder)
+        return status.f_bavail * status.f_frsize
+
+    def received_files(self) -> list[Path]:
+        """Return what was received and has a name of PostgreSQL's, in the order of names."""
+        return sorted(path for path in self.received.iterdir() if classify(path.name) is not None)
+
+    def load_sealed(self) -> list[Sealed]:
+        """Return what was sealed; take away what was being sealed when the process ended."""
+        found: list[Sealed] = []
+        with _translated(self.sealed):
+            for path in sorted(self.sealed.iterdir()):
+                note = path.with_name(path.name + ".json")
+                if path.name.endswith(".json"):
+                    if not path.with_name(path.name.removesuffix(".json")).exists():
+                        path.unlink()
+                elif path.name.endswith(_UNFINISHED) or not note.exists():
+                    path.unlink()
+                else:
+                    found.append(self._load(path, note))
+        return found
+
+    def _load(self, path: Path, note: Path) -> Sealed:
+        document = parse_json(note.read_bytes(), str(note))
+        record = LogRecord.from_bytes(canonical_json(document["record"]), str(note))
+        source = Path(document["source"]) if document.get("source") else None
+        return Sealed(int(document["timeline"]), int(document["begin_lsn"]), record, path, source)
+
+    def seal(self, source: Path, name: str, sealing: Sealing, *, keep_source: bool) -> Sealed:
+        """Seal one file under ``name``, durably.
+
+        The file at ``source`` stays ours to delete unless ``keep_source``. Raise IntegrityError when the content is not
+        what its name says, SourceError when the spool cannot hold it.
+        """
+        facts = read_facts(source, name)
+        self._check_cluster(facts, name)
+        path = self.sealed / name
+        plain, stored = Meter(), Meter()
+        with _translated(path), _unfinished(path) as unfinished:
+            with (
+                source.open("rb", buffering=0) as file,
+                prefetch(plain.measure(_chunks(file))) as ahead,
+                unfinished.open("wb", buffering=0) as target,
+            ):
+                os.fchmod(target.fileno(), 0o600)
+                for chunk in stored.measure(age.encrypt(compress(ahead, sealing.level), sealing.recipients)):
+                    _write_all(target.fileno(), chunk)
+                os.fdatasync(target.fileno())
+            unfinished.replace(path)
+        record = LogRecord(
+            part=name,
+            kind=facts.kind,
+            key=bucket.log_key(sealing.policy, facts.timeline, name),
+            stored_bytes=stored.size_bytes,
+            stored_sha256=stored.sha256,
+            plain_bytes=plain.size_bytes,
+            plain_sha256=plain.sha256,
+            first_commit_at=facts.wal.first_commit_at if facts.wal else None,
+            last_commit_at=facts.wal.last_commit_at if facts.wal else None,
+            end_lsn=format_lsn(facts.end_lsn) if facts.kind == "partial" else None,
+        )
+        sealed = Sealed(facts.timeline, facts.begin_lsn, record, path, None if keep_source else source)
+        self.note(sealed)
+        return sealed
+
+    def _check_cluster(self, facts: FileFacts, name: str) -> None:
+        identity = self.identity()
+        if facts.wal is None or identity is None or facts.wal.system_identifier == identity.system_identifier:
+            return
+        raise IntegrityError(
+            f"{name} is of another cluster: its system identifier is {facts.wal.system_identifier}, and this policy's"
+            f" is {identity.system_identifier}",
+            hints=["look at archive_command of the server that sent it: it names the socket of another policy"],
+        )
+
+    def note(self, sealed: Sealed) -> None:
+        """Write down what a sealed file is; from then on it counts."""
+        document = {
+            "timeline": sealed.timeline,
+            "begin_lsn": sealed.begin_lsn,
+            "record": sealed.record.model_dump(mode="json"),
+            "source": str(sealed.source) if sealed.source else None,
+        }
+        write_durably(sealed.path.with_name(sealed.path.name + ".json"), canonical_json(document))
+
+    def forget(self, sealed: Sealed) -> None:
+        """Remove a sealed file that is in the stores: its data first, so that what is left is never taken for whole."""
+        sealed.path.unlink(missing_ok=True)
+        sealed.path.with_name(sealed.path.name + ".json").unlink(missing_ok=True)
+
+    def mark(self, segment: Segment) -> None:
+        """Make pg_receivewal go on after ``segment``: it starts behind the newest file that is as long as a segment."""
+        path = self.received / segment.name
+        with _translated(path), path.open("xb") as file:
+            file.truncate(segment.segment_bytes)
+
+
+def is_mark(path: Path) -> bool:
+    """Say whether a received file is only a mark of `Spool.mark`: no WAL begins with zeros."""
+    with path.open("rb") as file:
+        return not any(file.read(24))
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file of the log is; ``wal`` is there for segments, partial ones too."""
+
+    kind: Any
+    timeline: int
+    begin_lsn: int
+    end_lsn: int
+    wal: WalFacts | None
+
+
+def read_facts(source: Path, name: str) -> FileFacts:
+    """Find out what is in a file that is to be kept under ``name``; raise IntegrityError when it is not that."""
+    with _translated(source):
+        return _read_facts(source, name)
+
+
+def _read_facts(source: Path, name: str) -> FileFacts:
+    kind = classify(name)
+    if kind == "history":
+        timeline = parse_history_name(name)
+        switches = parse_history(timeline, source.read_text())
+        return FileFacts("history", timeline, switches[-1].at_lsn, switches[-1].at_lsn, None)
+    if kind == "backup":
+        match = _BACKUP_START.search(source.read_text(errors="replace"))
+        if match is None:
+            raise IntegrityError(f"{name} is not a backup history file: it does not say where its backup started")
+        return FileFacts("backup", timeline_of(name), parse_lsn(match[1]), parse_lsn(match[1]), None)
+    if kind not in ("segment", "partial"):
+        raise IntegrityError(f"{name} is not a file of the log that drkit keeps")
+    size_bytes = source.stat().st_size
+    if not size_bytes:
+        raise IntegrityError(f"{name} is empty")
+    with source.open("rb") as file:
+        # Not closed by hand: an error on its way up still refers to what was read.
+        facts = inspect(memoryview(mmap.mmap(file.fileno(), size_bytes, access=mmap.ACCESS_READ)), name[:24])
+    segment = facts.segment
+    if size_bytes != segment.segment_bytes:
+        raise IntegrityError(f"{name} has {size_bytes:,} bytes, a segment of this cluster {segment.segment_bytes:,}")
+    end_lsn = segment.end_lsn if kind == "segment" else facts.end_lsn
+    return FileFacts(kind, segment.timeline, segment.start_lsn, end_lsn, facts)
+
+
+def segment_name_of(name: str, segment_bytes: int) -> Segment | None:
+    """Return the segment that a file holds, whole or in part; None for other files."""
+    kind = classify(name)
+    if kind == "segment":
+        return Segment.parse(name, segment_bytes)
+    return parse_partial_name(name, segment_bytes)[0] if kind == "partial" else None
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a small file so that it is there whole or not at all, whatever happens."""
+    with _translated(path), _unfinished(path) as unfinished:
+        with unfinished.open("wb", buffering=0) as file:
+            os.fchmod(file.fileno(), 0o600)
+            _write_all(file.fileno(), content)
+            os.fdatasync(file.fileno())
+        unfinished.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    try:
+        yield unfinished
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _chunks(file: Any) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of the spool into an error that names it."""
+    try:
+        yield
+    except DrkitError:
+        raise
+    except OSError as error:
+        raise SourceError(
+            f"the spool cannot be used: {error.strerror or error}: {error.filename or path}",
+            hints=[f"df -h {path.parent}"],
+        ) from error
