@@ -240,6 +240,7 @@ def _tuning(plan: _Plan, request: SandboxRequest) -> dict[str, str]:
         "wal_level": "minimal",
         "max_wal_senders": "0",
         "wal_compression": "off",
+        "wal_init_zero": "off",
         "checkpoint_timeout": "1d",
         "max_wal_size": f"{_between(_GIB, request.need_bytes // 2, 16 * _GIB) // MIB}MB",
         "shared_buffers": f"{_between(32 * MIB, plan.memory_bytes // 8, 4 * _GIB) // MIB}MB",

@@ -366,7 +366,8 @@ def test_rows_that_the_server_refuses_stop_the_load_at_once(postgres: PostgresSe
 
 
 PICKY = """
-create function is_fine() returns boolean language sql as $$select coalesce(current_setting('picky.fine', true), '') = 'yes'$$;
+create function is_fine() returns boolean language sql
+    as $$ select coalesce(current_setting('picky.fine', true), '') = 'yes' $$;
 create table t (id integer, filler text, check (is_fine()));
 set picky.fine = 'yes';
 insert into t select n, repeat('x', 1000) from generate_series(1, 20000) as n;
