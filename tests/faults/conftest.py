@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.damage_scene import place, scene
 from tests.faults.forking import Forker, running_forker
+
+__all__ = ["place", "scene"]
 
 
 @pytest.fixture(scope="session")

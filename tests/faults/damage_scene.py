@@ -111,11 +111,8 @@ class Scene:
             if not fresh:
                 yield workplace
                 return
-            catalog = open_catalog(self.site.folder / "var" / f"fresh-{uuid.uuid4().hex}.db", create=True)
-            try:
-                yield dataclasses.replace(workplace, catalog=catalog)
-            finally:
-                catalog.close()
+            with knowing_nothing(workplace) as stranger:
+                yield stranger
 
     def databases(self) -> set[str]:
         """Return the names of the databases on the server."""
@@ -129,6 +126,16 @@ class Scene:
     def manifest(self, artifact_id: str, policy: str = "orders") -> Manifest:
         """Read a manifest without any check."""
         return Manifest.from_bytes((self.folder(artifact_id, policy) / "manifest.json").read_bytes(), "the manifest")
+
+
+@contextmanager
+def knowing_nothing(workplace: Workplace) -> Iterator[Workplace]:
+    """Lend the same workplace with an empty catalog, as another host has it."""
+    catalog = open_catalog(workplace.site.folder / "var" / f"fresh-{uuid.uuid4().hex}.db", create=True)
+    try:
+        yield dataclasses.replace(workplace, catalog=catalog)
+    finally:
+        catalog.close()
 
 
 @pytest.fixture(scope="session")
