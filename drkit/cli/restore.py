@@ -1,47 +1,83 @@
-"""``drkit restore``."""
+"""``drkit restore``: into an empty database (a dump), or into a folder that becomes a server (base and WAL)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from drkit.cli import common_options, output_of, site_option
 
+if TYPE_CHECKING:
+    from drkit.operations.restore_base import FolderResult
+
+_AT_HELP = "WHEN: ISO 8601 with an offset, or latest; with --into also immediate, lsn:…, name:… or xid:…."
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What was typed."""
+
+    policy: str
+    artifact: str | None
+    at: str | None
+    target: str | None
+    into: Path | None
+    timeline: int | None
+    exclusive: bool
+    no_start: bool
+    databases: tuple[str, ...]
+    tables: tuple[str, ...]
+    identity: tuple[Path, ...]
+    jobs: int
+    plan_only: bool
+
 
 @click.command()
 @click.argument("policy")
-@click.option("--artifact", help="The start of an artifact's id.")
-@click.option("--at", "at", help="The newest artifact not after WHEN: ISO 8601 with an offset, or latest.")
+@click.option("--artifact", help="The start of an artifact's id; with --into, of the base to begin from.")
+@click.option("--at", "at", help=_AT_HELP)
 @click.option("--to", "target", help="Where to: a URL without a password, or env:NAME or file:PATH of one.")
-@click.option("--database", "databases", multiple=True, help="Only this database of the artifact.")
-@click.option("--table", "tables", multiple=True, help="Only this table, as schema.table.")
+@click.option("--into", type=click.Path(path_type=Path), help="An empty folder that becomes the server's data folder.")
+@click.option("--timeline", type=click.IntRange(1, 0xFFFFFFFF), help="With --into: follow this timeline.")
+@click.option("--exclusive", is_flag=True, help="With --into: stop just before the target instead of just after it.")
+@click.option("--no-start", is_flag=True, help="With --into: lay out files and WAL, and let somebody else replay it.")
+@click.option("--database", "databases", multiple=True, help="With --to: only this database of the artifact.")
+@click.option("--table", "tables", multiple=True, help="With --to: only this table, as schema.table.")
 @click.option(
     "--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file, instead of the site's."
 )
-@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many indexes at once.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many parts at once.")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be done, and change nothing.")
 @common_options
 @click.pass_context
-def restore(
-    ctx: click.Context,
-    policy: str,
-    artifact: str | None,
-    at: str | None,
-    target: str | None,
-    databases: tuple[str, ...],
-    tables: tuple[str, ...],
-    identity: tuple[Path, ...],
-    jobs: int,
-    plan_only: bool,
-) -> None:
-    """Restore an artifact of POLICY into an empty database.
+def restore(ctx: click.Context, /, **typed: Any) -> None:
+    """Restore an artifact of POLICY into an empty database, or a server into an empty folder.
 
-    Every stored byte is compared with what was signed before the target is written to. Exit codes: 0 restored; 5 the
-    target is not empty, or the load failed; 7 no identity opens it; 8 an object is not as it was signed; 9 there is no
-    such artifact.
+    Every stored byte of the artifact is compared with what was signed before the target is written to. Exit codes: 0
+    restored; 5 the target is not empty, or the load failed; 7 no identity opens it; 8 an object is not as it was
+    signed; 9 there is no way to that moment.
     """
+    options = _Options(**typed)
+    if options.target and options.into:
+        raise click.UsageError("choose one of --to and --into", ctx)
+    if _is_physical(options):
+        _restore_folder(ctx, options)
+    else:
+        _restore_database(ctx, options)
+
+
+def _is_physical(options: _Options) -> bool:
+    """Tell by the options whether base and WAL are meant."""
+    if options.into or options.timeline or options.exclusive or options.no_start:
+        return True
+    return bool(options.at) and str(options.at).partition(":")[0] in {"immediate", "lsn", "name", "xid"}
+
+
+def _restore_database(ctx: click.Context, options: _Options) -> None:
     from drkit.app import open_app
     from drkit.cli.moments import moment_option
     from drkit.credentials import resolve
@@ -52,18 +88,19 @@ def restore(
     from drkit.units import format_duration, format_moment
 
     output = output_of(ctx)
-    if not target and not plan_only:
-        raise click.UsageError("say where to with --to, or look first with --plan", ctx)
-    request = RestoreRequest(policy, artifact, moment_option(at), databases, tables, jobs)
+    if not options.target and not options.plan_only:
+        raise click.UsageError("say where to with --to or --into, or look first with --plan", ctx)
+    moment = moment_option(options.at)
+    request = RestoreRequest(options.policy, options.artifact, moment, options.databases, options.tables, options.jobs)
     with open_app(site_option(ctx)) as workplace:
-        keys = identities_in_reach(workplace, identity, ask_passphrase)
+        keys = identities_in_reach(workplace, options.identity, ask_passphrase)
         plan = plan_restore(workplace, request, keys)
-        if plan_only:
+        if options.plan_only:
             text = plan.describe() + "\nnothing was changed. Run again without --plan, with --to URL, to start."
             output.result("restore-plan", plan.document(), text)
             return
-        assert target is not None
-        url = resolve(target, folder=workplace.site.folder)
+        assert options.target is not None
+        url = resolve(options.target, folder=workplace.site.folder)
         result = run_restore(workplace, plan, request, url, output)
         for warning in result.loaded.warnings:
             output.line(f"  warning     {warning}")
@@ -76,4 +113,52 @@ def restore(
         }
         to_at = format_moment(plan.entry.manifest.covers.to_at)
         took = format_duration(timedelta(seconds=result.took_s))
-        output.result("restore", document, f"restored {policy} as of {to_at} in {took}")
+        output.result("restore", document, f"restored {options.policy} as of {to_at} in {took}")
+
+
+def _restore_folder(ctx: click.Context, options: _Options) -> None:
+    from drkit.app import open_app
+    from drkit.cli.moments import when_option
+    from drkit.key_files import ask_passphrase
+    from drkit.operations.choosing import identities_in_reach
+    from drkit.operations.restore_base import BaseRequest, plan_base_restore, restore_into
+    from drkit.operations.restore_plan import describe_plan, plan_document
+
+    output = output_of(ctx)
+    if options.target:
+        raise click.UsageError(f"--at {options.at} needs base and WAL, which restore --into a folder", ctx)
+    if options.databases or options.tables:
+        raise click.UsageError("--database and --table go with --to; a base backup comes back as a whole", ctx)
+    if not options.into and not options.plan_only:
+        raise click.UsageError("say where to with --into, or look first with --plan", ctx)
+    request = BaseRequest(
+        options.policy,
+        when_option(options.at),
+        options.artifact,
+        options.timeline,
+        inclusive=not options.exclusive,
+        jobs=options.jobs,
+    )
+    with open_app(site_option(ctx)) as workplace:
+        keys = identities_in_reach(workplace, options.identity, ask_passphrase)
+        plan = plan_base_restore(workplace, request, keys)
+        start = not options.no_start
+        text = describe_plan(plan, options.into, start=start)
+        if options.plan_only:
+            text += "\nnothing was changed. Run again without --plan" + (
+                " to start." if options.into else ", with --into DIR, to start."
+            )
+            output.result("restore-plan", plan_document(plan, start=start), text)
+            return
+        assert options.into is not None
+        output.line(text)
+        result = restore_into(workplace, plan, options.into, output, start=start)
+        _show_folder(output, result, plan_document(plan, start=start))
+
+
+def _show_folder(output: Any, result: FolderResult, document: dict[str, Any]) -> None:
+    from drkit.operations.restore_plan import describe_result, result_document
+
+    for note in result.notes:
+        output.line(f"  note        {note}")
+    output.result("restore", {**document, **result_document(result)}, describe_result(result))

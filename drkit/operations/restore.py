@@ -172,7 +172,7 @@ def _wanted(entry: ArtifactEntry, details: dict[str, Any], request: RestoreReque
 
 
 @dataclass(frozen=True)
-class _Fetched:
+class FetchedObject:
     """An object whose stored bytes were all read and right: in its store, or as a sealed copy in a private folder.
 
     ``passed_over`` says what was wrong with the copies that were tried before.
@@ -201,7 +201,7 @@ class _Fetched:
                 yield iter(lambda: file.read(MIB), b"")
 
 
-def fetch(workplace: Workplace, plan: RestorePlan, folder: Path, reporter: Reporter) -> list[_Fetched]:
+def fetch(workplace: Workplace, plan: RestorePlan, folder: Path, reporter: Reporter) -> list[FetchedObject]:
     """Read every object that the plan names and compare it with its manifest, before anything is loaded.
 
     An object of a far store is kept in ``folder``, still sealed, where there is room, so that it is fetched once. A
@@ -211,7 +211,9 @@ def fetch(workplace: Workplace, plan: RestorePlan, folder: Path, reporter: Repor
         return [_fetch_object(workplace, plan, item, folder, Meter(progress.advance)) for item in plan.objects]
 
 
-def _fetch_object(workplace: Workplace, plan: RestorePlan, item: ObjectRecord, folder: Path, meter: Meter) -> _Fetched:
+def _fetch_object(
+    workplace: Workplace, plan: RestorePlan, item: ObjectRecord, folder: Path, meter: Meter
+) -> FetchedObject:
     failures: list[IntegrityError | StoreError] = []
     for name in plan.entry.stores:
         store = workplace.stores[name]
@@ -224,11 +226,11 @@ def _fetch_object(workplace: Workplace, plan: RestorePlan, item: ObjectRecord, f
             failures.append(error)
             meter = Meter()
         else:
-            return _Fetched(item, store, staged, marks, tuple(error.message for error in failures))
+            return FetchedObject(item, store, staged, marks, tuple(error.message for error in failures))
     raise failures[0]
 
 
-def copies_passed_over(plan: RestorePlan, fetched: Sequence[_Fetched]) -> list[str]:
+def copies_passed_over(plan: RestorePlan, fetched: Sequence[FetchedObject]) -> list[str]:
     """Say which copies were damaged or out of reach although another one made up for them."""
     failures = [*plan.passed_over, *(message for item in fetched for message in item.passed_over)]
     return [f"a copy was passed over: {message}" for message in failures]
@@ -245,7 +247,9 @@ def _write_private(path: Path, chunks: Iterator[bytes]) -> None:
             file.write(chunk)
 
 
-def load(plan: RestorePlan, fetched: Sequence[_Fetched], session: RestoreSession, reporter: Reporter) -> LoadResult:
+def load(
+    plan: RestorePlan, fetched: Sequence[FetchedObject], session: RestoreSession, reporter: Reporter
+) -> LoadResult:
     """Load every part in the manifest's order; say bytes, rate and time of each."""
     for item in fetched:
         part = item.record.part

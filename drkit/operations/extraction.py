@@ -1,0 +1,212 @@
+"""Writing the files of a base artifact into an empty folder: side by side, safely named, the control file last.
+
+Nothing is written through a link: tablespaces have folders of their own, and the links that lead to them are made when
+all files are there. The folder belongs to us alone until then, so nobody can plant a link in our way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from drkit.errors import IntegrityError, SourceError
+from drkit.tar_stream import TarEntry, read_tar
+
+CONTROL_FILE = "global/pg_control"
+BACKUP_MANIFEST = "backup_manifest"
+
+_TABLESPACE_PART = re.compile(r"tablespace-(?P<oid>[1-9][0-9]*)(?:-[0-9]+)?")
+_DATA_PART = re.compile(r"base(?:-[0-9]+)?")
+_LARGEST_CONTROL_FILE_BYTES = 1 << 16
+_LARGEST_MANIFEST_NOTE_BYTES = 1 << 30
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SYNC_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whom the files shall belong to; None leaves them to us."""
+
+    uid: int
+    gid: int
+
+    def take(self, path: Path | int) -> None:
+        """Give a file or folder (or a descriptor of it) to the owner, when it is not theirs already."""
+        if self.uid != os.geteuid():
+            os.chown(path, self.uid, self.gid)
+
+
+class Extraction:
+    """One data folder that is being written; `write` may be called by several threads, once for each part."""
+
+    def __init__(self, data: Path, tablespaces: Path, config: Path, owner: Owner) -> None:
+        self.data = data
+        self._tablespaces = tablespaces
+        self._config = config
+        self._owner = owner
+        self._lock = threading.Lock()
+        self._folders: set[Path] = set()
+        self._control: bytes | None = None
+        self.oids: set[str] = set()
+
+    def write(self, part: str, kind: str, chunks: Iterable[bytes]) -> None:
+        """Write one part; raise IntegrityError for a name or a kind of file that no base backup has."""
+        what = f"part {part}"
+        with _written(self.data):
+            if kind == "manifest":
+                self._write_file(self.data / BACKUP_MANIFEST, (memoryview(chunk) for chunk in chunks))
+            elif kind == "config":
+                self._write_tar(self._config, chunks, what)
+            elif match := _TABLESPACE_PART.fullmatch(part):
+                folder = self._tablespaces / match["oid"]
+                self._make_folder(folder)
+                with self._lock:
+                    self.oids.add(match["oid"])
+                self._write_tar(folder, chunks, what)
+            elif _DATA_PART.fullmatch(part):
+                self._write_tar(self.data, chunks, what)
+            else:
+                raise IntegrityError(f"{what} of kind {kind} is none that this drkit can restore")
+
+    def _write_tar(self, root: Path, chunks: Iterable[bytes], what: str) -> None:
+        self._make_folder(root)
+        for entry, content in read_tar(chunks, what):
+            if root == self.data and self._is_set_aside(entry, content, what):
+                continue
+            if entry.kind == "link":
+                raise IntegrityError(f"{what} has a link, {entry.name}, where none can be")
+            path = root / entry.name
+            if entry.kind == "folder":
+                self._make_folder(path)
+            else:
+                self._make_folder(path.parent)
+                self._write_file(path, content)
+
+    def _is_set_aside(self, entry: TarEntry, content: Iterator[memoryview], what: str) -> bool:
+        """Keep the control file for the end; leave out the links to tablespaces, which are made anew."""
+        top, _, rest = entry.name.partition("/")
+        if entry.name == CONTROL_FILE:
+            if entry.size_bytes > _LARGEST_CONTROL_FILE_BYTES or self._control is not None:
+                raise IntegrityError(f"{what} has a control file that cannot be one")
+            self._control = b"".join(content)
+            return True
+        if top != "pg_tblspc" or not rest:
+            return False
+        if entry.kind == "file" or "/" in rest or not rest.isdigit():
+            raise IntegrityError(f"{what} has {entry.name} in the place of a tablespace")
+        return True
+
+    def _make_folder(self, path: Path) -> None:
+        with self._lock:
+            if path in self._folders:
+                return
+        if path not in (self.data, self._tablespaces):
+            self._make_folder(path.parent) if path.is_relative_to(self.data) else None
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            self._owner.take(path)
+        if path.is_symlink() or not path.is_dir():
+            raise IntegrityError(f"{path.name} is a file and a folder at once in this backup")
+        with self._lock:
+            self._folders.add(path)
+
+    def _write_file(self, path: Path, content: Iterable[memoryview]) -> None:
+        try:
+            descriptor = os.open(path, _WRITE_FLAGS, 0o600)
+        except FileExistsError as error:
+            raise IntegrityError(f"{path.name} is twice in this backup") from error
+        try:
+            self._owner.take(descriptor)
+            for piece in content:
+                view = piece
+                while view:
+                    view = view[os.write(descriptor, view) :]
+        finally:
+            os.close(descriptor)
+
+    def finish(self) -> None:
+        """Link the tablespaces, and write what the server's start would link them by (tablespace_map) anew.
+
+        The map in the backup names the source's own folders: read as it is, a drill on the source's host would write
+        into production's files (T26). Raise IntegrityError for a tablespace without files.
+        """
+        with _written(self.data):
+            links = self.data / "pg_tblspc"
+            self._make_folder(links)
+            for oid in sorted(self.oids, key=int):
+                self._link(links / oid, self._tablespaces / oid)
+            known = self._mapped()
+            if known - self.oids:
+                missing = ", ".join(sorted(known - self.oids))
+                raise IntegrityError(f"the backup has no files of tablespace {missing}")
+
+    def remap(self) -> None:
+        """Rewrite tablespace_map; after this the backup manifest does not fit it any more."""
+        path = self.data / "tablespace_map"
+        if path.exists():
+            lines = [f"{oid} {_escaped(self._tablespaces / oid)}\n" for oid in sorted(self.oids, key=int)]
+            path.unlink()
+            with _written(path):
+                self._write_file(path, [memoryview(os.fsencode("".join(lines)))])
+
+    def _mapped(self) -> set[str]:
+        path = self.data / "tablespace_map"
+        if not path.exists():
+            return set()
+        return {line.partition(b" ")[0].decode() for line in path.read_bytes().split(b"\n") if line.strip()}
+
+    def _link(self, link: Path, target: Path) -> None:
+        link.symlink_to(target)
+        if self._owner.uid != os.geteuid():
+            os.chown(link, self._owner.uid, self._owner.gid, follow_symlinks=False)
+
+    def write_control_file(self) -> None:
+        """Write the control file, without which no server starts here, and make it last."""
+        if self._control is None:
+            raise IntegrityError("the backup has no control file")
+        with _written(self.data):
+            path = self.data / CONTROL_FILE
+            self._make_folder(path.parent)
+            self._write_file(path, [memoryview(self._control)])
+
+    def sync(self) -> None:
+        """Make everything durable, several files at once; returns when the last is."""
+        roots = [self.data]
+        if self._tablespaces.exists() and not self._tablespaces.is_relative_to(self.data):
+            roots.append(self._tablespaces)
+        with _written(self.data), ThreadPoolExecutor(_SYNC_THREADS, "sync") as pool:
+            for root in roots:
+                for folder, _, names in os.walk(root):
+                    list(pool.map(sync_path, [Path(folder) / name for name in names]))
+                    sync_path(Path(folder))
+
+
+def sync_path(path: Path) -> None:
+    """Make one file or folder durable."""
+    if path.is_symlink():
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _escaped(path: Path) -> str:
+    """Write a path as the server reads it from tablespace_map (xlogrecovery.c, read_tablespace_map)."""
+    return re.sub(r"([\\\n\r])", r"\\\1", str(path))
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turn the errors of writing into SourceError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"cannot write into {path}: {error.strerror or error}") from error

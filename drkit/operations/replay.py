@@ -1,0 +1,287 @@
+"""Serving WAL to a server that replays: read ahead into a bounded spool, handed out over a socket by name.
+
+"There is no such file" ends a recovery; "it cannot be read now" must abort it, or what is missing would be taken for
+the end of the log (T33). So a file of the plan is served whole and right, or refused with the reason, which is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit.operations.stored_log import LogReader, StoredFile
+from drkit.units import MIB
+from drkit.wal import classify, parse_history_name, parse_partial_name
+from drkit.wal_pages import read_identity
+
+SPOOL_BYTES = 1024 * MIB
+"""How much is read ahead; 64 segments of the usual size."""
+_MOST_AHEAD = 64
+_KEPT_SERVED = 4
+_FETCHERS = 2
+_LONGEST_REQUEST_BYTES = 4096
+_LINE_TIMEOUT_S = 60.0
+_LONGEST_SOCKET_PATH = 100
+
+
+@dataclass(frozen=True)
+class ReplayLog:
+    """What a recovery may ask for: the plan's files in order, and the histories by timeline.
+
+    ``system_identifier`` is the cluster's, empty when it is not known.
+    """
+
+    files: Sequence[StoredFile]
+    histories: Mapping[int, bytes]
+    segment_bytes: int
+    system_identifier: str = ""
+
+    def asked_names(self) -> dict[str, int]:
+        """Return the position in ``files`` by the name that PostgreSQL asks for: a partial one by its segment's."""
+        names: dict[str, int] = {}
+        for number, stored in enumerate(self.files):
+            if stored.file.kind == "partial":
+                names.setdefault(parse_partial_name(stored.file.name, self.segment_bytes)[0].name, number)
+            elif stored.file.kind == "segment":
+                names[stored.file.name] = number
+        return names
+
+
+@dataclass
+class ReplayCounts:
+    """What was asked and how it went; ``waited`` are the files that were not yet there when they were asked for."""
+
+    served: int = 0
+    served_bytes: int = 0
+    waited: int = 0
+    last_served: str = ""
+
+
+@dataclass
+class _Spooled:
+    path: Path
+    state: str = "wanted"  # wanted, fetching, ready, failed
+    error: DrkitError | None = None
+
+
+@dataclass
+class WalServer:
+    """Reads ahead and answers; made by `open_wal_server`."""
+
+    log: ReplayLog
+    reader: LogReader
+    spool: Path
+    advance: Callable[[int], object] | None = None
+    counts: ReplayCounts = field(default_factory=ReplayCounts)
+    error: DrkitError | None = None
+
+    def __post_init__(self) -> None:
+        self._names = self.log.asked_names()
+        self._entries: dict[int, _Spooled] = {}
+        self._changed = threading.Condition()
+        self._position = 0
+        self._closing = False
+        self._ahead = max(2, min(_MOST_AHEAD, SPOOL_BYTES // self.log.segment_bytes))
+        self._threads = [threading.Thread(target=self._fetch_ahead, daemon=True) for _ in range(_FETCHERS)]
+
+    def start(self) -> None:
+        """Begin to read ahead."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=_LINE_TIMEOUT_S)
+
+    def answer(self, line: socket.socket) -> None:
+        """Answer one request; the protocol is that of `drkit.wal_client`."""
+        line.settimeout(_LINE_TIMEOUT_S)
+        with line, contextlib.suppress(OSError):
+            request = _read_request(line)
+            if not request.startswith("fetch "):
+                line.sendall(b"no this socket only answers fetch\n")
+                return
+            try:
+                self._serve(line, request.removeprefix("fetch "))
+            except DrkitError as error:
+                self.error = self.error or error
+                line.sendall(f"no {error.message}\n".encode())
+
+    def _serve(self, line: socket.socket, name: str) -> None:
+        kind = classify(name)
+        if kind == "history":
+            content = self.log.histories.get(parse_history_name(name))
+            line.sendall(b"absent\n" if content is None else b"ok %d\n%b" % (len(content), content))
+            return
+        number = self._names.get(name)
+        if number is None:
+            line.sendall(b"absent\n")
+            return
+        path = self._wait_for(number)
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            line.sendall(f"ok {size_bytes}\n".encode())
+            line.sendfile(file)
+        self._note_served(number, name, size_bytes)
+
+    def _wait_for(self, number: int) -> Path:
+        """Return the spooled file; raise what kept it from being there. It may be one that was served before."""
+        with self._changed:
+            entry = self._entries.get(number)
+            self.counts.waited += entry is None or entry.state != "ready"
+            if entry is None:
+                entry = self._entries[number] = self._new_entry(number)
+            self._position = max(self._position, number)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: entry.state in ("ready", "failed") or self._closing)
+            if entry.error is not None:
+                raise entry.error
+            if entry.state != "ready":
+                raise SourceError("the restore is ending")
+            return entry.path
+
+    def _note_served(self, number: int, name: str, size_bytes: int) -> None:
+        with self._changed:
+            self.counts.served += 1
+            self.counts.served_bytes += size_bytes
+            self.counts.last_served = max(self.counts.last_served, name[8:]) and name
+            self._drop_before(number - _KEPT_SERVED)
+            self._changed.notify_all()
+        if self.advance:
+            self.advance(size_bytes)
+
+    def _drop_before(self, number: int) -> None:
+        for old in [known for known, entry in self._entries.items() if known < number and entry.state == "ready"]:
+            self._entries.pop(old).path.unlink(missing_ok=True)
+
+    def _new_entry(self, number: int) -> _Spooled:
+        return _Spooled(self.spool / f"{number:08d}")
+
+    def _fetch_ahead(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._next_wanted() is not None)
+                number = self._next_wanted()
+                if self._closing or number is None:
+                    return
+                entry = self._entries.setdefault(number, self._new_entry(number))
+                entry.state = "fetching"
+            try:
+                self._fetch(number, entry.path)
+            except (DrkitError, OSError) as error:
+                failure = error if isinstance(error, DrkitError) else SourceError(f"cannot write the spool: {error}")
+                self._settle(entry, "failed", failure)
+            else:
+                self._settle(entry, "ready", None)
+
+    def _settle(self, entry: _Spooled, state: str, error: DrkitError | None) -> None:
+        with self._changed:
+            entry.state, entry.error = state, error
+            self._changed.notify_all()
+
+    def _next_wanted(self) -> int | None:
+        """Return what to fetch next: what somebody waits for first, then in the plan's order."""
+        asked = [number for number, entry in self._entries.items() if entry.state == "wanted"]
+        if asked:
+            return min(asked)
+        for number in range(self._position, min(self._position + self._ahead, len(self.log.files))):
+            if number not in self._entries and self.log.files[number].file.kind != "history":
+                return number
+        return None
+
+    def _fetch(self, number: int, path: Path) -> None:
+        """Decrypt one file into the spool, filled up with zeros to a whole segment; check whose it is."""
+        stored = self.log.files[number]
+        content = self.reader.read(stored, self.log.segment_bytes)
+        check_identity(content, stored.file.name, self.log)
+        unfinished = path.with_suffix(".part")
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.truncate(self.log.segment_bytes)
+        unfinished.rename(path)
+
+
+def check_identity(content: bytes, name: str, log: ReplayLog) -> None:
+    """Raise IntegrityError for WAL of another cluster, which replay would take for the end of the log."""
+    system_identifier, segment_bytes = read_identity(content, f"WAL file {name}")
+    if log.system_identifier and system_identifier != log.system_identifier:
+        raise IntegrityError(
+            f"WAL file {name} is of another cluster: its system identifier is {system_identifier},"
+            f" the base's is {log.system_identifier}"
+        )
+    if segment_bytes != log.segment_bytes:
+        raise IntegrityError(f"WAL file {name} is a segment of {segment_bytes:,} bytes, not of {log.segment_bytes:,}")
+
+
+def _read_request(line: socket.socket) -> str:
+    received = b""
+    while b"\n" not in received and len(received) < _LONGEST_REQUEST_BYTES:
+        chunk = line.recv(_LONGEST_REQUEST_BYTES)
+        if not chunk:
+            break
+        received += chunk
+    return os.fsdecode(received.partition(b"\n")[0])
+
+
+@contextmanager
+def open_wal_server(server: WalServer, socket_path: Path, owner_uid: int) -> Iterator[WalServer]:
+    """Answer at ``socket_path``, which only that user and we may use, until the context ends."""
+    listener = _bound(socket_path)
+    if owner_uid != os.geteuid():
+        os.chown(socket_path, owner_uid, -1)
+    stopping = threading.Event()
+    accepting = threading.Thread(target=_accept, args=(listener, server, stopping), name="wal", daemon=True)
+    server.start()
+    accepting.start()
+    try:
+        yield server
+    finally:
+        stopping.set()
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        server.close()
+        accepting.join()
+        listener.close()
+        socket_path.unlink(missing_ok=True)
+
+
+def _bound(path: Path) -> socket.socket:
+    """Listen at a path, also at one that is too long for the system's address: then through its folder."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = -1
+    mask = os.umask(0o177)
+    try:
+        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+            listener.bind(str(path))
+        else:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+        listener.listen(8)
+    except OSError as error:
+        listener.close()
+        raise SourceError(f"cannot listen at {path}: {error.strerror}") from error
+    finally:
+        os.umask(mask)
+        if folder >= 0:
+            os.close(folder)
+    return listener
+
+
+def _accept(listener: socket.socket, server: WalServer, stopping: threading.Event) -> None:
+    while not stopping.is_set():
+        try:
+            line, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=server.answer, args=(line,), daemon=True).start()

@@ -1,0 +1,575 @@
+"""Restoring a server's files into a folder, and replaying its log up to a moment.
+
+The plan is data, made and printed before anything moves. Everything that can be refused is refused before the folder is
+touched: gaps, a base that is later than the target, a server in the folder, an owner who cannot run one, too little
+room, stored bytes that are not what was signed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from drkit.binaries import postgres_binary
+from drkit.engines.postgres_recovery import (
+    Recovered,
+    ReplayTarget,
+    add_missing_config,
+    explain_failure,
+    fetch_command,
+    folder_command,
+    only_known,
+    read_recovered,
+    recovery_settings,
+    replay_settings,
+    safe_settings,
+    set_places_aside,
+    write_recovery,
+)
+from drkit.errors import IntegrityError, RecoveryGap, SourceError
+from drkit.keys import KeyFile
+from drkit.model import ArtifactEntry
+from drkit.operations import Reporter, Workplace
+from drkit.operations.artifacts import PolicyArtifacts, find_artifacts, open_details
+from drkit.operations.data_folder import TargetFolder, claimed, hand_over, inspect_target
+from drkit.operations.extraction import Extraction, Owner, sync_path
+from drkit.operations.replay import SPOOL_BYTES, ReplayLog, WalServer, check_identity, open_wal_server
+from drkit.operations.restore import FetchedObject, RestorePlan, believed_copies, copies_passed_over, fetch
+from drkit.operations.running import recorded_run
+from drkit.operations.stored_log import (
+    LogReader,
+    PolicyLogs,
+    StoredFile,
+    base_points,
+    log_state,
+    parsed_histories,
+    read_histories,
+    read_logs,
+    with_base,
+)
+from drkit.process import Command, run
+from drkit.recovery import LogState, RecoveryPlan, plan_recovery
+from drkit.sandboxes.machine import core_count, memory_available_bytes
+from drkit.sandboxes.postgres_server import RestoredServer, ServerPlace, folder_fits_socket, open_server
+from drkit.stream import Meter, prefetch
+from drkit.units import MIB, When, format_bytes, format_count, format_moment
+from drkit.wal import format_lsn, parse_lsn
+
+TABLESPACES = "tablespaces"
+CAPTURED_CONFIG = "captured-config"
+LOCAL_WAL = "wal-to-replay"
+_SPOOL = "drkit-spool"
+_SPARE_BYTES = 256 * MIB
+_SYSTEM_PYTHONS = ("/usr/bin/python3", "/usr/local/bin/python3")
+_LONGEST_REPLAY_S = 20 * 86400.0
+
+
+@dataclass(frozen=True)
+class BaseRequest:
+    """What to bring back: where to stop, on which timeline, from which base; None leaves it to the plan."""
+
+    policy: str
+    when: When = field(default_factory=lambda: When("latest"))
+    artifact_id: str | None = None
+    timeline: int | None = None
+    inclusive: bool = True
+    jobs: int = 2
+
+
+@dataclass(frozen=True)
+class BaseSources:
+    """What the stores hold of a policy: artifacts, log, histories."""
+
+    artifacts: PolicyArtifacts
+    logs: PolicyLogs
+    histories: dict[int, bytes]
+    state: LogState
+
+
+def read_sources(workplace: Workplace, policy: str, identities: Sequence[KeyFile]) -> BaseSources:
+    """Read what a recovery can be planned from."""
+    found = find_artifacts(workplace, policy)
+    logs = read_logs(workplace, policy, {entry.manifest.repo_id for entry in found.entries})
+    histories = read_histories(logs, LogReader(workplace, identities))
+    state = log_state(logs, base_points(found.entries), parsed_histories(histories), policy)
+    return BaseSources(found, logs, histories, state)
+
+
+@dataclass(frozen=True)
+class BasePlan:
+    """What a restore into a folder will do, as data; made without changing anything."""
+
+    request: BaseRequest
+    recovery: RecoveryPlan
+    base: RestorePlan
+    files: tuple[StoredFile, ...]
+    histories: dict[int, bytes]
+    segment_bytes: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def entry(self) -> ArtifactEntry:
+        """Return the base artifact."""
+        return self.base.entry
+
+    @property
+    def major(self) -> int:
+        """Return the major version of the server."""
+        return int(self.base.details["server"]["major"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what the base recorded of the server."""
+        facts: dict[str, Any] = self.base.details["base"]
+        return facts
+
+    @property
+    def segments(self) -> list[StoredFile]:
+        """Return the WAL to replay, without history files."""
+        return [stored for stored in self.files if stored.file.kind != "history"]
+
+    @property
+    def wal_bytes(self) -> int:
+        """Return the plain bytes of the WAL to replay."""
+        return len(self.segments) * self.segment_bytes
+
+    @property
+    def target(self) -> ReplayTarget:
+        """Return where replay ends."""
+        return ReplayTarget(self.recovery.target, self.recovery.timeline, self.recovery.inclusive)
+
+    def need_bytes(self, *, start: bool) -> int:
+        """Return the room that the folder needs: the files, and the WAL that lies there at one time."""
+        wal_bytes = min(self.wal_bytes, SPOOL_BYTES) if start else self.wal_bytes
+        return self.base.plain_bytes + wal_bytes + _SPARE_BYTES
+
+    @cached_property
+    def replay_log(self) -> ReplayLog:
+        """Return what the server may ask for while it replays."""
+        identifier = str(self.base.details["server"].get("system_identifier") or "")
+        return ReplayLog(self.files, self.histories, self.segment_bytes, identifier)
+
+
+def plan_base_restore(
+    workplace: Workplace, request: BaseRequest, identities: Sequence[KeyFile], sources: BaseSources | None = None
+) -> BasePlan:
+    """Decide how to reach the target; read manifests, histories and details, change nothing.
+
+    Raise RecoveryGap when there is no way, IntegrityError when what should be there is not what was signed,
+    KeyUnavailable when nobody in reach can open it.
+    """
+    sources = sources or read_sources(workplace, request.policy, identities)
+    recovery = _recovery(sources, request, workplace.clock())
+    chosen = _entry(sources.artifacts, recovery.base.artifact_id)
+    entry, passed_over = believed_copies(workplace, chosen)
+    details = open_details(entry.manifest, identities)
+    if "base" not in details:
+        raise IntegrityError(f"artifact {entry.manifest.artifact_id} does not say what a base backup has to say")
+    base = RestorePlan(entry, details, entry.manifest.objects, tuple(identities), None, passed_over)
+    files = tuple(sources.logs.files[item.name] for item in recovery.files)
+    _refuse_doubt(sources.artifacts, recovery, request)
+    warnings = (*recovery.warnings, *_warnings(sources, files))
+    return BasePlan(request, recovery, base, files, sources.histories, sources.logs.segment_bytes, warnings)
+
+
+def _recovery(sources: BaseSources, request: BaseRequest, now: datetime) -> RecoveryPlan:
+    state = sources.state
+    if request.artifact_id is not None:
+        state = with_base(state, _base_by_id(sources, request))
+    try:
+        return plan_recovery(state, request.when, timeline=request.timeline, now=now, inclusive=request.inclusive)
+    except RecoveryGap as error:
+        doubts = [*(f"not believed: {item.message}" for item in sources.artifacts.refused), *sources.logs.doubts]
+        raise RecoveryGap(error.message, details=[*error.details, *doubts], hints=error.hints) from error
+
+
+def _base_by_id(sources: BaseSources, request: BaseRequest) -> str:
+    prefix = str(request.artifact_id).upper()
+    matches = [base.artifact_id for base in sources.state.bases if base.artifact_id.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
+    which = "no base" if not matches else f"{len(matches)} bases"
+    raise RecoveryGap(
+        f"{which} of policy {request.policy} begins with {request.artifact_id}", hints=[f"drkit list {request.policy}"]
+    )
+
+
+def _entry(found: PolicyArtifacts, artifact_id: str) -> ArtifactEntry:
+    return next(entry for entry in found.entries if entry.manifest.artifact_id == artifact_id)
+
+
+def _refuse_doubt(found: PolicyArtifacts, recovery: RecoveryPlan, request: BaseRequest) -> None:
+    """Refuse the end of what is there when a base that reached further was there once and is gone."""
+    if request.when.kind not in ("latest", "immediate") or request.artifact_id is not None:
+        return
+    for entry in [*found.unexplained, *found.out_of_reach]:
+        position = entry.manifest.position
+        if position is not None and parse_lsn(position.stop_lsn) > recovery.end_lsn:
+            raise IntegrityError(
+                f"base {entry.manifest.artifact_id} of {format_moment(entry.manifest.covers.to_at)} is newer than all"
+                f" that can be reached, and is gone from {', '.join(entry.stores)}",
+                hints=[
+                    f"drkit check {request.policy}",
+                    f"drkit restore {request.policy} --artifact {recovery.base.artifact_id} --into DIR",
+                ],
+            )
+
+
+def _warnings(sources: BaseSources, files: Sequence[StoredFile]) -> Iterator[str]:
+    unsigned = [stored.file.name for stored in files if stored.record is None]
+    if unsigned:
+        count = format_count(len(unsigned), "WAL file")
+        yield f"{count} from {unsigned[0]} on are used although no signed manifest lists them yet"
+    yield from (f"not believed: {item.message}" for item in sources.artifacts.refused)
+    yield from sources.logs.doubts
+
+
+# The folder -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Phases:
+    """Seconds by phase, by a clock that only goes forward."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the body's time to a phase."""
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began_s
+
+
+def extract(
+    plan: BasePlan, fetched: Sequence[FetchedObject], extraction: Extraction, reporter: Reporter, jobs: int
+) -> None:
+    """Write all parts, up to ``jobs`` at once, each digest compared; tablespaces linked, no control file yet.
+
+    Raise IntegrityError when a part is not what was signed, SourceError when the folder cannot be written.
+    """
+    with reporter.progress("write", plan.base.plain_bytes) as progress, ThreadPoolExecutor(jobs, "extract") as pool:
+        largest_first = sorted(fetched, key=lambda item: item.record.plain_bytes, reverse=True)
+        running = [pool.submit(_write_part, plan, item, extraction, progress.advance) for item in largest_first]
+        try:
+            for future in running:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    extraction.finish()
+
+
+def _write_part(plan: BasePlan, item: FetchedObject, extraction: Extraction, advance: Callable[[int], object]) -> None:
+    with item.open(plan.base, Meter(advance)) as plain, prefetch(plain) as ahead:
+        extraction.write(item.record.part, item.record.kind, ahead)
+
+
+def new_extraction(data: Path, tablespaces: Path, owner: Owner) -> Extraction:
+    """Return what writes into ``data``; configuration that lay elsewhere goes into a folder of its own there."""
+    return Extraction(data, tablespaces, data / CAPTURED_CONFIG, owner)
+
+
+@dataclass(frozen=True)
+class ReplaySite:
+    """Where a replay happens: the server, the socket that it asks for WAL, the spool that is read ahead."""
+
+    place: ServerPlace
+    spool: Path
+    owner: Owner
+
+    @property
+    def socket(self) -> Path:
+        """Return the socket of the WAL server."""
+        return self.place.run_folder / "wal"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of a replay."""
+
+    recovered: Recovered
+    served: int
+    served_bytes: int
+    waited: int
+
+
+@contextmanager
+def open_replay(
+    workplace: Workplace, plan: BasePlan, site: ReplaySite, reporter: Reporter, *, durable: bool
+) -> Iterator[tuple[RestoredServer, Replayed]]:
+    """Start the restored server, feed it WAL up to the target, and lend it promoted; stop it at the end.
+
+    Raise RecoveryGap when the target is not reached, with the last commit that was; IntegrityError for WAL that is
+    damaged; SourceError when the server does not start.
+    """
+    reader = LogReader(workplace, plan.base.identities)
+    client = _client_for(site)
+    settings = replay_settings(
+        plan.facts.get("settings", {}), memory_bytes=memory_available_bytes(), cores=core_count(), durable=durable
+    )
+    with open_server(site.place) as server:
+        with reporter.progress("replay", plan.wal_bytes) as progress:
+            wal = WalServer(plan.replay_log, reader, site.spool, progress.advance)
+            command = fetch_command(client.python, client.program, site.socket)
+            write_recovery(site.place.data, recovery_settings(plan.target, command), keep=False)
+            with open_wal_server(wal, site.socket, site.owner.uid):
+                _start(server, only_known(settings, plan.major), wal, plan)
+        recovered = read_recovered(site.place.url)
+        _require_reached(plan, recovered)
+        yield server, Replayed(recovered, wal.counts.served, wal.counts.served_bytes, wal.counts.waited)
+
+
+def _start(server: RestoredServer, settings: dict[str, str], wal: WalServer, plan: BasePlan) -> None:
+    try:
+        server.start(settings, timeout_s=_LONGEST_REPLAY_S)
+    except SourceError as error:
+        if wal.error is not None:
+            raise type(wal.error)(
+                f"replay was stopped: {wal.error.message}", details=wal.error.details, hints=wal.error.hints
+            ) from error
+        raise explain_failure(error, plan.target) from error
+    if wal.error is not None:
+        raise wal.error
+
+
+def _require_reached(plan: BasePlan, recovered: Recovered) -> None:
+    """Raise IntegrityError when the server promoted itself before the end of the WAL that it was to replay."""
+    whole = [stored.file for stored in plan.segments if stored.file.kind == "segment"]
+    if plan.recovery.target.kind != "latest" or not whole or recovered.lsn is None:
+        return
+    expected_lsn = max(item.start_lsn for item in whole)
+    if parse_lsn(recovered.lsn) <= expected_lsn:
+        raise IntegrityError(
+            f"replay ended at {recovered.lsn}, and the WAL goes on to {format_lsn(plan.recovery.end_lsn)}",
+            details=["a segment in between is not what the server expects"],
+        )
+
+
+@dataclass(frozen=True)
+class _Client:
+    python: Path
+    program: Path
+
+
+def _client_for(site: ReplaySite) -> _Client:
+    """Put the tiny client where the server's user can read it, and find a Python that this user can run."""
+    import drkit.wal_client
+
+    program = site.place.run_folder / "wal_client.py"
+    shutil.copyfile(drkit.wal_client.__file__, program)
+    program.chmod(0o644)
+    for name in (sys.executable, shutil.which("python3"), *_SYSTEM_PYTHONS):
+        if name and _runs(Path(name), site.place.user):
+            return _Client(Path(name), program)
+    raise SourceError(
+        f"user {site.place.user or 'of this process'} can run no Python, which restore_command needs",
+        details=[f"{sys.executable} cannot be run by that user"],
+        hints=["apt install python3"],
+    )
+
+
+def _runs(python: Path, user: str | None) -> bool:
+    try:
+        done = run(Command([str(python), "-I", "-S", "-c", "import socket"], cwd=Path("/"), user=user), check=False)
+    except SourceError:
+        return False
+    return done.status == 0
+
+
+# Restore --into -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """What came of a restore into a folder; ``replayed`` is None when it was not started."""
+
+    plan: BasePlan
+    folder: Path
+    replayed: Replayed | None
+    phases_s: dict[str, float]
+    notes: tuple[str, ...]
+    took_s: float
+    run_id: str
+
+
+def restore_into(workplace: Workplace, plan: BasePlan, into: Path, reporter: Reporter, *, start: bool) -> FolderResult:
+    """Carry out a plan: fetch and verify, extract, replay, and leave a server that is stopped in good order.
+
+    Without ``start`` the WAL is laid out in the folder, and the server replays it when somebody starts it. Raise before
+    the folder is touched when it cannot take the restore or the stored bytes are not right; whatever fails later leaves
+    the folder empty.
+    """
+    target = inspect_target(into, plan.need_bytes(start=start))
+    if start:
+        postgres_binary("postgres", plan.major)
+    policy = plan.request.policy
+    with recorded_run(workplace.catalog, workplace.clock, "restore", policy, alone=f"restore/{target.path}") as running:
+        clock_s = time.monotonic()
+        job = _FolderJob(workplace, plan, target, reporter)
+        reporter.line(f"restore {policy}  base {plan.entry.manifest.artifact_id}  into {target.path}")
+        replayed = job.run(start=start)
+        running.outcome = {"artifact_id": plan.entry.manifest.artifact_id, "folder": str(target.path)}
+        took_s = time.monotonic() - clock_s
+        return FolderResult(plan, target.path, replayed, job.phases.seconds, tuple(job.notes), took_s, running.run_id)
+
+
+class _FolderJob:
+    """One restore into a folder in progress."""
+
+    def __init__(self, workplace: Workplace, plan: BasePlan, target: TargetFolder, reporter: Reporter) -> None:
+        self.workplace = workplace
+        self.plan = plan
+        self.target = target
+        self.reporter = reporter
+        self.phases = Phases()
+        self.notes: list[str] = []
+
+    @property
+    def data(self) -> Path:
+        return self.target.path
+
+    def run(self, *, start: bool) -> Replayed | None:
+        """Do the steps in order."""
+        with self.phases.timed("fetch"):
+            fetched = fetch(self.workplace, self.plan.base, self.workplace.work_folder, self.reporter)
+        self.notes += copies_passed_over(self.plan.base, fetched)
+        self.reporter.line(f"  fetch       {format_bytes(self.plan.base.stored_bytes)} read, digests equal")
+        with claimed(self.target):
+            extraction = self._extract(fetched)
+            if not start:
+                self._lay_out()
+                self._finish_files(extraction)
+                hand_over(self.target)
+                return None
+            replayed = self._replay(extraction)
+            self._finish_config(write_signal=False)
+            sync_path(self.data)
+            return replayed
+
+    def _extract(self, fetched: Sequence[FetchedObject]) -> Extraction:
+        extraction = new_extraction(self.data, self.data / TABLESPACES, self.target.owner)
+        with self.phases.timed("write"):
+            extract(self.plan, fetched, extraction, self.reporter, self.plan.request.jobs)
+            extraction.remap()
+        took_s = max(self.phases.seconds["write"], 0.001)
+        rate = format_bytes(self.plan.base.plain_bytes / took_s)
+        self.reporter.line(f"  write       {format_bytes(self.plan.base.plain_bytes)}  {rate}/s")
+        return extraction
+
+    def _finish_files(self, extraction: Extraction) -> None:
+        with self.phases.timed("sync"):
+            extraction.sync()
+            extraction.write_control_file()
+            sync_path(self.data / "global" / "pg_control")
+            sync_path(self.data / "global")
+
+    def _lay_out(self) -> None:
+        """Put all WAL of the plan into the folder, for a server that somebody else starts."""
+        folder = self.data / LOCAL_WAL
+        folder.mkdir(mode=0o700)
+        self.target.owner.take(folder)
+        log = self.plan.replay_log
+        reader = LogReader(self.workplace, self.plan.base.identities)
+        with self.phases.timed("fetch WAL"), self.reporter.progress("wal", self.plan.wal_bytes) as progress:
+            for name, number in log.asked_names().items():
+                content = reader.read(log.files[number], log.segment_bytes)
+                check_identity(content, name, log)
+                self._write(folder / name, content.ljust(log.segment_bytes, b"\0"))
+                progress.advance(log.segment_bytes)
+            for timeline, content in log.histories.items():
+                self._write(folder / f"{timeline:08X}.history", content)
+        self._finish_config(write_signal=True)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            self.target.owner.take(descriptor)
+            file.write(content)
+
+    def _replay(self, extraction: Extraction) -> Replayed:
+        # What ALTER SYSTEM had set on the source comes back after the replay, which must not be bent by it.
+        altered = self.data / "postgresql.auto.conf"
+        self._altered = altered.read_bytes() if altered.exists() else b""
+        spool = self.data / _SPOOL
+        spool.mkdir(mode=0o700)
+        with self._run_folder() as run_folder:
+            place = ServerPlace(
+                self.data, run_folder, self.plan.major, self.target.user, superuser_of(self.plan.base.details)
+            )
+            site = ReplaySite(place, spool, self.target.owner)
+            self._finish_files(extraction)
+            hand_over(self.target)
+            with ExitStack() as stack:
+                with self.phases.timed("replay"):
+                    lent = open_replay(self.workplace, self.plan, site, self.reporter, durable=True)
+                    server, replayed = stack.enter_context(lent)
+                self.reporter.line(f"  replay      {describe_replayed(replayed)}")
+                with self.phases.timed("stop"):
+                    server.stop()
+        shutil.rmtree(spool)
+        altered.unlink(missing_ok=True)
+        self._write(altered, self._altered)
+        return replayed
+
+    @contextmanager
+    def _run_folder(self) -> Iterator[Path]:
+        """Lend a private folder of the owner's for sockets and settings; its path has to be short."""
+        folder = Path(tempfile.mkdtemp(prefix="drkit-replay-"))
+        try:
+            if not folder_fits_socket(folder):
+                raise SourceError(f"the path of the temporary folder {folder} is too long for a socket")
+            self.target.owner.take(folder)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _finish_config(self, *, write_signal: bool) -> None:
+        """Leave settings with which the folder can be started, and that do nothing to the source's surroundings."""
+        recorded = self.plan.facts.get("settings", {})
+        settings = safe_settings(self.plan.major)
+        if write_signal:
+            settings |= recovery_settings(self.plan.target, folder_command(self.data / LOCAL_WAL))
+        removed = write_recovery(self.data, settings, keep=True)
+        if not write_signal:
+            (self.data / "recovery.signal").unlink()
+        if removed:
+            self.notes.append(f"taken out of postgresql.auto.conf: {', '.join(removed)}")
+        aside = set_places_aside(self.data)
+        if aside:
+            self.notes.append(f"set aside in postgresql.conf, because it names the source's places: {', '.join(aside)}")
+        added = add_missing_config(self.data, recorded)
+        if added:
+            captured = f"; the source's own are in {CAPTURED_CONFIG}" if (self.data / CAPTURED_CONFIG).exists() else ""
+            self.notes.append(f"written because the source kept its own elsewhere: {', '.join(added)}{captured}")
+        self.notes.append("archiving is off; when this becomes the server to keep: alter system reset archive_mode")
+
+
+def superuser_of(details: dict[str, Any]) -> str:
+    """Return the bootstrap superuser's name as the base recorded it."""
+    return str(details["server"].get("superuser") or "postgres")
+
+
+def describe_replayed(replayed: Replayed) -> str:
+    """Say how far a replay got."""
+    recovered = replayed.recovered
+    words = [f"to {recovered.lsn}" if recovered.lsn else "to the base's own end"]
+    words[0] += f", promoted to timeline {recovered.timeline}"
+    if recovered.last_commit_at is not None:
+        words.append(f"last commit {recovered.last_commit_at.astimezone().isoformat(sep=' ')}")
+    if replayed.served:
+        words.append(f"{format_count(replayed.served, 'segment')}, {format_bytes(replayed.served_bytes)}")
+    return ", ".join(words)

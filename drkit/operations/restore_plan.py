@@ -1,0 +1,162 @@
+"""How a restore into a folder is said: the plan before it, the result after it, for people and for scripts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from drkit.operations.restore_base import BasePlan, FolderResult, Replayed
+from drkit.units import format_bytes, format_count, format_duration, format_moment, format_utc
+from drkit.wal import format_lsn
+
+
+def describe_plan(plan: BasePlan, into: Path | None, *, start: bool) -> str:
+    """Return the plan for people."""
+    return "\n".join(_lines(plan, into, start=start))
+
+
+def _lines(plan: BasePlan, into: Path | None, *, start: bool) -> Iterator[str]:
+    recovery, manifest = plan.recovery, plan.entry.manifest
+    yield f"to bring {plan.request.policy} to {_target(plan)} (timeline {recovery.timeline})"
+    yield (
+        f"  base       {manifest.artifact_id}  {format_moment(manifest.covers.to_at)}"
+        f"   {format_bytes(plan.base.stored_bytes)} stored, {format_bytes(plan.base.plain_bytes)} on disk"
+    )
+    yield f"  wal        {_wal(plan)}"
+    yield from _commits(plan)
+    yield from (f"  warning    {warning}" for warning in plan.warnings)
+    need = format_bytes(plan.need_bytes(start=start))
+    where = f" in {into} (there are {format_bytes(_free_bytes(into))})" if into else ""
+    names = ", ".join(key.name for key in plan.base.identities)
+    yield f"  needs      {need} free{where}, postgres {plan.major}, identity {names} (opens it)"
+
+
+def _target(plan: BasePlan) -> str:
+    when = plan.request.when
+    if when.kind == "time" and when.moment is not None:
+        return _moment(when.moment) + ("" if plan.recovery.inclusive else ", commits of that instant left out")
+    if when.kind == "immediate":
+        return f"the end of its base, {format_lsn(plan.recovery.base.stop_lsn)}"
+    if when.kind == "latest":
+        return f"the latest that is stored, {format_lsn(plan.recovery.end_lsn)}"
+    return f"{when.kind} {when.text}" + ("" if plan.recovery.inclusive else ", itself left out")
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone().isoformat(sep=" ")
+
+
+def _wal(plan: BasePlan) -> str:
+    segments = plan.segments
+    if not segments:
+        return "none beyond what the base holds"
+    first, last = segments[0].file.name, segments[-1].file.name
+    stored = format_bytes(sum(item.file.stored_bytes for item in segments))
+    return f"{format_count(len(segments), 'segment')}, {first} .. {last}, {stored} stored, all present"
+
+
+def _commits(plan: BasePlan) -> Iterator[str]:
+    last = plan.recovery.last_commit_at
+    if plan.request.when.kind == "time":
+        said = f"{_moment(last)} or later" if last else "none after the base is known"
+        yield f"  last commit before the moment   {said} (nothing that was committed before it is lost)"
+    elif plan.request.when.kind == "latest" and last:
+        yield f"  last commit {_moment(last)}"
+
+
+def _free_bytes(into: Path) -> int:
+    folder = next(path for path in (into.absolute(), *into.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(folder).free
+
+
+def plan_document(plan: BasePlan, *, start: bool) -> dict[str, Any]:
+    """Return the plan for scripts."""
+    recovery, manifest = plan.recovery, plan.entry.manifest
+    last = recovery.last_commit_at
+    return {
+        "policy": plan.request.policy,
+        "artifact_id": manifest.artifact_id,
+        "engine": manifest.engine,
+        "method": manifest.method,
+        "asked": {"kind": plan.request.when.kind, "text": plan.request.when.text},
+        "target": {
+            "kind": recovery.target.kind,
+            "at": format_utc(recovery.target.moment) if recovery.target.moment else None,
+            "text": recovery.target.text,
+            "lsn": format_lsn(recovery.target_lsn) if recovery.target_lsn is not None else None,
+            "inclusive": recovery.inclusive,
+        },
+        "timeline": recovery.timeline,
+        "base": {
+            "artifact_id": manifest.artifact_id,
+            "at": format_utc(manifest.covers.to_at),
+            "timeline": recovery.base.timeline,
+            "start_lsn": format_lsn(recovery.base.start_lsn),
+            "stop_lsn": format_lsn(recovery.base.stop_lsn),
+            "stores": list(plan.entry.stores),
+            "stored_bytes": plan.base.stored_bytes,
+            "plain_bytes": plan.base.plain_bytes,
+        },
+        "wal": [
+            {
+                "name": item.file.name,
+                "kind": item.file.kind,
+                "stored_bytes": item.file.stored_bytes,
+                "stores": list(item.stores),
+                "signed": item.record is not None,
+            }
+            for item in plan.files
+        ],
+        "end_lsn": format_lsn(recovery.end_lsn),
+        "last_commit_at": format_utc(last) if last else None,
+        "need_bytes": plan.need_bytes(start=start),
+        "major": plan.major,
+        "identities": [key.name for key in plan.base.identities],
+        "warnings": list(plan.warnings),
+    }
+
+
+def describe_result(result: FolderResult) -> str:
+    """Say what was restored and how to go on."""
+    took = format_duration(timedelta(seconds=result.took_s))
+    policy, folder = result.plan.request.policy, result.folder
+    if result.replayed is None:
+        return (
+            f"laid out {policy} in {folder} in {took}; it replays to its target when it is started:"
+            f"\n  pg_ctl -D {folder} start"
+        )
+    recovered = result.replayed.recovered
+    last = recovered.last_commit_at
+    commit = f", last commit {_moment(last)}" if last else ""
+    return (
+        f"restored {policy} into {folder} in {took}: timeline {recovered.timeline} from {recovered.lsn}{commit}"
+        f"\nthe server is stopped; start it with: pg_ctl -D {folder} start"
+    )
+
+
+def result_document(result: FolderResult) -> dict[str, Any]:
+    """Return the result for scripts; times in seconds."""
+    return {
+        "folder": str(result.folder),
+        "replayed": replayed_document(result.replayed) if result.replayed else None,
+        "phases_s": {name: round(seconds, 3) for name, seconds in result.phases_s.items()},
+        "notes": list(result.notes),
+        "took_s": round(result.took_s, 3),
+        "run_id": result.run_id,
+    }
+
+
+def replayed_document(replayed: Replayed) -> dict[str, Any]:
+    """Return how far a replay got."""
+    last = replayed.recovered.last_commit_at
+    return {
+        "timeline": replayed.recovered.timeline,
+        "lsn": replayed.recovered.lsn,
+        "last_commit_at": format_utc(last) if last else None,
+        "segments": replayed.served,
+        "bytes": replayed.served_bytes,
+        "waited_for": replayed.waited,
+    }
