@@ -7,10 +7,13 @@ after it is worth as much as the log before. A server of another cluster is neve
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from drkit.credentials import Secret, resolve
 from drkit.engines.postgres_wal import (
@@ -49,11 +52,26 @@ class Setting:
     shipper: Shipper
     tell: Callable[[str, str, str], None]
     """Takes a duty's name, its new state and a sentence; the same state twice is said once."""
+    met: threading.Event = field(default_factory=threading.Event)
+    """Set once the server has been asked whose log it is."""
+    owner: list[int] = field(default_factory=list)
 
     @property
     def slot(self) -> str:
         """Return the name of the replication slot."""
         return self.rule.slot or default_slot(self.policy.policy)
+
+    def owner_uid(self) -> int:
+        """Return which user owns the database's files on this host; our own when they are not here."""
+        return self.owner[0] if self.owner else os.geteuid()
+
+    def meet(self, position: ServerPosition) -> None:
+        """Take note of the server; raise IntegrityError when it is of another cluster than the log so far."""
+        meet_cluster(self.spool, position)
+        with contextlib.suppress(OSError):
+            folder = Path(position.settings.get("data_directory", ""))
+            self.owner[:] = [folder.stat().st_uid] if folder.is_absolute() else []
+        self.met.set()
 
     def url(self) -> Secret:
         """Return the server's URL, resolved now: a secret may have been changed."""
@@ -97,7 +115,7 @@ class Receiver:
         setting = self._setting
         url = setting.url()
         position = read_position(url, setting.slot)
-        meet_cluster(self._spool, position)
+        setting.meet(position)
         self._ensure_slot(url, position)
         self._choose_start(position)
         if self._spool.free_bytes() < self._reserve(position):

@@ -16,10 +16,12 @@ from typing import Protocol
 
 from drkit.errors import Busy, CatalogError, DrkitError, StoreError
 from drkit.operations import Reporter, Workplace
+from drkit.operations.positions import Watcher
+from drkit.operations.push import PushServer
 from drkit.operations.receive import Receiver, Setting
 from drkit.operations.running import recorded_run
 from drkit.operations.ship import Shipper
-from drkit.operations.spool import Spool, is_mark
+from drkit.operations.spool import Spool, is_mark, spool_folder
 from drkit.policy import BackupRule, Policy
 from drkit.units import format_moment
 from drkit.wal import classify
@@ -40,11 +42,6 @@ class Duty(Protocol):
 
     def run(self, stopping: threading.Event) -> None:
         """Do it until ``stopping`` is set; then return soon."""
-
-
-def spool_folder(workplace: Workplace, policy: str) -> Path:
-    """Return where a policy's log waits."""
-    return workplace.site.folder / "var" / "wal" / policy
 
 
 class SpoolShipping:
@@ -132,13 +129,16 @@ class LogShipping:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _ship(self, stopping: threading.Event) -> None:
-        spool = Spool(spool_folder(self._workplace, self._policy.policy))
+        spool = Spool(spool_folder(self._workplace.site, self._policy.policy))
         shipper = Shipper(self._workplace, self._policy, spool)
         setting = Setting(self._workplace, self._policy, self._rule, spool, shipper, self.tell)
         shipper.recover()
-        duties: list[Duty] = [SpoolShipping(setting)]
-        if self._rule.receive == "stream":
-            duties.append(Receiver(setting))
+        streams = self._rule.receive == "stream"
+        duties: list[Duty] = [
+            SpoolShipping(setting),
+            Watcher(setting),
+            Receiver(setting) if streams else PushServer(setting),
+        ]
         self.tell("group", "running", f"spool {spool.folder}")
         with running_duties(duties, self.tell):
             stopping.wait()

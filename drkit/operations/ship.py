@@ -85,6 +85,23 @@ class Shipper:
         segments = (Segment.parse(name, identity.segment_bytes) for name in names)
         return max(segments, key=lambda item: (item.number, item.timeline), default=None)
 
+    def position(self, timeline: int) -> int:
+        """Return up to where the log of a timeline is in every store, as far as is known; 0 when nothing is.
+
+        What is behind a segment that is missing counts too: the gap shows elsewhere.
+        """
+        identity = self._spool.identity()
+        if identity is None:
+            return 0
+        prefix, everywhere = f"{timeline:08X}", {lane.name for lane in self._lanes}
+        with self._lock:
+            waiting = {name for name, item in self._sealed.items() if item.stored_in < everywhere}
+            stored = [name for name in (*self._listed, *self._sealed) if name not in waiting]
+            ends = [end for name, end in self._partial_ends.items() if name.startswith(prefix)]
+        names = (name for name in stored if name.startswith(prefix) and classify(name) == "segment")
+        ends += [Segment.parse(name, identity.segment_bytes).end_lsn for name in names]
+        return max(ends, default=0)
+
     def has(self, name: str) -> bool:
         """Say whether a file of that name is sealed or known to be listed."""
         with self._lock:

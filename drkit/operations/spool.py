@@ -28,6 +28,7 @@ from drkit import age, bucket
 from drkit.canonical import canonical_json, parse_json
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.model import LogRecord
+from drkit.site import Site
 from drkit.stream import Meter, compress, prefetch
 from drkit.units import CHUNK_BYTES, format_utc
 from drkit.wal import (
@@ -229,6 +230,11 @@ class Spool:
         path = self.received / segment.name
         with _translated(path), path.open("xb") as file:
             file.truncate(segment.segment_bytes)
+
+
+def spool_folder(site: Site, policy: str) -> Path:
+    """Return where a policy's log waits."""
+    return site.folder / "var" / "wal" / policy
 
 
 def is_mark(path: Path) -> bool:
