@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -22,15 +22,16 @@ from psycopg import sql
 from drkit.binaries import postgres_binary
 from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions, RestoreSession
-from drkit.engines.postgres_archive import Entry, Head, list_entries, read_head, write_list
-from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_database, tool_environment
+from drkit.engines.postgres_archive import Entry, Head, list_entries, read_head
+from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_environment
 from drkit.engines.postgres_fingerprint import Mode, fingerprint_database, fingerprint_globals
-from drkit.engines.postgres_rows import RowsLoad
+from drkit.engines.postgres_load import ArchiveLoad, Loading
 from drkit.engines.postgres_target import (
     ExtensionNeed,
     Target,
     apply_settings,
     available_extensions,
+    bare,
     create_database,
     drop_database,
     extension_needs,
@@ -43,12 +44,9 @@ from drkit.engines.postgres_target import (
 )
 from drkit.errors import DrkitError, SourceError
 from drkit.model import Fingerprint
-from drkit.process import Command, Consumer, open_consumer, run
 from drkit.units import format_count
 
-_LONGEST_LOAD_S = 7 * 86400.0
 _CHECK_TIMEOUT_S = 600
-_MOST_ENTRIES_AT_ONCE = 1000  # each takes several locks of a lock table of some thousands
 _MOST_SORT_KB = 1 << 20
 _GLOBALS = "globals"
 
@@ -201,13 +199,17 @@ class _Restore:
         self._places = places
         self._available = available
         self._tables = [_table_name(text) for text in options.tables]
-        self._pg_restore = postgres_binary("pg_restore", major)
-        self._psql = postgres_binary("psql", major)
         self._left_out: set[str] = set()
         self._result = LoadResult()
-        self._loading = target.endpoint
-        self._environment: Mapping[str, str] = {}
         self._folder = Path()
+        self._loading = Loading(
+            target,
+            target.endpoint,
+            environment={},
+            pg_restore=postgres_binary("pg_restore", major),
+            psql=postgres_binary("psql", major),
+            options=options,
+        )
 
     @property
     def summary(self) -> str:
@@ -215,10 +217,9 @@ class _Restore:
         names = ", ".join(place.database for place in self._places.values())
         return f"{self._target.endpoint.server}/{names}, postgres {self._target.version}"
 
-    def prepare(self, loading: Endpoint, environment: Mapping[str, str], folder: Path) -> None:
+    def prepare(self, endpoint: Endpoint, environment: Mapping[str, str], folder: Path) -> None:
         """Take the endpoint with the settings for loading, the tools' environment and the private folder."""
-        self._loading = loading
-        self._environment = environment
+        self._loading = replace(self._loading, endpoint=endpoint, environment=environment)
         self._folder = folder
 
     def check(self) -> None:
@@ -257,9 +258,12 @@ class _Restore:
         recorded: Fingerprint = self._options.details["parts"][part].get("fingerprint", {})
         if not self._tables:
             return recorded
-        names = {f"{schema}.{name}" for schema, name in self._tables}
-        tables = {name: facts for name, facts in recorded.get("table", {}).items() if name.replace('"', "") in names}
-        return {"table": {name: {"owner": facts.get("owner")} for name, facts in tables.items()}}
+        tables = {
+            name: {"owner": facts.get("owner")}
+            for name, facts in recorded.get("table", {}).items()
+            if _table_name(name) in self._tables
+        }
+        return {"table": tables}
 
     def load(self, part: str, chunks: Iterator[bytes]) -> None:
         """Load one part; see `RestoreSession.load`."""
@@ -268,15 +272,21 @@ class _Restore:
             return
         place = self._places[part]
         with tempfile.TemporaryDirectory(prefix=f"{part}-", dir=self._folder) as name:
-            head = read_head(chunks, self._pg_restore, Path(name))
-            entries = self._chosen(head)
+            head = read_head(chunks, self._loading.pg_restore, Path(name))
+            archive = ArchiveLoad(self._loading, place.database, head, self._chosen(head))
             with self._database(part, place):
                 self._create_surroundings(part, place)
-                self._load_entries(place, head, entries)
+                archive.load_objects(self._left_out)
                 if not self._tables:
-                    self._refresh(part, place)
-                    self._load_event_triggers(place, head, entries)
-                    self._load_properties(part, place, head)
+                    archive.refresh_views(self._recorded(part).get("materialized view", {}))
+                    archive.load_event_triggers()
+                    self._load_properties(part, place, archive)
+            self._result.warnings += archive.warnings
+        if not self._options.scratch:
+            self._result.warnings += [
+                f"subscription {name} was restored disabled: alter subscription {name} enable"
+                for name in self._recorded(part).get("subscription", {})
+            ]
         self._result.loaded[part] = self._target.endpoint.label(place.database)
 
     def _load_globals(self, script: bytes) -> None:
@@ -287,13 +297,8 @@ class _Restore:
         script = _for_scratch(script, self._target.role)
         if b"\nCREATE TABLESPACE " in script:
             script = b"set allow_in_place_tablespaces = on;\n" + script
-        self._run_script("template1", script)
+        self._loading.run_script("template1", script)
         self._result.loaded[_GLOBALS] = self._target.endpoint.server
-
-    def _run_script(self, database: str, script: bytes) -> None:
-        argv = [str(self._psql), "--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1"]
-        argv.append(f"--dbname={tool_database(database)}")
-        run(Command(argv, env=self._environment), stdin=script, timeout_s=self._options.idle_timeout_s)
 
     def _chosen(self, head: Head) -> tuple[Entry, ...]:
         """Return the entries to load: all, or those of the tables that were asked for."""
@@ -301,7 +306,7 @@ class _Restore:
             return head.entries
         chosen: set[str] = set()
         for schema, name in self._tables:
-            found = list_entries(head, self._pg_restore, [f"--schema={schema}", f"--table={name}"])
+            found = list_entries(head, self._loading.pg_restore, [f"--schema={schema}", f"--table={name}"])
             if not found:
                 raise SourceError(f"the backup has no table {schema}.{name}")
             chosen |= {entry.line for entry in found}
@@ -324,12 +329,21 @@ class _Restore:
         try:
             yield
         except BaseException as error:
-            if options.scratch or not place.exists:
-                drop_database(target, place.database)
-            elif isinstance(error, DrkitError):
-                left = f"{target.endpoint.label(place.database)} was there before; it is left with a part of the backup"
+            left = self._undo(place)
+            if left and isinstance(error, DrkitError):
                 error.details = (*error.details, left)
             raise
+
+    def _undo(self, place: _Place) -> str:
+        """Drop a database that was not loaded whole, if we made it; return what is left, for the error's details."""
+        label = self._target.endpoint.label(place.database)
+        if place.exists and not self._options.scratch:
+            return f"{label} was there before; it is left with a part of the backup"
+        try:
+            drop_database(self._target, place.database)
+        except SourceError as error:
+            return f"{label} is left with a part of the backup, because it could not be dropped again: {error.message}"
+        return ""
 
     def _add_missing_roles(self, part: str, place: _Place) -> None:
         with connect(self._target.endpoint, "template1") as connection:
@@ -362,148 +376,18 @@ class _Restore:
             for statement in statements:
                 connection.execute(statement)
 
-    def _load_entries(self, place: _Place, head: Head, entries: Sequence[Entry]) -> None:
-        """Load everything but materialized views' rows and event triggers, which come last.
-
-        Large objects have no rows to share out and go through pg_restore's own single connection, with all the rest.
-        """
-        first = [entry for entry in entries if self._is_first(entry)]
-        if self._options.jobs < 2 or head.has_large_objects:
-            wanted = write_list(head.file.with_name("first.list"), first)
-            self._stream(place, head, wanted, len(first))
-            sections = ["--section=post-data"]
-        else:
-            wanted = write_list(
-                head.file.with_name("rest.list"), [item for item in first if not item.is_a("TABLE DATA")]
-            )
-            self._restore_file(place, head.file, wanted, ["--section=pre-data"])
-            self._share_out(place, head, [item for item in first if item.is_a("TABLE DATA")])
-            sections = ["--section=data", "--section=post-data"]
-        self._restore_file(place, head.file, wanted, [*sections, f"--jobs={self._options.jobs}"])
-
-    def _stream(self, place: _Place, head: Head, wanted: Path, entries: int) -> None:
-        """Load definitions and data through one connection."""
-        argv = [*self._arguments(place), "--section=pre-data", "--section=data", f"--use-list={wanted}"]
-        if self._options.scratch and entries < _MOST_ENTRIES_AT_ONCE and not head.has_large_objects:
-            # With wal_level = minimal, rows that come in the transaction that made their table are not logged.
-            argv.append("--single-transaction")
-        command = Command(argv, env=self._environment)
-        with open_consumer(command, idle_timeout_s=self._options.idle_timeout_s) as consumer:
-            with self._explained(place):
-                _feed(consumer, head.chunks)
-            self._note(consumer.stderr_lines)
-
-    def _share_out(self, place: _Place, head: Head, entries: Sequence[Entry]) -> None:
-        """Load rows through several connections."""
-        wanted = write_list(head.file.with_name("rows.list"), entries)
-        rows = RowsLoad(head.file.parent, lambda: self._connect_for_rows(place), self._options.jobs)
-        argv = [str(self._pg_restore), "--section=data", f"--use-list={wanted}", f"--file={rows.pipe}"]
-        command = Command(argv, env=self._environment)
-        with (
-            self._explained(place),
-            rows.running(),
-            open_consumer(command, idle_timeout_s=self._options.idle_timeout_s) as consumer,
-        ):
-            try:
-                _feed(consumer, head.chunks)
-            except SourceError:
-                rows.raise_failure()
-                raise
-            rows.finish()
-
-    @contextmanager
-    def _connect_for_rows(self, place: _Place) -> Iterator[psycopg.Connection[Any]]:
-        with connect(self._loading, place.database) as connection:
-            connection.execute("reset lc_monetary")  # pg_dump wrote money as the source's server shows it
-            yield connection
-
-    def _is_first(self, entry: Entry) -> bool:
-        words = entry.text.split(" ")
-        if entry.is_a("EXTENSION") and words[2] in self._left_out:
-            return False
-        # The comment of an extension comes with the extension, and only its owner may set it.
-        return not (
-            entry.is_a("MATERIALIZED VIEW DATA") or entry.is_a("COMMENT - EXTENSION") or _is_event_trigger(entry)
-        )
-
-    def _restore_file(self, place: _Place, file: Path, wanted: Path, arguments: Sequence[str]) -> None:
-        argv = [*self._arguments(place), *arguments, f"--use-list={wanted}", str(file)]
-        with self._explained(place):
-            done = run(Command(argv, env=self._environment), timeout_s=_LONGEST_LOAD_S)
-        self._note(done.stderr.splitlines())
-
-    @contextmanager
-    def _explained(self, place: _Place) -> Iterator[None]:
-        """Say which database could not be loaded, and the first error that pg_restore or the server had."""
-        failed = f"{self._target.endpoint.label(place.database)} could not be loaded"
-        try:
-            yield
-        except SourceError as error:
-            words = next((line.partition("error: ")[2] for line in error.details if "error: " in line), error.message)
-            raise SourceError(f"{failed}: {words}", details=error.details) from error
-        except psycopg.Error as error:
-            raise SourceError(f"{failed}: {error.diag.message_primary or error}") from error
-
-    def _arguments(self, place: _Place) -> list[str]:
-        dbname = f"--dbname={tool_database(place.database)}"
-        return [str(self._pg_restore), "--exit-on-error", "--no-password", dbname]
-
-    def _note(self, lines: Sequence[str]) -> None:
-        self._result.warnings += [line for line in lines if "warning:" in line.lower()]
-
-    def _refresh(self, part: str, place: _Place) -> None:
-        """Fill materialized views in the order in which they can be; one that cannot is a warning by name (T12)."""
-        recorded = self._recorded(part).get("materialized view", {})
-        with connect(self._target.endpoint, place.database) as connection:
-            waiting = [
-                (schema, name)
-                for schema, name, quoted in connection.execute(_UNPOPULATED).fetchall()
-                if recorded.get(quoted, {}).get("populated", True)
-            ]
-            failures: dict[tuple[str, str], str] = {}
-            while waiting:
-                failures = {}
-                for view in waiting:
-                    try:
-                        connection.execute(sql.SQL("refresh materialized view {}").format(sql.Identifier(*view)))
-                    except psycopg.Error as error:
-                        failures[view] = error.diag.message_primary or str(error)
-                if len(failures) == len(waiting):
-                    break
-                waiting = list(failures)
-        self._result.warnings += [
-            f"materialized view {schema}.{name} could not be refreshed and is empty: {words}"
-            for (schema, name), words in failures.items()
-        ]
-
-    def _load_event_triggers(self, place: _Place, head: Head, entries: Sequence[Entry]) -> None:
-        """Load what would fire on the load itself when all else is there (T14)."""
-        if any(_is_event_trigger(entry) for entry in entries):
-            last = [entry for entry in entries if _is_event_trigger(entry)]
-            wanted = write_list(head.file.with_name("last.list"), last)
-            self._restore_file(place, head.file, wanted, [])
-
-    def _load_properties(self, part: str, place: _Place, head: Head) -> None:
+    def _load_properties(self, part: str, place: _Place, archive: ArchiveLoad) -> None:
         """Give a database that we made the settings, grants and comment of the database itself (T1).
 
         In the archive they are statements with the old name; under another name only the settings can be repeated.
         """
         if place.exists and not self._options.scratch:
             return
-        if place.database != self._options.details["parts"][part]["label"]:
+        if place.database == self._options.details["parts"][part]["label"]:
+            archive.load_properties()
+        else:
             settings = self._recorded(part).get("database setting", {})
             self._result.warnings += apply_settings(self._target, place.database, settings)
-            return
-        entries = list_entries(head, self._pg_restore, ["--create"])
-        wanted = write_list(head.file.with_name("properties.list"), [item for item in entries if _is_property(item)])
-        argv = [str(self._pg_restore), "--create", f"--use-list={wanted}", "--file=-", str(head.file)]
-        try:
-            self._run_script(place.database, _after_connect(run(Command(argv)).stdout))
-        except SourceError as error:
-            words = next((line for line in error.details if "ERROR:" in line), error.message)
-            self._result.warnings.append(
-                f"database {place.database}: its own settings and grants are not whole: {words}"
-            )
 
     def finish(self) -> LoadResult:
         """Analyze what was loaded, make it durable, and return what came of the load."""
@@ -518,46 +402,12 @@ class _Restore:
         return self._result
 
 
-_UNPOPULATED = b"""
-select n.nspname::text, c.relname::text, format('%I.%I', n.nspname, c.relname)
-  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
- where c.relkind = 'm' and not c.relispopulated order by c.oid"""
-
-
-def _feed(consumer: Consumer, chunks: Iterator[bytes]) -> None:
-    """Feed pg_restore; when it has all it needs before the end, still read the rest, so that digests are compared."""
-    try:
-        consumer.feed(chunks)
-    except SourceError:
-        if consumer.status != 0:
-            raise
-        for _ in chunks:
-            pass
-
-
-def _is_event_trigger(entry: Entry) -> bool:
-    return entry.is_a("EVENT TRIGGER") or entry.is_a("COMMENT - EVENT TRIGGER")
-
-
-def _is_property(entry: Entry) -> bool:
-    return entry.text.startswith(
-        ("DATABASE PROPERTIES ", "ACL - DATABASE ", "COMMENT - DATABASE ", "SECURITY LABEL - DATABASE ")
-    )
-
-
-def _after_connect(script: bytes) -> bytes:
-    """Return what follows the change into the new database: pg_restore lists CREATE DATABASE whatever was chosen."""
-    _, _, rest = script.partition(b"\n\\connect ")
-    return rest.partition(b"\n")[2]
-
-
 def _table_name(text: str) -> tuple[str, str]:
     """Read ``schema.table`` as stored, or with SQL's double quotes; without a schema it is public."""
     pieces = re.fullmatch(r'(?:("(?:[^"]|"")+"|[^."]+)\.)?("(?:[^"]|"")+"|[^"]+)', text)
     if pieces is None:
         raise SourceError(f"{text} does not name a table; write it like schema.table")
-    schema, name = (piece and piece.strip('"').replace('""', '"') for piece in pieces.groups())
-    return schema or "public", name
+    return bare(pieces[1] or "public"), bare(pieces[2])
 
 
 def _for_scratch(script: bytes, superuser: str) -> bytes:

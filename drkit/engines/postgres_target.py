@@ -152,7 +152,7 @@ def extension_needs(fingerprint: Fingerprint) -> list[ExtensionNeed]:
     """Return the extensions that a part needs; plpgsql is in every server."""
     found = fingerprint.get("extension", {})
     return [
-        ExtensionNeed(_bare(name), str(facts.get("version", "")), _bare(str(facts.get("schema", ""))))
+        ExtensionNeed(bare(name), str(facts.get("version", "")), bare(str(facts.get("schema", ""))))
         for name, facts in found.items()
         if name != "plpgsql"
     ]
@@ -189,10 +189,11 @@ _ACL_ITEM = re.compile(r'("(?:[^"]|"")*"|[^\s="]*)=[a-zA-Z*]*/(?:"(?:[^"]|"")*"|
 
 def _grantees(acl: str) -> Iterable[str]:
     """Read the grantees of an access list printed as text; PUBLIC is an empty name (aclitemout)."""
-    return (_bare(match[1]) for match in _ACL_ITEM.finditer(acl) if match[1])
+    return (bare(match[1]) for match in _ACL_ITEM.finditer(acl) if match[1])
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
+    """Return a name as it is stored: without the quotes of SQL, if it has any."""
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
@@ -289,6 +290,6 @@ def _setting_statement(database: str, who: str, name: str) -> sql.Composed:
     if who == "every role":
         start = sql.SQL("alter database {} set ").format(sql.Identifier(database))
     else:
-        role = sql.Identifier(_bare(who))
+        role = sql.Identifier(bare(who))
         start = sql.SQL("alter role {} in database {} set ").format(role, sql.Identifier(database))
     return start + parameter + sql.SQL(" from current")
