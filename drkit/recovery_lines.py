@@ -124,7 +124,7 @@ def _pins(index: LogIndex, without: int = 0) -> list[str]:
         path = index.path_to(timeline)
         if timeline != without and path is not None and index.bases_on(path):
             reachable.append(timeline)
-    return [f"drkit restore {index.state.policy} --timeline {timeline}" for timeline in reachable]
+    return [f"drkit restore {index.state.policy} --timeline {timeline} --into DIR" for timeline in reachable]
 
 
 def _numbers(timelines: list[int] | set[int]) -> str:

@@ -25,9 +25,9 @@ def in_a_gap(index: LogIndex, path: Path, stretch: Stretch, asked: str) -> Recov
     following = next((base for base in index.bases_on(path) if base.stop_lsn > stretch.to_lsn), None)
     segment, reason = missing_after(index, path, stretch.to_lsn, following.stop_lsn if following else None)
     policy = index.state.policy
-    hints = [f"drkit restore {policy} --at {stamp(stretch.end_at)}"]
+    hints = [f"drkit restore {policy} --at {stamp(stretch.end_at)} --into DIR"]
     if following is not None:
-        hints.append(f"drkit restore {policy} --at {stamp(following.stop_at)}")
+        hints.append(f"drkit restore {policy} --at {stamp(following.stop_at)} --into DIR")
     return RecoveryGap(
         f"{policy} cannot be brought to {asked}: {reason}",
         details=[
@@ -59,8 +59,8 @@ def past_the_end(index: LogIndex, path: Path, stretch: Stretch, asked: str) -> R
         f"{policy} cannot be brought to {asked}: {known}",
         details=details,
         hints=[
-            f"drkit restore {policy} --at {stamp(stretch.end_at)}",
-            *(f"drkit restore {policy} --timeline {timeline}" for _, timeline in left),
+            f"drkit restore {policy} --at {stamp(stretch.end_at)} --into DIR",
+            *(f"drkit restore {policy} --timeline {timeline} --into DIR" for _, timeline in left),
         ],
     )
 
@@ -75,7 +75,7 @@ def before_all_bases(index: LogIndex, path: Path, asked: str) -> RecoveryGap:
             f"oldest base         {oldest.artifact_id} on timeline {oldest.timeline}",
             f"restorable from     {format_lsn(oldest.stop_lsn)}, {stamp(oldest.stop_at)}",
         ],
-        hints=[f"drkit restore {policy} --at {stamp(oldest.stop_at)}"],
+        hints=[f"drkit restore {policy} --at {stamp(oldest.stop_at)} --into DIR"],
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -102,11 +101,10 @@ def _window(path: Path, stretch: Stretch) -> Window | None:
 
 def _gaps(index: LogIndex, path: Path) -> list[Gap]:
     found = stretches(index, path)
-    followers: Sequence[Stretch | None] = [*found[1:], None]
     gaps: list[Gap] = []
-    for stretch, following in zip(found, followers, strict=True):
+    for position, stretch in enumerate(found):
         resume = index.next_stored(path, stretch.to_lsn)
-        until = following.base if following else None
+        until = found[position + 1].base if position + 1 < len(found) else None
         stored_behind = resume is not None and (until is None or resume * index.state.segment_bytes < until.stop_lsn)
         if not stored_behind and (until is None or not stretch.files):
             continue
