@@ -22,7 +22,7 @@ from pydantic import (
 
 from drkit.credentials import check_reference, has_password, is_reference, mask_url, scheme_of
 from drkit.schedule import check_cron, check_timezone
-from drkit.units import parse_duration
+from drkit.units import parse_duration, parse_size
 from drkit.validation import Flag, Section, Text, Whole, known_name, seen
 from drkit.words import did_you_mean
 
@@ -46,7 +46,7 @@ class Method:
 METHODS: Mapping[str, Mapping[str, Method]] = {
     "postgres": {
         "dump": Method(options=("lock_timeout", "idle_timeout")),
-        "base": Method(options=("via", "parallel", "idle_timeout")),
+        "base": Method(options=("via", "parallel", "max_rate", "idle_timeout")),
         "wal": Method(
             continuous=True, needs="base", options=("receive", "max_unshipped", "synchronous", "slot", "idle_timeout")
         ),
@@ -92,6 +92,14 @@ def _duration(value: Any) -> Any:
     if not duration:
         raise ValueError(f"{seen(value)} is no time at all; write it like 30s, 15m, 2h, 14d or 1h 30m")
     return duration
+
+
+def _rate(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{seen(value)} is not a size; write it like 50MB")  # noqa: TRY004
+    return parse_size(value)
 
 
 def _scalar(value: Any) -> Any:
@@ -140,6 +148,14 @@ Duration = Annotated[
     BeforeValidator(_duration),
     PlainSerializer(write_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": r"^(\d+\s*(ms|s|m|h|d|w)\s*)+$"}),
+]
+Rate = Annotated[
+    int,
+    Field(ge=32 * 1024),
+    BeforeValidator(_rate),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*[kKmMgGtT]?i?[bB]?$"}]}
+    ),
 ]
 Cron = Annotated[Text, AfterValidator(check_cron)]
 Zone = Annotated[Text, AfterValidator(check_timezone)]
@@ -217,6 +233,11 @@ class BackupRule(Section):
         description="wal only: the replication slot, made when it is missing; drkit_ and the policy's name when left "
         "out.",
         examples=["drkit_orders"],
+    )
+    max_rate: Rate | None = Field(
+        default=None,
+        description="base only: how many bytes a second are read at most, so that the server has time for others.",
+        examples=["50MB"],
     )
     lock_timeout: Duration = Field(
         default=timedelta(seconds=60),

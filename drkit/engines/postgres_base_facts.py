@@ -74,7 +74,6 @@ class BaseFacts:
     role: str
     in_recovery: bool
     settings: Mapping[str, str]
-    size_bytes: int | None
     tablespaces: Mapping[int, str]
     databases: Sequence[DatabaseRecord]
     config: ConfigFiles
@@ -101,14 +100,14 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
     """Read the server's facts; raise SourceError for one that cannot give a base backup to this role."""
     row = connection.execute(_SERVER).fetchone()
     assert row is not None
-    number, version, role, superuser, replicates, in_recovery, size_bytes = row
+    number, version, role, superuser, replicates, in_recovery, slots = row
     if number // 10000 < OLDEST_MAJOR:
         raise SourceError(
             f"PostgreSQL {version} at {endpoint.server} is too old for method base: it takes {OLDEST_MAJOR} or newer",
             hints=["use method dump for it"],
         )
     settings = dict(connection.execute(_SETTINGS, {"names": list(RECORDED_SETTINGS)}).fetchall())
-    _refuse_settings(endpoint, settings)
+    _refuse_settings(endpoint, settings, slots)
     if not (superuser or replicates):
         raise SourceError(
             f"role {role} at {endpoint.server} may not take a base backup: it lacks the attribute REPLICATION",
@@ -121,7 +120,6 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
         role=role,
         in_recovery=in_recovery,
         settings=settings,
-        size_bytes=size_bytes,
         tablespaces=dict(connection.execute(_TABLESPACES).fetchall()),
         databases=[DatabaseRecord(*record) for record in connection.execute(_DATABASES).fetchall()],
         config=config,
@@ -132,8 +130,7 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
 _SERVER = """
 select current_setting('server_version_num')::int, split_part(current_setting('server_version'), ' ', 1),
        current_user::text, r.rolsuper, r.rolreplication, pg_is_in_recovery(),
-       case when pg_has_role('pg_read_all_stats', 'usage')
-            then (select sum(pg_tablespace_size(oid))::bigint from pg_tablespace) end
+       (select count(*) from pg_replication_slots)
   from pg_roles as r where r.rolname = current_user"""
 
 _SETTINGS = "select name, setting from pg_settings where name = any (%(names)s)"
@@ -152,7 +149,7 @@ select datname::text, oid::bigint,
   from pg_database as d order by 1"""
 
 
-def _refuse_settings(endpoint: Endpoint, settings: Mapping[str, str]) -> None:
+def _refuse_settings(endpoint: Endpoint, settings: Mapping[str, str], slots: int) -> None:
     if settings["wal_level"] == "minimal":
         raise SourceError(
             f"{endpoint.server} runs with wal_level = minimal, which cannot give a base backup",
@@ -164,6 +161,11 @@ def _refuse_settings(endpoint: Endpoint, settings: Mapping[str, str]) -> None:
                 f"{endpoint.server} runs with {name} = 0, and a base backup needs one of them",
                 hints=[f"set {name} = 10 in postgresql.conf and restart the server"],
             )
+    if slots >= int(settings["max_replication_slots"]):
+        raise SourceError(
+            f"{endpoint.server} has no free replication slot, which a base backup keeps its WAL by",
+            hints=["drop a slot that nobody uses, or raise max_replication_slots and restart the server"],
+        )
 
 
 def _doubts(settings: Mapping[str, str]) -> list[str]:

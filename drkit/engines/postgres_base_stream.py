@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from psycopg import errors
-
 from drkit.engines import BackupOptions, Part
 from drkit.engines.postgres_base_facts import SYSTEM_TAIL_DIGITS, BaseFacts
 from drkit.engines.postgres_client import Endpoint, translated
@@ -70,16 +68,7 @@ class StreamedBackup:
         """Keep the WAL, start the backup and read its header; returns when the server's checkpoint is done."""
         self.system_identifier = str(self._replication.rows("IDENTIFY_SYSTEM")[0][0])
         slot = f"drkit_base_{secrets.token_hex(6)}"
-        try:
-            self._replication.rows(f"CREATE_REPLICATION_SLOT {slot} TEMPORARY PHYSICAL RESERVE_WAL")
-        except SourceError as error:
-            if isinstance(error.__cause__, errors.ConfigurationLimitExceeded):
-                raise SourceError(
-                    f"{self._endpoint.server} has no free replication slot, which a base backup keeps its WAL by",
-                    details=error.details,
-                    hints=["drop a slot that nobody uses, or raise max_replication_slots and restart the server"],
-                ) from error
-            raise
+        self._replication.rows(f"CREATE_REPLICATION_SLOT {slot} TEMPORARY PHYSICAL RESERVE_WAL")
         self._replication.send(_command(self._rate_bytes_s, single_copy=self._single_copy))
         (position,) = self._replication.next_rows(timeout_s=_CHECKPOINT_S)
         self._start_lsn, _ = _position(position)

@@ -184,7 +184,7 @@ def _refused(endpoint: Endpoint, words: str) -> SourceError | None:
             f"{endpoint.server} does not let role {endpoint.user} make a replication connection from this host",
             details=[*lines, "a line of pg_hba.conf for database all does not cover replication"],
             hints=[
-                f"add to pg_hba.conf of the server: {kind}  replication  {endpoint.user}{address}  scram-sha-256",
+                f'add to pg_hba.conf of the server: {kind}  replication  "{endpoint.user}"{address}  scram-sha-256',
                 "then: select pg_reload_conf();",
             ],
         )

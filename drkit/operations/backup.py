@@ -161,6 +161,7 @@ class _Job:
             work_folder=self.workplace.work_folder,
             via=rule.via,
             parallel=rule.parallel,
+            rate_bytes_s=rule.max_rate,
         )
 
     def _stream(self, session: BackupSession, part: Part) -> ObjectRecord:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from drkit.engines import BackupOptions
+from drkit.engines.registry import find_engine
 from tests.fixtures.physical import (
     PHYSICAL,
     TakenBase,
+    save_part,
     standby_of,
     start_server,
     started_from,
@@ -150,8 +153,6 @@ def test_a_standby_gives_a_base(server: PostgresServer, tmp_path: Path, options:
 
 
 def test_wal_is_kept_by_a_slot_that_is_gone_afterwards(server: PostgresServer, tmp_path: Path) -> None:
-    from drkit.engines import BackupOptions
-    from drkit.engines.registry import find_engine
 
     slots = "select temporary, restart_lsn <= %s::pg_lsn from pg_replication_slots"
     for via in ("stream", "local"):
@@ -170,11 +171,7 @@ def test_wal_that_the_server_would_have_removed_is_there(tmp_path: Path, via: st
     settings = {**PHYSICAL, "max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": "0"}
     with running_postgres(**settings) as server:
         server.create_database("orders", "create table quiet as select g from generate_series(1, 100) g")
-        from drkit.engines import BackupOptions
-        from drkit.engines.registry import find_engine
-        from tests.fixtures.physical import _save
 
-        tmp_path.mkdir(exist_ok=True)
         with find_engine("postgres", "base").open_backup(
             server.url(), BackupOptions(work_folder=tmp_path, via=via)
         ) as session:
@@ -182,7 +179,7 @@ def test_wal_that_the_server_would_have_removed_is_there(tmp_path: Path, via: st
                 server.execute("select pg_logical_emit_message(true, '', 'x'), pg_switch_wal()")
             server.execute("checkpoint")
             for part in session.preflight.parts:
-                _save(session, part, tmp_path)
+                save_part(session, part, tmp_path)
             taken = TakenBase(tmp_path, session.preflight, session.details(), session.position, (), session.snapshot_at)
         data = taken.unpack(server.folder / "restored")
         verify_by_hand(server, data)
@@ -221,14 +218,11 @@ def test_the_least_role_takes_a_base_and_is_told_what_it_cannot_see(server: Post
 
 
 def test_what_is_created_while_the_backup_runs_is_named(server: PostgresServer, tmp_path: Path) -> None:
-    from drkit.engines import BackupOptions
-    from drkit.engines.registry import find_engine
-    from tests.fixtures.physical import _save
 
     with find_engine("postgres", "base").open_backup(server.url(), BackupOptions(work_folder=tmp_path)) as session:
         name = server.create_database()
         for part in session.preflight.parts:
-            _save(session, part, tmp_path)
+            save_part(session, part, tmp_path)
         assert [line for line in session.warnings if name in line]
     server.drop_database(name)
 

@@ -346,6 +346,16 @@ encryption: {recipients: [age1nonsense]}
     assert "hunter2" not in str(problems_of(text))
 
 
+def test_a_rate_is_a_size_and_not_too_small_to_move() -> None:
+    rated = policy_of(changed("    via: stream", "    via: stream\n    max_rate: 50MB"))
+    assert [rule.max_rate for rule in rated.backups] == [None, 50_000_000, None]
+    place = "20:15: backups[1].max_rate: "
+    (slow,) = problems_of(changed("    via: stream", "    via: stream\n    max_rate: 1kB"))
+    assert slow.startswith(f"p.yaml:{place}")
+    (wrong,) = problems_of(changed("    via: stream", "    via: stream\n    max_rate: fast"))
+    assert wrong == f'p.yaml:{place}"fast" is not a size; write it like 512, 16MB or 1.5GiB'
+
+
 def test_recipients_are_of_one_class_and_distinct() -> None:
     hybrid = str(generate_identity(post_quantum=True).recipient)
     (mixed,) = problems_of(changed(f"    - {SECOND}\n", f"    - {hybrid}\n"))
