@@ -82,9 +82,12 @@ class _StderrTail:
     def _drain(self, descriptor: int) -> None:
         partial = b""
         while chunk := os.read(descriptor, 1 << 16):
-            *lines, partial = (partial + chunk).split(b"\n")
+            # From the right, and no further than is kept: a flood must not keep the tool waiting.
+            *lines, partial = (partial + chunk).rsplit(b"\n", _STDERR_LINES)
+            if len(lines) == _STDERR_LINES:
+                lines[0] = lines[0].rpartition(b"\n")[2]
             partial = partial[-_STDERR_LINE_BYTES:]
-            self._lines.extend(line[:_STDERR_LINE_BYTES].decode(errors="replace") for line in lines[-_STDERR_LINES:])
+            self._lines.extend(line[:_STDERR_LINE_BYTES].decode(errors="replace") for line in lines)
         if partial:
             self._lines.append(partial.decode(errors="replace"))
 

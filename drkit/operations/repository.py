@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from importlib.resources import files
@@ -65,14 +66,25 @@ def ensure_repository(workplace: Workplace, store_names: tuple[str, ...]) -> str
     """Return the id of the repository in the first of the named stores; one that is empty is made a repository.
 
     It joins the repository of the others if there is one: a new disk in the place of a broken one starts nothing new.
-    Only then do the others have to be reached; otherwise they may be down, and `join_repository` meets them later.
+    The others may be down: then the catalog is believed, and `join_repository` meets them later.
     """
-    first, *others = (workplace.stores[name] for name in store_names)
-    repo_id = find_repo_id(first)
+    first, *others = store_names
+    repo_id = find_repo_id(workplace.stores[first])
     if repo_id is not None:
         return repo_id
-    there = [found for store in others if (found := find_repo_id(store)) is not None]
-    return _make(first, there[0] if there else str(ULID()))
+    return _make(workplace.stores[first], _others_repo_id(workplace, others) or str(ULID()))
+
+
+def _others_repo_id(workplace: Workplace, store_names: Sequence[str]) -> str | None:
+    for name in store_names:
+        with suppress(StoreError):
+            repo_id = find_repo_id(workplace.stores[name])
+            if repo_id is not None:
+                return repo_id
+    for entry in workplace.catalog.artifacts():
+        if set(entry.stores) & set(store_names):
+            return entry.manifest.repo_id
+    return None
 
 
 def join_repository(source: Store, target: Store) -> None:

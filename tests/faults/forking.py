@@ -25,6 +25,7 @@ class Ended:
     stdout: str
     stderr: str
     passed: list[str]
+    peak_bytes: int
 
     @property
     def said(self) -> str:
@@ -45,10 +46,14 @@ class Forker:
         *arguments: str,
         stop_at: str = "",
         stop_by: signal.Signals = signal.SIGKILL,
-        part_size_bytes: int | None = None,
+        impatient: bool = False,
+        largest_file_bytes: int = 0,
         clock_offset_s: float = 0,
     ) -> StartedCommand:
-        """Start a command on a host, to be stopped by a signal to itself when it passes the point ``stop_at``."""
+        """Start a command on a host, to be stopped by a signal to itself when it passes the point ``stop_at``.
+
+        An ``impatient`` one gives up on S3 within seconds and sends small parts; the clock may be another.
+        """
         self.count += 1
         files = {name: host.folder / f"{name}-{self.count}" for name in ("stdout", "stderr", "trace")}
         job = {
@@ -57,7 +62,8 @@ class Forker:
             "folder": str(host.site_folder),
             "stop_at": stop_at,
             "signal": int(stop_by),
-            "part_size_bytes": part_size_bytes,
+            "impatient": impatient,
+            "largest_file_bytes": largest_file_bytes,
             "clock_offset_s": clock_offset_s,
             **{name: str(path) for name, path in files.items()},
         }
@@ -87,10 +93,10 @@ class StartedCommand:
 
     def wait(self) -> Ended:
         """Wait for the end and return it."""
-        status = int(self.forker._line())
+        status, peak_bytes = map(int, self.forker._line().split())
         said = {name: path.read_text() for name, path in self.files.items() if path.exists()}
         passed = said.get("trace", "").splitlines()
-        return Ended(self.pid, status, said.get("stdout", ""), said.get("stderr", ""), passed)
+        return Ended(self.pid, status, said.get("stdout", ""), said.get("stderr", ""), passed, peak_bytes)
 
 
 @contextmanager

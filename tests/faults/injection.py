@@ -5,7 +5,7 @@ process all the same: own pid, own files, nobody waiting for its threads. Points
 of a drill and the starts of child processes; product code has no hook for them, its functions are wrapped in the child.
 
 Run as ``python -m tests.faults.injection`` it reads one job per line (JSON) and answers with the child's pid and, at
-its end, its status.
+its end, its status and its largest resident size.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import pkgutil
 import re
+import resource
 import signal
 import sys
 import traceback
@@ -112,23 +113,31 @@ class WatchedStore:
             return int(self._store.abort_leftovers(older_than=older_than))
 
 
-def watch_stores(trigger: Trigger, part_size_bytes: int | None) -> None:
-    """Wrap every store that is opened from now on; S3 parts may be made as small as S3 allows."""
-    import dataclasses
-
+def watch_stores(trigger: Trigger, *, impatient: bool) -> None:
+    """Wrap every store that is opened from now on; to S3 as quickly discouraged, in parts as small, as tests want."""
     import drkit.app
     from drkit.stores import opening
-    from drkit.stores.retrying import RetryingStore
-    from drkit.stores.s3 import S3Store
 
     def open_watched(*arguments: Any) -> WatchedStore:
         store: Any = opening.open_store(*arguments)
-        if part_size_bytes:
-            options = dataclasses.replace(store._store._options, part_size_bytes=part_size_bytes)
-            store = RetryingStore(S3Store(store.name, options))
+        if impatient and store.url.startswith("s3:"):
+            store = _impatient(store)
         return WatchedStore(store, trigger)
 
     drkit.app.open_store = open_watched
+
+
+def _impatient(store: Any) -> Any:
+    import dataclasses
+
+    from drkit.stores.backoff import Backoff
+    from drkit.stores.retrying import RetryingStore
+    from drkit.stores.s3 import S3Store
+
+    quick = Backoff(attempts=2, first_s=0.01)
+    waits = {"connect_timeout_s": 1.0, "read_timeout_s": 1.0, "attempts": 1, "patience": quick}
+    options = dataclasses.replace(store._store._options, part_size_bytes=5 << 20, **waits)
+    return RetryingStore(S3Store(store.name, options), quick)
 
 
 def shift_clock(offset_s: float) -> None:
@@ -196,9 +205,11 @@ def _run(job: dict[str, Any]) -> None:
     for number, name in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(name, flags, 0o600), number)
+    if job["largest_file_bytes"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file_bytes"], resource.RLIM_INFINITY))
     trace = os.open(job["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     trigger = Trigger(trace, job["stop_at"], job["signal"])
-    watch_stores(trigger, job["part_size_bytes"])
+    watch_stores(trigger, impatient=job["impatient"])
     watch_phases(trigger)
     watch_children(trigger)
     shift_clock(job["clock_offset_s"])
@@ -208,23 +219,23 @@ def _run(job: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(stop.code if isinstance(stop.code, int) else 1)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the child must not go on as a second forker
         traceback.print_exc()
         os._exit(70)
 
 
 def _serve() -> None:
     _import_everything()
-    print("ready", flush=True)
+    print("ready", flush=True)  # noqa: T201
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             _run(job)
-        print(child, flush=True)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(child, flush=True)  # noqa: T201
+        _, status, usage = os.wait4(child, 0)
+        print(os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

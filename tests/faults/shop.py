@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,6 +49,10 @@ class Shop:
     site: ReadySite
     host: Host
     forker: Forker
+
+    def with_variables(self, **variables: str) -> Shop:
+        """Return the same host with more in its environment."""
+        return replace(self, host=replace(self.host, variables={**self.host.variables, **variables}))
 
     def drkit(self, *arguments: str, **how: Any) -> Ended:
         """Run a command on the host."""

@@ -101,7 +101,7 @@ def test_a_large_upload(machine: Path, forker: Forker, postgres: PostgresServer,
     name = moto_server.bucket()
     shop.site.add_store("offsite", f"s3://{name}/site", *bucket_lines(moto_server.endpoint))
     point = "before the last chunk of offsite put policies/shop/artifacts/*/database-1.zst.age"
-    killed = shop.drkit("backup", "shop", stop_at=point, part_size_bytes=5 << 20)
+    killed = shop.drkit("backup", "shop", stop_at=point, impatient=True)
     assert killed.status == KILLED, killed.said
     client = moto_server.client()
     assert len(client.list_multipart_uploads(Bucket=name)["Uploads"]) == 1
