@@ -187,17 +187,25 @@ class Manifest(Document):
         return manifest
 
 
+class SwitchRecord(Document):
+    """An ancestor of a timeline, and where it was left."""
+
+    timeline: Timeline
+    at_lsn: Lsn
+
+
 class LogRecord(ObjectRecord):
     """One stored file of the log; ``part`` is the name under which it is stored.
 
     The stamps are of the first and last commit inside, as far as they are known. ``end_lsn`` says how far a partial
-    segment reaches, and ``stored_at`` when the file was stored.
+    segment reaches, ``ancestors`` what a history file says, oldest first, and ``stored_at`` when the file was stored.
     """
 
     kind: Literal["segment", "partial", "history", "backup"]
     first_commit_at: Moment | None = None
     last_commit_at: Moment | None = None
     end_lsn: Lsn | None = None
+    ancestors: tuple[SwitchRecord, ...] | None = None
     stored_at: Moment | None = None
 
 

@@ -28,6 +28,7 @@ _COMMANDS = {
     "backup": ("drkit.cli.backup:backup", "Take a backup now."),
     "list": ("drkit.cli.listing:listing", "List artifacts."),
     "show": ("drkit.cli.show:show", "Show one artifact with all its facts."),
+    "timeline": ("drkit.cli.timeline:timeline", "Draw which moments can be restored."),
     "check": ("drkit.cli.check:check", "Compare stores, manifests, chain and catalog; say what is missing or late."),
     "verify": ("drkit.cli.verify:verify", "Read artifacts and compare them with what was signed; needs no server."),
     "restore": ("drkit.cli.restore:restore", "Restore an artifact into an empty database."),

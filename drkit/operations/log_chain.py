@@ -78,12 +78,12 @@ class LogChain:
         self._repo_id = ensure_repository(self._workplace, self._policy.stores)
         self._publish_keys()
         keys = list_log_manifests(first, self._policy.policy)[-_NEWEST_MANIFESTS:]
-        scan = read_listed(first, self._workplace.signers, keys)
+        scan = read_listed(first, self._workplace.signers, self._policy.policy, keys)
         self._head = scan.trusted[-1].sha256 if scan.trusted else None
         self.pending = list(self._load_pending())
         if self.pending:
             self._head = hashlib.sha256(self.pending[-1].data).hexdigest()
-        return [record for _, record in scan.records()]
+        return list(scan.records())
 
     def _publish_keys(self) -> None:
         now = self._workplace.clock()

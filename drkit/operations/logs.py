@@ -1,66 +1,69 @@
-"""Finding and believing the log manifests of a policy in one store."""
+"""The chain of a policy's log manifests in one store, oldest first."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from drkit import bucket
-from drkit.errors import IntegrityError
+from drkit.errors import IntegrityError, StoreMissing
 from drkit.model import LogManifest, LogRecord
 from drkit.operations.stored_log import read_trusted_log
 from drkit.signing import Signer
 from drkit.stores import Store
 
+_READERS = 8
+
 
 @dataclass(frozen=True)
 class TrustedLog:
-    """A log manifest whose signature is a pinned signer's, with its very bytes."""
+    """A log manifest whose signature is a pinned signer's and whose place is its own; ``sha256`` is of its bytes."""
 
+    key: str
     manifest: LogManifest
-    data: bytes
-
-    @property
-    def sha256(self) -> str:
-        """Return the digest that the next manifest names it by."""
-        return hashlib.sha256(self.data).hexdigest()
-
-
-@dataclass
-class LogScan:
-    """Manifests in the order of their ids, and those that were not believed."""
-
-    trusted: list[TrustedLog] = field(default_factory=list)
-    refused: list[IntegrityError] = field(default_factory=list)
-
-    def records(self) -> Iterator[tuple[LogManifest, LogRecord]]:
-        """Yield every file that is listed, with its manifest."""
-        for item in self.trusted:
-            for record in item.manifest.files:
-                yield item.manifest, record
+    sha256: str
 
 
 def list_log_manifests(store: Store, policy: str) -> list[str]:
     """Return the keys of a policy's log manifests, oldest first."""
-    keys = [
-        (found.manifest_id, item.key)
-        for item in store.list(bucket.logs_prefix(policy))
-        if (found := bucket.parse_log_manifest_key(item.key))
-    ]
-    return [key for _, key in sorted(keys)]
+    found = ((bucket.parse_log_manifest_key(item.key), item.key) for item in store.list(bucket.logs_prefix(policy)))
+    return [key for _, key in sorted((place.manifest_id, key) for place, key in found if place)]
 
 
-def read_listed(store: Store, signers: Sequence[Signer], keys: Sequence[str]) -> LogScan:
-    """Read and verify manifests; one that is not believed is kept apart."""
-    scan = LogScan()
-    for key in keys:
-        parsed = bucket.parse_log_manifest_key(key)
-        assert parsed is not None
+@dataclass(frozen=True)
+class LogScan:
+    """Some log manifests of one store, in the order asked for, and why others are not believed."""
+
+    trusted: list[TrustedLog]
+    refused: Mapping[str, IntegrityError]
+
+    def records(self) -> Iterator[LogRecord]:
+        """Yield every listed file."""
+        for log in self.trusted:
+            yield from log.manifest.files
+
+
+def read_listed(store: Store, signers: Sequence[Signer], policy: str, keys: Iterable[str]) -> LogScan:
+    """Read and verify some log manifests, several at a time; one that was removed meanwhile is left out."""
+    trusted: list[TrustedLog] = []
+    refused: dict[str, IntegrityError] = {}
+
+    def read(key: str) -> TrustedLog | IntegrityError | None:
         try:
-            manifest, data = read_trusted_log(store, signers, parsed.policy, key)
+            manifest, data = read_trusted_log(store, signers, policy, key)
+        except StoreMissing:
+            return None
         except IntegrityError as error:
-            scan.refused.append(error)
-        else:
-            scan.trusted.append(TrustedLog(manifest, data))
-    return scan
+            return error
+        return TrustedLog(key, manifest, hashlib.sha256(data).hexdigest())
+
+    wanted = list(keys)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="logs") as pool:
+        for key, result in zip(wanted, pool.map(read, wanted), strict=True):
+            if isinstance(result, IntegrityError):
+                refused[key] = result
+            elif result is not None:
+                trusted.append(result)
+    return LogScan(trusted, refused)

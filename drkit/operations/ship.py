@@ -27,7 +27,7 @@ from drkit.operations.log_chain import LogChain, next_batch
 from drkit.operations.logs import list_log_manifests, read_listed
 from drkit.operations.spool import Sealed, Spool, read_facts
 from drkit.policy import Policy
-from drkit.units import CHUNK_BYTES, MIB
+from drkit.units import CHUNK_BYTES, MIB, format_duration
 from drkit.wal import Segment, classify, parse_lsn, partial_name
 
 LIST_AFTER = timedelta(seconds=30)
@@ -256,29 +256,29 @@ class Shipper:
     def _settle(self, lane: Lane, sealed: Sealed, error: StoreExists) -> None:
         """Decide about a key that is taken by other sealed bytes, which may hold the same content.
 
-        What is listed is known by its plain digest. What is not listed may be about to be, by another host; after some
-        minutes it is what a lost spool left behind, and ours is stored beside it.
+        What is listed is known by its plain digest. What nobody has listed is not a backup; it may be about to be one,
+        written by another host, so only after some minutes is it taken for what a lost spool left, and removed.
         """
         there = self._look_up(lane, sealed.name)
         if there is not None and there.plain_sha256 != sealed.record.plain_sha256:
             raise _conflict(sealed.name, there.plain_sha256, sealed.record.plain_sha256) from error
-        with self._lock:
-            if there is not None and lane is self._lanes[0]:
+        if there is not None and lane is self._lanes[0]:
+            with self._lock:
                 self._listed[sealed.name] = there.plain_sha256
                 self._let_go(sealed)
-                return
-            age = self._workplace.clock() - lane.store.head(sealed.record.key).modified_at
-            if there is None and age < _STRANGER_FOR:
-                raise StoreUnavailable(
-                    f"{sealed.record.key} in store {lane.name} is not ours and not listed yet; this waits until it is,"
-                    f" or {_STRANGER_FOR.seconds // 60} minutes",
-                ) from error
-            sealed.record = sealed.record.model_copy(
-                update={"key": f"{_plain_key(sealed.record.key)}-{sealed.record.stored_sha256[:8]}.zst.age"}
-            )
-            sealed.stored_in.clear()
-            self._spool.note(sealed)
-        raise StoreUnavailable(f"{sealed.name} is stored beside an object that nobody listed, in a moment") from error
+            return
+        if there is not None:
+            raise IntegrityError(
+                f"{sealed.name} is listed in store {lane.name}, and not in store {self._lanes[0].name}",
+                hints=[f"drkit check {self._policy.policy}"],
+            ) from error
+        age = self._workplace.clock() - lane.store.head(sealed.record.key).modified_at
+        if age >= _STRANGER_FOR:
+            lane.store.delete(sealed.record.key)
+        raise StoreUnavailable(
+            f"{sealed.record.key} was written to store {lane.name} {format_duration(age)} ago by somebody else and is"
+            f" not listed yet; after {format_duration(_STRANGER_FOR)} it is taken for an unfinished write"
+        ) from error
 
     def _look_up(self, lane: Lane, name: str) -> LogRecord | None:
         """Find a file in the log manifests of a store, whatever its age."""
@@ -287,8 +287,8 @@ class Shipper:
             place = bucket.parse_log_manifest_key(key)
             if place and place.first[:24] <= name[:24] <= place.last[:24]:
                 keys.append(key)
-        scan = read_listed(lane.store, self._workplace.signers, keys)
-        return next((record for _, record in scan.records() if record.part == name), None)
+        scan = read_listed(lane.store, self._workplace.signers, self._policy.policy, keys)
+        return next((record for record in scan.records() if record.part == name), None)
 
     # Manifests ------------------------------------------------------------------------------------------------------
 
@@ -345,10 +345,6 @@ class Shipper:
         if path.parent == self._spool.received and path.name != max(names, key=lambda name: name[8:], default=""):
             with suppress(FileNotFoundError):
                 path.unlink()
-
-
-def _plain_key(key: str) -> str:
-    return key.removesuffix(".zst.age")
 
 
 def _conflict(name: str, there: str, here: str) -> IntegrityError:

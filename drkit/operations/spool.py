@@ -13,7 +13,6 @@ that goes on with the same bytes, and a store that has them already says so.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import re
@@ -27,7 +26,7 @@ from typing import Any
 from drkit import age, bucket
 from drkit.canonical import canonical_json, parse_json
 from drkit.errors import DrkitError, IntegrityError, SourceError
-from drkit.model import LogRecord
+from drkit.model import LogRecord, SwitchRecord
 from drkit.site import Site
 from drkit.stream import Meter, compress, prefetch
 from drkit.units import CHUNK_BYTES, format_utc
@@ -108,30 +107,25 @@ class Spool:
 
     def identity(self) -> Identity | None:
         """Return which cluster the spool is for, None when that is not known yet."""
-        document = self._read_json("identity.json")
+        document = _read_json(self.folder / "identity.json")
         return Identity(str(document["system_identifier"]), int(document["segment_bytes"])) if document else None
 
     def keep_identity(self, identity: Identity) -> None:
         """Write down which cluster the spool is for."""
         write_durably(self.folder / "identity.json", canonical_json(vars(identity)))
 
-    def state(self) -> dict[str, Any]:
-        """Return where things stood when they were last written down; empty when they never were."""
-        return self._read_json("state.json") or {}
+    @staticmethod
+    def read_state(folder: Path) -> dict[str, Any]:
+        """Return where things stood when a process last wrote it down; empty when none ever did."""
+        return _read_json(folder / "state.json") or {}
 
     def keep_state(self, state: Mapping[str, Any], at: datetime) -> None:
         """Write down where things stand; it need not outlive the machine."""
         path = self.folder / "state.json"
         unfinished = path.with_name(path.name + _UNFINISHED)
         with _translated(path):
-            unfinished.write_text(json.dumps({**state, "at": format_utc(at)}, default=str))
+            unfinished.write_bytes(canonical_json({**state, "at": format_utc(at)}))
             unfinished.replace(path)
-
-    def _read_json(self, name: str) -> dict[str, Any] | None:
-        try:
-            return parse_json((self.folder / name).read_bytes(), name)
-        except (FileNotFoundError, IntegrityError):
-            return None
 
     def free_bytes(self) -> int:
         """Return how much room there is."""
@@ -195,6 +189,7 @@ class Spool:
             first_commit_at=facts.wal.first_commit_at if facts.wal else None,
             last_commit_at=facts.wal.last_commit_at if facts.wal else None,
             end_lsn=format_lsn(facts.end_lsn) if facts.kind == "partial" else None,
+            ancestors=facts.ancestors,
         )
         sealed = Sealed(facts.timeline, facts.begin_lsn, record, path, None if keep_source else source)
         self.note(sealed)
@@ -245,13 +240,14 @@ def is_mark(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file of the log is; ``wal`` is there for segments, partial ones too."""
+    """What a file of the log is; ``wal`` is there for segments, partial ones too, ``ancestors`` for histories."""
 
     kind: Any
     timeline: int
     begin_lsn: int
     end_lsn: int
-    wal: WalFacts | None
+    wal: WalFacts | None = None
+    ancestors: tuple[SwitchRecord, ...] | None = None
 
 
 def read_facts(source: Path, name: str) -> FileFacts:
@@ -265,12 +261,13 @@ def _read_facts(source: Path, name: str) -> FileFacts:
     if kind == "history":
         timeline = parse_history_name(name)
         switches = parse_history(timeline, source.read_text())
-        return FileFacts("history", timeline, switches[-1].at_lsn, switches[-1].at_lsn, None)
+        ancestors = tuple(SwitchRecord(timeline=item.timeline, at_lsn=format_lsn(item.at_lsn)) for item in switches)
+        return FileFacts("history", timeline, switches[-1].at_lsn, switches[-1].at_lsn, ancestors=ancestors)
     if kind == "backup":
         match = _BACKUP_START.search(source.read_text(errors="replace"))
         if match is None:
             raise IntegrityError(f"{name} is not a backup history file: it does not say where its backup started")
-        return FileFacts("backup", timeline_of(name), parse_lsn(match[1]), parse_lsn(match[1]), None)
+        return FileFacts("backup", timeline_of(name), parse_lsn(match[1]), parse_lsn(match[1]))
     if kind not in ("segment", "partial"):
         raise IntegrityError(f"{name} is not a file of the log that drkit keeps")
     size_bytes = source.stat().st_size
@@ -292,6 +289,13 @@ def segment_name_of(name: str, segment_bytes: int) -> Segment | None:
     if kind == "segment":
         return Segment.parse(name, segment_bytes)
     return parse_partial_name(name, segment_bytes)[0] if kind == "partial" else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return parse_json(path.read_bytes(), str(path))
+    except (FileNotFoundError, IntegrityError):
+        return None
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -1,0 +1,133 @@
+"""What of a policy can be restored, and what was proven: the facts of `drkit timeline`.
+
+Needs no identity: how timelines follow on each other is signed in the clear beside the history files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from drkit.catalog import Catalog
+from drkit.model import ArtifactEntry
+from drkit.operations import Workplace
+from drkit.operations.artifacts import find_artifacts
+from drkit.operations.spool import Spool, spool_folder
+from drkit.operations.stored_log import PolicyLogs, base_points, log_state, read_logs
+from drkit.recovery_coverage import Coverage, measure_coverage
+from drkit.recovery_path import BasePoint
+from drkit.recovery_windows import Gap, Window, find_gaps, find_windows
+from drkit.units import parse_utc
+from drkit.wal import Switch, parse_lsn
+
+Verdict = Literal["passed", "passed_with_findings", "failed"]
+
+_VERDICTS: Mapping[str, Verdict] = {
+    "passed": "passed",
+    "passed_with_findings": "passed_with_findings",
+    "failed": "failed",
+}
+_FRESH = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What `drkit serve` saw last: for how long log has been on the server alone, at ``seen_at``."""
+
+    seen_at: datetime
+    duration: timedelta
+    flushed_lsn: str
+    stored_lsn: str
+    findings: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class ProvenMoment:
+    """The moment that a drill restored to, and its verdict."""
+
+    moment: datetime
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Everything there is to draw; ``doubts`` say what was not believed or not reached."""
+
+    policy: str
+    now: datetime
+    windows: Sequence[Window]
+    gaps: Sequence[Gap]
+    bases: Sequence[BasePoint]
+    dumps: Sequence[datetime]
+    proofs: Sequence[ProvenMoment]
+    coverage: Coverage
+    exposure: Exposure | None
+    unsigned: Sequence[str]
+    doubts: Sequence[str]
+
+
+def read_timeline(workplace: Workplace, policy: str) -> Timeline:
+    """Read a policy's artifacts, log manifests and drills; raise StoreError when no store can be reached."""
+    found = find_artifacts(workplace, policy)
+    logs = read_logs(workplace, policy, {entry.manifest.repo_id for entry in found.entries})
+    bases = base_points(found.entries)
+    state = log_state(logs, bases, dict(_histories(logs)), policy)
+    windows = find_windows(state)
+    return Timeline(
+        policy=policy,
+        now=workplace.clock(),
+        windows=windows,
+        gaps=find_gaps(state),
+        bases=bases,
+        dumps=[entry.manifest.covers.to_at for entry in found.entries if entry.manifest.position is None],
+        proofs=list(_proofs(workplace.catalog, policy)),
+        coverage=measure_coverage(windows, _proven_spans(workplace.catalog, policy, found.entries)),
+        exposure=_exposure(workplace, policy),
+        unsigned=logs.unsigned,
+        doubts=[*logs.doubts, *(refusal.message for refusal in found.refused)],
+    )
+
+
+def _histories(logs: PolicyLogs) -> Iterator[tuple[int, tuple[Switch, ...]]]:
+    for stored in logs.files.values():
+        if stored.record is not None and stored.record.ancestors:
+            switches = (Switch(item.timeline, parse_lsn(item.at_lsn)) for item in stored.record.ancestors)
+            yield stored.file.timeline, tuple(switches)
+
+
+def _proofs(catalog: Catalog, policy: str) -> Iterator[ProvenMoment]:
+    for record in catalog.evidence(policy=policy):
+        verdict = _VERDICTS.get(str(record.get("verdict")))
+        if record.get("restored_to_at") and verdict is not None:
+            yield ProvenMoment(parse_utc(str(record["restored_to_at"])), verdict)
+
+
+def _proven_spans(
+    catalog: Catalog, policy: str, entries: Sequence[ArtifactEntry]
+) -> Iterator[tuple[datetime, datetime]]:
+    """Yield from where to where a drill that passed has replayed."""
+    stops = {entry.manifest.artifact_id: entry.manifest.covers.to_at for entry in entries if entry.manifest.position}
+    for record in catalog.evidence(policy=policy):
+        stop_at = stops.get(str(record.get("artifact_id")))
+        if stop_at and record.get("restored_to_at") and str(record.get("verdict")).startswith("passed"):
+            yield stop_at, max(stop_at, parse_utc(str(record["restored_to_at"])))
+
+
+def _exposure(workplace: Workplace, policy: str) -> Exposure | None:
+    """Return what `drkit serve` on this host saw a moment ago, None when none is running here."""
+    folder = spool_folder(workplace.site, policy)
+    state = Spool.read_state(folder)
+    if "exposure_ms" not in state:
+        return None
+    seen_at = parse_utc(str(state["at"]))
+    if workplace.clock() - seen_at > _FRESH:
+        return None
+    return Exposure(
+        seen_at=seen_at,
+        duration=timedelta(milliseconds=int(state["exposure_ms"])),
+        flushed_lsn=str(state["flushed_lsn"]),
+        stored_lsn=str(state["stored_lsn"]),
+        findings=tuple(state.get("findings", ())),
+    )
