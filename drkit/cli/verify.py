@@ -44,12 +44,11 @@ def verify(
         results = [
             result for entry in entries for result in verify_artifact(workplace, entry, keys, output, level=level)
         ]
-        gone = [f"artifact {entry.manifest.artifact_id} is in no store any more" for entry in vanished]
         document = {
             "results": [dataclasses.asdict(result) for result in results],
             "refused": [error.message for error in refused],
             "vanished": [entry.manifest.artifact_id for entry in vanished],
         }
-        output.result("verify", document, "\n".join([*gone, describe_verifications(results, refused)]))
+        output.result("verify", document, describe_verifications(results, refused, vanished))
         if refused or vanished or not all(result.ok for result in results):
             ctx.exit(8)

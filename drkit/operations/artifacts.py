@@ -26,6 +26,8 @@ from drkit.stores import Store, read_object
 from drkit.stream import Marks, Meter, checked, decompress, prefetch
 from drkit.units import format_moment
 
+_SHOWN_DOUBTS = 5
+
 
 class ForeignManifest(IntegrityError):
     """A manifest is of another repository than the store in which it lies says it is."""
@@ -304,12 +306,17 @@ def _refuse_in_doubt(found: PolicyArtifacts, policy: str, chosen: ArtifactEntry 
         newer = "the artifact of that moment" if at else "the newest artifact"
         raise IntegrityError(
             f"{newer} of policy {policy} cannot be used: {doubts[0]}",
-            details=[*doubts[1:], *(f"not reached: {error.message}" for error in found.unreachable)],
+            details=[*_shortened(doubts[1:]), *(f"not reached: {error.message}" for error in found.unreachable)],
             hints=[f"drkit check {policy}", *_older(policy, chosen)],
         )
     for entry in found.out_of_reach:
         if _is_newer(entry, chosen, at):
             raise _out_of_reach(found, entry, _older(policy, chosen))
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - _SHOWN_DOUBTS
+    return [*lines[:_SHOWN_DOUBTS], *([f"and {more} more, older ones"] if more > 0 else [])]
 
 
 def _older(policy: str, chosen: ArtifactEntry | None) -> list[str]:
@@ -322,7 +329,7 @@ def _older(policy: str, chosen: ArtifactEntry | None) -> list[str]:
 
 def _newer_refused(found: PolicyArtifacts, chosen: ArtifactEntry | None, at: datetime | None) -> Iterator[str]:
     usable = {entry.manifest.artifact_id for entry in found.entries}
-    for refusal in found.refused:
+    for refusal in sorted(found.refused, key=lambda item: item.artifact_id, reverse=True):
         started_at = _moment_of(refusal.artifact_id)
         newer = chosen is None or refusal.artifact_id > chosen.manifest.artifact_id
         not_after = at is None or started_at is None or started_at <= at

@@ -175,11 +175,10 @@ def _after_failure(outcome: DrillOutcome) -> list[str]:
     if outcome.entry is not None:
         artifact_id = outcome.entry.manifest.artifact_id
         lines += [f"{safe}; artifact {artifact_id} is not proven."]
-        lines += [f"  hint: drkit verify {artifact_id} --level intact"]
+        said = f"drkit verify {artifact_id}"
+        lines += [f"  hint: {said}"]
     else:
+        said = ""
         lines.append(f"{safe}.")
-    return [
-        *lines,
-        f"  hint: drkit check {policy}",
-        *(f"  hint: {hint}" for hint in (outcome.error.hints if outcome.error else ())),
-    ]
+    hints = [*(outcome.error.hints if outcome.error else ()), f"drkit check {policy}"]
+    return [*lines, *(f"  hint: {hint}" for hint in dict.fromkeys(hints) if hint != said)]

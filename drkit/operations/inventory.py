@@ -125,7 +125,8 @@ def _read_documents(store: Store, signers: Sequence[Signer], inventory: StoreInv
         for (key, reader), (_, value) in zip(readers, pool.map(read, readers), strict=True):
             policy = key.split("/")[1]
             if isinstance(value, IntegrityError):
-                hint = f"drkit check {policy}   (compare with the other stores before you trust this one)"
+                place = bucket.parse_manifest_key(key)
+                hint = f"drkit verify {place[1]}" if place else _COMPARE
                 finding = Finding(reader.code, f"{key} in store {store.name}", value.message, hint)
                 inventory.report(policy, finding)
             elif value is not None:
@@ -225,6 +226,7 @@ def _keep_evidence(inventory: StoreInventory, policy: str, key: str, value: tupl
 _MANIFEST = _Reader("manifest-untrusted", MANIFEST_NAMESPACE, _parse_manifest, _keep_manifest)
 _TOMBSTONE = _Reader("tombstone-untrusted", TOMBSTONE_NAMESPACE, _parse_tombstone, _keep_tombstone)
 _EVIDENCE = _Reader("evidence-untrusted", EVIDENCE_NAMESPACE, _parse_evidence, _keep_evidence)
+_COMPARE = "compare it with the other stores before you trust this one"
 _ASK_WHO_WROTE = "somebody put it there who is not drkit: compare with another store before you trust this one"
 
 

@@ -151,7 +151,7 @@ def believed_copies(workplace: Workplace, entry: ArtifactEntry) -> tuple[Artifac
         else:
             stores.append(name)
     if not stores:
-        raise failures[0]
+        raise _unusable(entry, failures)
     return replace(entry, stores=tuple(stores)), tuple(error.message for error in failures)
 
 
@@ -227,7 +227,19 @@ def _fetch_object(
             meter = Meter()
         else:
             return FetchedObject(item, store, staged, marks, tuple(error.message for error in failures))
-    raise failures[0]
+    raise _unusable(plan.entry, failures)
+
+
+def _unusable(entry: ArtifactEntry, failures: Sequence[IntegrityError | StoreError]) -> IntegrityError | StoreError:
+    """Return the first copy's error with those of the others, and what can be done."""
+    first, *others = failures
+    manifest = entry.manifest
+    hints = [
+        *first.hints,
+        f"drkit verify {manifest.artifact_id}",
+        f"drkit list {manifest.policy}   (another artifact is restored by its id: --artifact)",
+    ]
+    return type(first)(first.message, details=[*first.details, *(error.message for error in others)], hints=hints)
 
 
 def copies_passed_over(plan: RestorePlan, fetched: Sequence[FetchedObject]) -> list[str]:

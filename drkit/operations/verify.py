@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+from drkit import bucket
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Finding, Manifest, ObjectRecord
@@ -170,13 +171,40 @@ def describe_verification(result: Verification) -> str:
     return "\n".join([head, *lines])
 
 
-def describe_verifications(results: Sequence[Verification], refused: Sequence[Refusal]) -> str:
-    """Say every result, then every manifest that was not believed, then the count."""
+def describe_verifications(
+    results: Sequence[Verification], refused: Sequence[Refusal], vanished: Sequence[ArtifactEntry] = ()
+) -> str:
+    """Say every result, then what was not believed and what is gone, then the count and what to do."""
     lines = [describe_verification(result) for result in results]
     lines += [f"not believed: {item.message}" for item in refused]
+    lines += [f"artifact {entry.manifest.artifact_id} is in no store any more" for entry in vanished]
     damaged = sum(not result.ok for result in results) + len(refused)
+    words = [f"{damaged} damaged"] if damaged else []
+    words += [f"{format_count(len(vanished), 'artifact')} gone"] if vanished else []
     copies = format_count(len(results) + len(refused), "copy", "copies")
-    return "\n".join([*lines, f"{copies} verified, {f'{damaged} damaged' if damaged else 'all sound'}"])
+    lines.append(f"{copies} verified, {', '.join(words) or 'all sound'}")
+    return "\n".join([*lines, *(f"hint: {hint}" for hint in _what_to_do(results, refused, vanished))])
+
+
+def _what_to_do(
+    results: Sequence[Verification], refused: Sequence[Refusal], vanished: Sequence[ArtifactEntry]
+) -> list[str]:
+    hints = []
+    for result in results:
+        if result.ok:
+            continue
+        sound = [other.store for other in results if other.artifact_id == result.artifact_id and other.ok]
+        if sound:
+            prefix = bucket.artifact_prefix(result.policy, result.artifact_id)
+            hints.append(
+                f"the copy in {' and '.join(sound)} is sound: take {prefix} out of store {result.store},"
+                " then drkit store copy"
+            )
+        else:
+            hints.append(f"no copy of {result.artifact_id} is sound: drkit backup {result.policy} makes a new artifact")
+    if refused or vanished:
+        hints.append("drkit check")
+    return list(dict.fromkeys(hints))
 
 
 def select_entries(

@@ -227,9 +227,8 @@ def verify(
         ]
     except DrkitError as error:
         return answer_of(error)
-    gone = [f"artifact {entry.manifest.artifact_id} is in no store any more" for entry in vanished]
     sound = not refused and not vanished and all(result.ok for result in results)
-    return Answer(0 if sound else 8, "\n".join([*gone, describe_verifications(results, refused)]))
+    return Answer(0 if sound else 8, describe_verifications(results, refused, vanished))
 
 
 def try_restore(workplace: Workplace, target: str, **request: Any) -> Answer:

@@ -343,6 +343,7 @@ def test_the_command_line_says_what_is_damaged_and_what_to_do(place: Scene) -> N
         assert done.returncode == code, (arguments, said)
         assert key in said
         assert "Traceback" not in said
+        assert "hint: " in said
     assert f"drkit verify {newest}" in done.stdout
     done = place.site.drkit("restore", "orders", "--to", target, "--json")
     document = json.loads(done.stdout)
