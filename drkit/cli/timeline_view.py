@@ -107,7 +107,8 @@ def draw_timeline(picture: TimelinePicture) -> str:
     names = {window.timeline: f"  timeline {window.timeline}" for window in picture.windows}
     columns = max(width - _LABEL_COLUMNS - max(map(len, names.values()), default=0), _LEAST_AXIS_COLUMNS)
     start = min(moments)
-    axis = _Axis(start, max(picture.now, *moments, start + timedelta(minutes=1)), columns, picture.zone)
+    end = max(picture.now, *moments, start + timedelta(minutes=1))
+    axis = _Axis(start.astimezone(UTC), end.astimezone(UTC), columns, picture.zone)
     marks = _ASCII if picture.plain else _UNICODE
     lines.append(" " * _LABEL_COLUMNS + _ticks(axis))
     lines += _row("bases", axis, ((moment, marks.base) for moment in picture.bases))
@@ -218,7 +219,9 @@ def _ticks(axis: _Axis) -> str:
     cells = [" "] * axis.columns
     free_from = 0
     for moment in _tick_moments(axis, step):
-        column, text = axis.column(moment), axis.local(moment).strftime(form)
+        local = axis.local(moment)
+        midnight = form == "%H:%M" and (local.hour, local.minute) == (0, 0)
+        column, text = axis.column(moment), local.strftime("%m-%d" if midnight else form)
         if column >= free_from and column + len(text) <= axis.columns:
             cells[column : column + len(text)] = text
             free_from = column + len(text) + 2
