@@ -106,11 +106,12 @@ def folder_command(folder: Path) -> str:
     return f'if test -e {source}/"%f"; then cp {source}/"%f" "%p" || exit 200; else exit 1; fi'
 
 
-def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: int, durable: bool) -> dict[str, str]:
+def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: int) -> dict[str, str]:
     """Return the settings of a server that replays and does nothing else, whatever came with the data.
 
     ``recorded`` are the source's settings, of which the floors are kept. There are no readers during replay, so that
-    it does not stop where the source's settings were raised later. ``durable`` keeps what a crash would lose.
+    it does not stop where the source's settings were raised later. Nothing is synced: a crash means a new start, and
+    whoever keeps the folder syncs it as a whole.
     """
     floors = {name: str(recorded[name]) for name in FLOORS if str(recorded.get(name, "")).isdigit()}
     buffers_bytes = max(32 * MIB, min(memory_bytes // 8, 4096 * MIB))
@@ -118,6 +119,9 @@ def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: in
         **floors,
         **_RISKY,
         "hot_standby": "off",
+        "fsync": "off",
+        "full_page_writes": "off",
+        "synchronous_commit": "off",
         "listen_addresses": "",
         "shared_preload_libraries": "",
         "session_preload_libraries": "",
@@ -146,8 +150,6 @@ def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: in
         "wal_compression": "off",
     }
     settings.pop("archive_command")
-    if not durable:
-        settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
     if str(recorded.get("track_commit_timestamp")) == "on":
         settings["track_commit_timestamp"] = "on"
     return settings

@@ -43,7 +43,7 @@ from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import PolicyArtifacts, find_artifacts, open_details
 from drkit.operations.data_folder import TargetFolder, claimed, hand_over, inspect_target
-from drkit.operations.extraction import Extraction, Owner, sync_path
+from drkit.operations.extraction import Extraction, Owner
 from drkit.operations.replay import SPOOL_BYTES, ReplayLog, WalServer, check_identity, open_wal_server
 from drkit.operations.restore import FetchedObject, RestorePlan, believed_copies, copies_passed_over, fetch
 from drkit.operations.running import recorded_run
@@ -309,7 +309,7 @@ class Replayed:
 
 @contextmanager
 def open_replay(
-    workplace: Workplace, plan: BasePlan, site: ReplaySite, reporter: Reporter, *, durable: bool
+    workplace: Workplace, plan: BasePlan, site: ReplaySite, reporter: Reporter
 ) -> Iterator[tuple[RestoredServer, Replayed]]:
     """Start the restored server, feed it WAL up to the target, and lend it promoted; stop it at the end.
 
@@ -319,7 +319,7 @@ def open_replay(
     reader = LogReader(workplace, plan.base.identities)
     client = _client_for(site)
     settings = replay_settings(
-        plan.facts.get("settings", {}), memory_bytes=memory_available_bytes(), cores=core_count(), durable=durable
+        plan.facts.get("settings", {}), memory_bytes=memory_available_bytes(), cores=core_count()
     )
     with open_server(site.place) as server:
         with reporter.progress("replay", plan.wal_bytes) as progress:
@@ -452,12 +452,15 @@ class _FolderJob:
             extraction = self._extract(fetched)
             if not start:
                 self._lay_out()
-                self._finish_files(extraction)
+                extraction.write_control_file()
+                with self.phases.timed("sync"):
+                    extraction.sync()
                 hand_over(self.target)
                 return None
             replayed = self._replay(extraction)
             self._finish_config(write_signal=False)
-            sync_path(self.data)
+            with self.phases.timed("sync"):
+                extraction.sync()
             return replayed
 
     def _extract(self, fetched: Sequence[FetchedObject]) -> Extraction:
@@ -469,13 +472,6 @@ class _FolderJob:
         rate = format_bytes(self.plan.base.plain_bytes / took_s)
         self.reporter.line(f"  write       {format_bytes(self.plan.base.plain_bytes)}  {rate}/s")
         return extraction
-
-    def _finish_files(self, extraction: Extraction) -> None:
-        with self.phases.timed("sync"):
-            extraction.sync()
-            extraction.write_control_file()
-            sync_path(self.data / "global" / "pg_control")
-            sync_path(self.data / "global")
 
     def _lay_out(self) -> None:
         """Put all WAL of the plan into the folder, for a server that somebody else starts."""
@@ -511,11 +507,11 @@ class _FolderJob:
                 self.data, run_folder, self.plan.major, self.target.user, superuser_of(self.plan.base.details)
             )
             site = ReplaySite(place, spool, self.target.owner)
-            self._finish_files(extraction)
+            extraction.write_control_file()
             hand_over(self.target)
             with ExitStack() as stack:
                 with self.phases.timed("replay"):
-                    lent = open_replay(self.workplace, self.plan, site, self.reporter, durable=True)
+                    lent = open_replay(self.workplace, self.plan, site, self.reporter)
                     server, replayed = stack.enter_context(lent)
                 self.reporter.line(f"  replay      {describe_replayed(replayed)}")
                 with self.phases.timed("stop"):

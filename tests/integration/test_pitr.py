@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import pytest
 
-from tests.fixtures.physical import PHYSICAL, start_server
-from tests.fixtures.postgres import PostgresServer, as_server_user, free_port, running_postgres
+from drkit.operations.init import init_site
+from tests.fixtures.physical import standby_of
+from tests.fixtures.recovery import Walk, promoted, walking
 from tests.fixtures.site import ReadySite
 
 
-def test_a_base_alone_becomes_a_server(ready_site: ReadySite, tmp_path: Path) -> None:
-    with running_postgres(**PHYSICAL) as server:
-        server.execute("create table t as select 1 as a")
-        url = ready_site.write_secret("source-url", server.url().reveal())
-        path = ready_site.write_policy("orders", url)
-        path.write_text(path.read_text().replace("{method: dump}", "{method: base}"))
-        done = ready_site.drkit("backup", "orders", "--method", "base")
-        assert done.returncode == 0, done.stderr
-    into = Path("/tmp") / f"drkit-into-{tmp_path.name}"
-    try:
-        done = ready_site.drkit("restore", "orders", "--at", "immediate", "--into", str(into), "--debug")
-        print(done.stdout, done.stderr)
-        assert done.returncode == 0
-    finally:
-        shutil.rmtree(into, ignore_errors=True)
+@dataclass(frozen=True)
+class Scene:
+    """The whole walk, shipped: bases ``first`` and ``second`` on timeline 1, then a promoted standby on timeline 2."""
+
+    walk: Walk
+    first: str
+    second: str
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    made = init_site(tmp_path_factory.mktemp("pitr") / "site", principal="test@example.org")
+    made.policy_file.unlink()
+    with walking(ReadySite(made.folder, made)) as walk:
+        walk.set("one")
+        first = walk.base()
+        walk.set("two")
+        walk.set("three")
+        walk.server.execute("select pg_create_restore_point('before four')")
+        walk.set("four")
+        walk.switch()
+        second = walk.base()
+        walk.set("five")
+        walk.switch()
+        with standby_of(walk.server) as standby:
+            walk.set("six")
+            walk.switch()
+            promoted(standby)
+            walk.set("seven on two", standby)
+            walk.switch(standby)
+        walk.set("seven on one")
+        walk.switch()
+        walk.ship()
+        yield Scene(walk, first, second)
+
+
+def test_immediate_shows_the_base(scene: Scene) -> None:
+    assert scene.walk.state_at("--at", "immediate", "--artifact", scene.first) == "one"
+
+
+@pytest.mark.parametrize("kind", ["xid", "xid exclusive", "time", "lsn", "name", "latest", "timeline 1"])
+def test_every_target_shows_its_state(scene: Scene, kind: str) -> None:
+    marks = scene.walk.marks
+    words, state = {
+        "xid": (["--at", f"xid:{marks['two'].xid}", "--artifact", scene.first], "two"),
+        "xid exclusive": (["--at", f"xid:{marks['two'].xid}", "--exclusive", "--artifact", scene.first], "one"),
+        "time": (["--at", marks["three"].after.isoformat()], "three"),
+        "lsn": (["--at", f"lsn:{marks['five'].lsn}"], "five"),
+        "name": (["--at", "name:before four", "--artifact", scene.first], "three"),
+        "latest": ([], "seven on two"),
+        "timeline 1": (["--timeline", "1"], "seven on one"),
+    }[kind]
+    assert scene.walk.state_at(*words) == state
