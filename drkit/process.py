@@ -294,19 +294,16 @@ def run(command: Command, *, stdin: bytes = b"", timeout_s: float = 60, check: b
     Raise SourceError when it cannot be started, outlives ``timeout_s``, or (with ``check``) exits with another status
     than 0. Its output is held in memory: for tools that say little.
     """
-    process = _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        stdout, stderr = process.communicate(stdin, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise SourceError(
-            f"{command.tool} did not end within {timeout_s:g} s", details=[f"command: {shlex.join(command.argv)}"]
-        ) from None
-    finally:
-        if process.poll() is None:
-            _kill_group(process.pid)
-            # Whatever left the group by itself may still hold the pipes.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=_KILL_AFTER_S)
+    with _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise SourceError(
+                f"{command.tool} did not end within {timeout_s:g} s", details=[f"command: {shlex.join(command.argv)}"]
+            ) from None
+        finally:
+            if process.poll() is None:
+                _kill_group(process.pid)
     text = stderr.decode(errors="replace")
     if check and process.returncode != 0:
         tail = [line for line in text.splitlines() if line.strip()][-_STDERR_LINES:]
