@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from drkit import bucket, cli, errors, signing
 from drkit.engines.postgres_inventory import DATABASE_QUERIES, GLOBAL_QUERIES
-from drkit.model import Document, Manifest, ObjectRecord, Tombstone
+from drkit.model import Document, LogManifest, LogRecord, Manifest, ObjectRecord, Tombstone
 from drkit.operations.evidence import DrillRecord
 
 ROOT = Path(__file__).parent.parent
@@ -186,16 +186,28 @@ def test_every_key_is_documented() -> None:
         "evidence_key": bucket.evidence_key("<policy>", "<run_id>"),
         "tombstone_key": bucket.tombstone_key("<policy>", "<artifact_id>"),
         "trust_key": bucket.trust_key("<key_id>"),
+        "log_key": "policies/<policy>/logs/<timeline>/<name>.zst.age",
+        "log_manifest_key": "policies/<policy>/logs/<timeline>/<first>-<last>-<manifest_id>.json",
     }
+    assert bucket.log_key("p", 10, "<name>") == "policies/p/logs/0000000A/<name>.zst.age"
+    assert bucket.log_manifest_key("p", 10, "a", "b", "c") == "policies/p/logs/0000000A/a-b-c.json"
     names = {name for name in vars(bucket) if name.endswith(("_key", "_KEY"))}
     assert {name for name in names if not name.startswith(("parse_", "signature_"))} == set(made)
     assert set(made.values()) <= documented
-    for name in ("manifest_key", "evidence_key", "tombstone_key"):
+    for name in ("manifest_key", "evidence_key", "tombstone_key", "log_manifest_key"):
         assert bucket.signature_key(made[name]) in documented
     for name in {name for name in vars(bucket) if name.endswith("_prefix")}:
         function = getattr(bucket, name)
-        prefix = function(*[f"<{parameter}>" for parameter in inspect.signature(function).parameters])
+        prefix = function(*[_placeholder(parameter) for parameter in inspect.signature(function).parameters])
+        prefix = prefix.replace(f"{_TIMELINE:08X}", "<timeline>")
         assert any(key.startswith(prefix) for key in documented), name
+
+
+_TIMELINE = 0xABCDEF01
+
+
+def _placeholder(parameter: str) -> Any:
+    return _TIMELINE if parameter == "timeline" else f"<{parameter}>"
 
 
 def fields(model: type[Document]) -> set[str]:
@@ -211,6 +223,8 @@ def fields(model: type[Document]) -> set[str]:
         ("## 8. Tombstones", Tombstone),
         ("## 9. Trust documents", signing.Trust),
         ("## 10. Evidence", DrillRecord),
+        ("### 15.1 ", LogManifest),
+        ("### 15.2 ", LogRecord),
     ],
 )
 def test_every_field_of_every_document_is_documented_and_nothing_else(heading: str, model: type[Document]) -> None:
