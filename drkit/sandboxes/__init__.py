@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -52,6 +53,29 @@ class ScratchServer:
     stage_folder: Path
 
 
+@dataclass(frozen=True)
+class ScratchFolder:
+    """A private folder for a server that comes as files: empty, and ours alone until `hand_over`.
+
+    ``data`` is where the files go, not yet made; ``user`` is whom the server runs as, None for ourselves.
+    """
+
+    folder: Path
+    user: str | None
+    uid: int
+    gid: int
+
+    @property
+    def data(self) -> Path:
+        """Return the data folder."""
+        return self.folder / "data"
+
+    def hand_over(self) -> None:
+        """Let the server's user in; the files are theirs already."""
+        if self.uid != os.geteuid():
+            os.chown(self.folder, self.uid, self.gid)
+
+
 class Sandbox(Protocol):
     """One kind of throw-away server."""
 
@@ -64,6 +88,9 @@ class Sandbox(Protocol):
 
         Raise SourceError before anything is made when binaries of that major or the room are missing.
         """
+
+    def open_folder(self, request: SandboxRequest, ledger: ScratchLedger) -> AbstractContextManager[ScratchFolder]:
+        """Lend a folder for a server that is restored as files, with the same promises as `open`."""
 
     def reap(self, scratch: Scratch) -> None:
         """Take away what a dead owner left; raise SourceError when it cannot be. Doing it twice is no error."""

@@ -29,8 +29,9 @@ from drkit.credentials import Secret
 from drkit.errors import SourceError
 from drkit.model import Scratch
 from drkit.process import Command, open_consumer, run, start_mark
-from drkit.sandboxes import SandboxRequest, ScratchLedger, ScratchServer
+from drkit.sandboxes import SandboxRequest, ScratchFolder, ScratchLedger, ScratchServer
 from drkit.sandboxes.machine import core_count, memory_available_bytes
+from drkit.sandboxes.postgres_server import WATCH
 from drkit.units import MIB, format_bytes
 
 _GIB = 1 << 30
@@ -41,13 +42,6 @@ _LEAST_MEMORY_BYTES = 192 * MIB
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30.0
 _SERVER_PROGRAMS = ("postgres", "initdb", "pg_ctl", "sh")
-_WATCH = """
-if read -r _; then exec "$0" -D "$1" -m immediate -w stop; fi
-tries=30
-until "$0" -D "$1" -m immediate -w stop || [ ! -d "$1" ] || [ $((tries -= 1)) -eq 0 ]; do sleep 0.5; done
-"""
-"""Told to, stop the server. When the input ends without a word drkit was killed, perhaps while the server was being
-started: then try again until there is one to stop."""
 
 
 class PostgresSandbox:
@@ -59,11 +53,25 @@ class PostgresSandbox:
     def open(self, request: SandboxRequest, ledger: ScratchLedger) -> Iterator[ScratchServer]:
         """Lend an empty server; on leaving stop it and remove every file, or raise SourceError naming what is left."""
         plan = _plan(request)
+        with self._recorded(plan, request, ledger), _running(plan, request) as server:
+            yield server
+
+    @contextmanager
+    def open_folder(self, request: SandboxRequest, ledger: ScratchLedger) -> Iterator[ScratchFolder]:
+        """Lend a folder for a server that is restored as files; on leaving stop what runs in it and remove it."""
+        plan = _plan(request)
+        with self._recorded(plan, request, ledger):
+            plan.folder.mkdir(mode=0o700)
+            account = pwd.getpwnam(plan.user) if plan.user else pwd.getpwuid(os.geteuid())
+            yield ScratchFolder(plan.folder, plan.user, account.pw_uid, account.pw_gid)
+
+    @contextmanager
+    def _recorded(self, plan: _Plan, request: SandboxRequest, ledger: ScratchLedger) -> Iterator[None]:
+        """Write the scratch down before anything of it is made, and strike it out when all of it is gone."""
         scratch = _scratch(plan, request)
         ledger.add_scratch(scratch)
         try:
-            with _running(plan, request) as server:
-                yield server
+            yield
         finally:
             self.reap(scratch)
             ledger.remove_scratch(scratch.scratch_id)
@@ -186,7 +194,7 @@ def _running(plan: _Plan, request: SandboxRequest) -> Iterator[ScratchServer]:
         account = pwd.getpwnam(plan.user)
         os.chown(plan.folder, account.pw_uid, account.pw_gid)
     _initialise(plan, request)
-    watch = ["/bin/sh", "-c", _WATCH, str(plan.pg_ctl), str(plan.cluster)]
+    watch = ["/bin/sh", "-c", WATCH, str(plan.pg_ctl), str(plan.cluster)]
     with open_consumer(_as_server(plan, watch), idle_timeout_s=_STOP_TIMEOUT_S) as watcher:
         _start(plan)
         try:

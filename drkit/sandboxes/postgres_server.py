@@ -28,6 +28,14 @@ _SHOWN_LINES = 15
 _STATUS_LINE = 7
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
 
+WATCH = """
+if read -r _; then exec "$0" -D "$1" -m immediate -w stop; fi
+tries=30
+until "$0" -D "$1" -m immediate -w stop || [ ! -d "$1" ] || [ $((tries -= 1)) -eq 0 ]; do sleep 0.5; done
+"""
+"""Told to, stop the server. When the input ends without a word drkit was killed, perhaps while the server was being
+started: then try again until there is one to stop."""
+
 
 @dataclass(frozen=True)
 class ServerPlace:
@@ -155,16 +163,14 @@ def _quoted(value: str) -> str:
 @contextmanager
 def open_server(place: ServerPlace) -> Iterator[RestoredServer]:
     """Lend a server that is not started yet; on leaving it is stopped, at once and without a checkpoint."""
-    # The shell waits for the end of its input, which comes when we close the pipe and also when we are killed.
-    script = 'read -r _; test -e "$1/postmaster.pid" || exit 0; exec "$0" -D "$1" -m immediate -w stop'
-    pg_ctl = postgres_binary("pg_ctl", place.major)
-    stop = Command(["/bin/sh", "-c", script, str(pg_ctl), str(place.data)], cwd=place.run_folder, user=place.user)
-    with open_consumer(stop, idle_timeout_s=_STOP_TIMEOUT_S) as watcher:
+    pg_ctl = str(postgres_binary("pg_ctl", place.major))
+    watch = Command(["/bin/sh", "-c", WATCH, pg_ctl, str(place.data)], cwd=place.run_folder, user=place.user)
+    with open_consumer(watch, idle_timeout_s=_STOP_TIMEOUT_S) as watcher:
         try:
             yield RestoredServer(place)
         finally:
             with contextlib.suppress(SourceError):  # it ended before
-                watcher.feed([])
+                watcher.feed([b"stop\n"])
 
 
 def folder_fits_socket(folder: Path) -> bool:
