@@ -25,9 +25,9 @@ def in_a_gap(index: LogIndex, path: Path, stretch: Stretch, asked: str) -> Recov
     following = next((base for base in index.bases_on(path) if base.stop_lsn > stretch.to_lsn), None)
     segment, reason = missing_after(index, path, stretch.to_lsn, following.stop_lsn if following else None)
     policy = index.state.policy
-    hints = [f"drkit restore {policy} --at {stamp(stretch.end_at)} --into DIR"]
+    hints = [_command(index, path, stretch.end_at)]
     if following is not None:
-        hints.append(f"drkit restore {policy} --at {stamp(following.stop_at)} --into DIR")
+        hints.append(_command(index, path, following.stop_at))
     return RecoveryGap(
         f"{policy} cannot be brought to {asked}: {reason}",
         details=[
@@ -59,7 +59,7 @@ def past_the_end(index: LogIndex, path: Path, stretch: Stretch, asked: str) -> R
         f"{policy} cannot be brought to {asked}: {known}",
         details=details,
         hints=[
-            f"drkit restore {policy} --at {stamp(stretch.end_at)} --into DIR",
+            _command(index, path, stretch.end_at),
             *(f"drkit restore {policy} --timeline {timeline} --into DIR" for _, timeline in left),
         ],
     )
@@ -75,7 +75,7 @@ def before_all_bases(index: LogIndex, path: Path, asked: str) -> RecoveryGap:
             f"oldest base         {oldest.artifact_id} on timeline {oldest.timeline}",
             f"restorable from     {format_lsn(oldest.stop_lsn)}, {stamp(oldest.stop_at)}",
         ],
-        hints=[f"drkit restore {policy} --at {stamp(oldest.stop_at)} --into DIR"],
+        hints=[_command(index, path, oldest.stop_at)],
     )
 
 
@@ -84,3 +84,9 @@ def _last_good(stretch: Stretch) -> list[str]:
         f"last good position  {format_lsn(stretch.to_lsn)}",
         f"restorable moments  {stamp(stretch.base.stop_at)} .. {stamp(stretch.end_at)}",
     ]
+
+
+def _command(index: LogIndex, path: Path, moment: datetime) -> str:
+    """Return the command that restores to a moment on the path, which is named where there is another."""
+    pin = f" --timeline {path[-1].timeline}" if len(index.timelines()) > 1 else ""
+    return f"drkit restore {index.state.policy} --at {stamp(moment)}{pin} --into DIR"

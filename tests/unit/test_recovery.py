@@ -243,6 +243,12 @@ def test_a_file_that_is_no_whole_segment_is_not_taken_for_one(end_lsn: int) -> N
     )
 
 
+def test_a_file_that_begins_inside_a_segment_is_not_taken_for_one() -> None:
+    odd = replace(segment(2, 20, 29), start_lsn=2 * SEGMENT + UNIT, end_lsn=3 * SEGMENT + UNIT)
+    state = log([base(AFTER_1, 12)], [segment(1, 10, 19), odd, segment(3)])
+    assert "000000010000000000000002 is missing" in refusal(state, "latest").message
+
+
 # T41: gaps.
 
 HOLED = replace(CALM, files=without(run(range(1, 10)), 3))
@@ -257,9 +263,22 @@ def test_a_moment_behind_a_gap_is_refused_by_name_with_the_moments_on_both_sides
     assert [hint.split()[4] for hint in gap.hints] == [at(29).astimezone().isoformat(), at(52).astimezone().isoformat()]
 
 
+def follow(state: LogState, hint: str) -> RecoveryPlan:
+    """Do what a hint says."""
+    words = hint.split()
+    assert words[:3] == ["drkit", "restore", "orders"]
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    assert options.pop("--into") == "DIR"
+    timeline = options.pop("--timeline", None)
+    return plan(state, options.get("--at", "latest"), timeline=int(timeline) if timeline else None)
+
+
 def test_every_hint_of_a_refusal_can_be_followed() -> None:
     for hint in refusal(HOLED, moment(45)).hints:
-        plan(HOLED, hint.split()[4])
+        follow(HOLED, hint)
+    for hint in refusal(PROMOTED, moment(165), timeline=1).hints:
+        follow(PROMOTED, hint)
+    assert follow(PROMOTED, refusal(PROMOTED, moment(165), timeline=1).hints[0]).timeline == 1
 
 
 def test_earlier_moments_and_later_ones_from_the_next_base_are_still_fine() -> None:
@@ -394,6 +413,24 @@ def test_the_new_timelines_copy_of_the_switch_segment_is_asked_for() -> None:
     gap = refusal(state, "latest")
     assert "segment 000000020000000000000005 is missing" in gap.message
     assert f"last good position  {format_lsn(SWITCH)}" in gap.details
+
+
+def test_what_the_old_timeline_wrote_after_the_switch_counts_for_nothing() -> None:
+    files = [item for item in PROMOTED.files if item.name != segment(5, timeline=2).name]
+    state = replace(PROMOTED, files=[*files, segment(5, 50, 59)])
+    gap = refusal(state, moment(55), timeline=2)
+    assert f"last good position  {format_lsn(SWITCH)}" in gap.details
+    assert f"restorable moments  {at(12).astimezone().isoformat()} .. {at(49).astimezone().isoformat()}" in gap.details
+
+
+def test_the_segment_of_the_switch_is_no_line_of_its_own() -> None:
+    assert plan(replace(PROMOTED, files=[*PROMOTED.files, segment(5, 50, 59)]), moment(55)).warnings == ()
+
+
+def test_a_gap_that_ended_before_the_switch_is_told_once() -> None:
+    late = Switch(1, 8 * SEGMENT + UNIT)
+    files = [*HOLED.files, segment(8, 80, 199, timeline=2), segment(9, 200, 209, timeline=2)]
+    assert [gap.timeline for gap in find_gaps(replace(HOLED, files=files, histories={2: (late,)}))] == [1]
 
 
 def test_the_log_of_a_standby_that_was_never_stored_is_missed() -> None:
