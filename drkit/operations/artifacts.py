@@ -32,6 +32,9 @@ _SHOWN_DOUBTS = 5
 class ForeignManifest(IntegrityError):
     """A manifest is of another repository than the store in which it lies says it is."""
 
+DUMP = "dump"
+"""The method of artifacts that are loaded into a database; those of other methods become servers of their own."""
+
 
 @dataclass(frozen=True)
 class TrustedManifest:
@@ -196,7 +199,22 @@ def _sorted_out(
 
 
 def _newest_first(entries: list[ArtifactEntry]) -> list[ArtifactEntry]:
-    return sorted(entries, key=lambda entry: (entry.manifest.covers.to_at, entry.manifest.artifact_id), reverse=True)
+    """Sort by moment, as far as clocks can be trusted: what names another as its parent was taken after it.
+
+    Otherwise an artifact of a day on which a clock was a year ahead would be the newest one for a year.
+    """
+    not_after: dict[str, datetime] = {}
+
+    def age(entry: ArtifactEntry) -> tuple[datetime, int, str]:
+        manifest = entry.manifest
+        at = min(manifest.covers.to_at, not_after.get(entry.manifest_sha256, manifest.covers.to_at))
+        return at, manifest.seq, manifest.artifact_id
+
+    for entry in sorted(entries, key=lambda entry: entry.manifest.seq, reverse=True):
+        at = age(entry)[0]
+        for parent in entry.manifest.parents:
+            not_after[parent] = min(at, not_after.get(parent, at))
+    return sorted(entries, key=age, reverse=True)
 
 
 def _tombstones(stores: Sequence[Store], signers: Sequence[Signer], policy: str) -> frozenset[str]:
@@ -244,22 +262,30 @@ def require_repository(store: Store, manifest: Manifest, repo_id: str | None) ->
 
 
 def choose_artifact(
-    found: PolicyArtifacts, policy: str, *, artifact_id: str | None = None, at: datetime | None = None
+    found: PolicyArtifacts,
+    policy: str,
+    *,
+    artifact_id: str | None = None,
+    at: datetime | None = None,
+    method: str | None = None,
 ) -> ArtifactEntry:
     """Pick one artifact: by the start of its id, the newest not after ``at``, or the newest.
+
+    Without an id only those of ``method`` count, if it is given.
 
     Never an older one in silence: when a newer one is damaged or was deleted, raise IntegrityError, and the older one
     must be asked for by its id. Raise RecoveryGap when there is none, saying what there is instead.
     """
     if artifact_id is not None:
         return _choose_by_id(found, policy, artifact_id)
-    entries = [entry for entry in found.entries if at is None or entry.manifest.covers.to_at <= at]
+    candidates = [entry for entry in found.entries if method in (None, entry.manifest.method)]
+    entries = [entry for entry in candidates if at is None or entry.manifest.covers.to_at <= at]
     chosen = entries[0] if entries else None
-    _refuse_in_doubt(found, policy, chosen, at)
+    _refuse_in_doubt(found, policy, chosen, at, method)
     if chosen is not None:
         return chosen
-    if at is not None and found.entries:
-        oldest = format_moment(found.entries[-1].manifest.covers.to_at)
+    if at is not None and candidates:
+        oldest = format_moment(candidates[-1].manifest.covers.to_at)
         raise RecoveryGap(
             f"policy {policy} has no artifact that is not after {format_moment(at)}; the oldest is of {oldest}",
             details=_refusals(found),
@@ -299,9 +325,15 @@ def _refuse_by_id(found: PolicyArtifacts, policy: str, prefix: str) -> None:
             raise _out_of_reach(found, entry)
 
 
-def _refuse_in_doubt(found: PolicyArtifacts, policy: str, chosen: ArtifactEntry | None, at: datetime | None) -> None:
-    """Raise when a newer artifact than ``chosen``, and not after ``at``, is or was there and cannot be used."""
-    doubts = [*_newer_refused(found, chosen, at), *_newer_vanished(found, chosen, at), *_gaps(found, chosen, at)]
+def _refuse_in_doubt(
+    found: PolicyArtifacts, policy: str, chosen: ArtifactEntry | None, at: datetime | None, method: str | None
+) -> None:
+    """Raise when a newer artifact than ``chosen``, and not after ``at``, is or was there and cannot be used.
+
+    Of what was not believed or is unknown the method is not known either, so it counts for every method.
+    """
+    vanished = (_gone(entry) for entry in found.unexplained if _is_newer(entry, chosen, at, method))
+    doubts = [*_newer_refused(found, chosen, at), *vanished, *_gaps(found, chosen, at)]
     if doubts:
         newer = "the artifact of that moment" if at else "the newest artifact"
         raise IntegrityError(
@@ -310,7 +342,7 @@ def _refuse_in_doubt(found: PolicyArtifacts, policy: str, chosen: ArtifactEntry 
             hints=[f"drkit check {policy}", *_older(policy, chosen)],
         )
     for entry in found.out_of_reach:
-        if _is_newer(entry, chosen, at):
+        if _is_newer(entry, chosen, at, method):
             raise _out_of_reach(found, entry, _older(policy, chosen))
 
 
@@ -345,10 +377,6 @@ def _moment_of(artifact_id: str) -> datetime | None:
         return None
 
 
-def _newer_vanished(found: PolicyArtifacts, chosen: ArtifactEntry | None, at: datetime | None) -> Iterator[str]:
-    return (_gone(entry) for entry in found.unexplained if _is_newer(entry, chosen, at))
-
-
 def _gone(entry: ArtifactEntry) -> str:
     manifest = entry.manifest
     return (
@@ -357,7 +385,9 @@ def _gone(entry: ArtifactEntry) -> str:
     )
 
 
-def _is_newer(entry: ArtifactEntry, chosen: ArtifactEntry | None, at: datetime | None) -> bool:
+def _is_newer(entry: ArtifactEntry, chosen: ArtifactEntry | None, at: datetime | None, method: str | None) -> bool:
+    if method not in (None, entry.manifest.method):
+        return False
     to_at = entry.manifest.covers.to_at
     return (chosen is None or to_at > chosen.manifest.covers.to_at) and (at is None or to_at <= at)
 

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from drkit import __version__, age, bucket
@@ -44,6 +44,8 @@ from drkit.signing import MANIFEST_NAMESPACE, sign, trust_of_signer
 from drkit.stores import Store
 from drkit.stream import Meter, compress, drain, prefetch
 from drkit.units import format_bytes, format_count, format_duration, format_moment
+
+_CLOCK_SKEW = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,9 @@ class _Job:
                 lambda part: self._stream(session, part), preflight.parts, preflight.parallel, self.stop
             )
             details = session.details()
-            warnings = (*session.preflight.warnings, *session.warnings)
-            for warning in session.warnings:
+            later_warnings = [*session.warnings, *self._clock_warnings(session.snapshot_at)]
+            warnings = (*session.preflight.warnings, *later_warnings)
+            for warning in later_warnings:
                 self.reporter.line(f"  warning     {warning}")
             manifest = self._manifest(repo_id, rule, session, objects, details)
         self._report_content(manifest, details)
@@ -263,6 +266,14 @@ class _Job:
             f"  fingerprint {format_count(tables, 'table')}, {format_count(rows, 'row')}, {what} as of"
             f" {format_moment(snapshot_at)}"
         )
+
+    def _clock_warnings(self, snapshot_at: datetime) -> list[str]:
+        """Compare our clock, which names the artifact, with the server's, which dates what is in it."""
+        ahead, behind = self.started_at - snapshot_at, snapshot_at - self.workplace.clock()
+        if max(ahead, behind) < _CLOCK_SKEW:
+            return []
+        which = f"{format_duration(ahead)} ahead of" if ahead > behind else f"{format_duration(behind)} behind"
+        return [f"this host's clock is {which} the database server's: timedatectl shows whether ours is kept right"]
 
     def _read_back(self, manifest: Manifest) -> None:
         """Ask the store for what it was given: sizes and its own checksums, or with ``full`` every byte."""

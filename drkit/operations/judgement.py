@@ -22,9 +22,13 @@ from drkit.units import format_bytes, format_count, format_duration, format_mome
 ORPHAN_MARGIN = timedelta(hours=24)
 """Data without a manifest that is younger than this may be a backup in progress, on any host."""
 
+CLOCK_MARGIN = timedelta(minutes=5)
+"""How far two clocks may differ before an artifact is of the future."""
+
 _STATES: Mapping[str, str] = {
     "backup-late": "LATE",
     "rpo-missed": "MISSED",
+    "misdated": "MISDATED",
     "copy-missing": "INCOMPLETE",
     "object-unlisted": "INCOMPLETE",
     "orphan": "INCOMPLETE",
@@ -126,11 +130,11 @@ class _Judgement:
             if any((artifact_id, copy.store) not in broken for copy in copies)
         ]
         questions: tuple[Callable[[Sequence[Manifest]], Iterable[Finding]], ...] = (
-            *(self._late, self._rpo, self._missing_copies),
+            *(self._late, self._rpo, self._misdated, self._missing_copies),
             *(self._unlisted, self._drills),
         )
         problems = [finding for question in questions for finding in question(sound)]
-        restorable_to_at = max((manifest.covers.to_at for manifest in sound), default=None)
+        restorable_to_at = max((manifest.covers.to_at for manifest in self._dated(sound)), default=None)
         return PolicyVerdict(
             policy=self.policy,
             state=_state([*damage, *problems]) if self._readable() else "UNKNOWN",
@@ -212,6 +216,20 @@ class _Judgement:
                 message = f"the record before that of run {run_id} is gone (sha256:{previous})"
                 yield Finding("evidence-gap", run_id, message, hint)
 
+    def _dated(self, sound: Sequence[Manifest]) -> list[Manifest]:
+        """Return those that are of the past: one of the future must not make everything look punctual until then."""
+        return [manifest for manifest in sound if manifest.covers.to_at <= self.now + CLOCK_MARGIN]
+
+    def _misdated(self, sound: Sequence[Manifest]) -> Iterator[Finding]:
+        for manifest in sound:
+            ahead = manifest.covers.to_at - self.now
+            if ahead > CLOCK_MARGIN:
+                message = (
+                    f"artifact {manifest.artifact_id} is of {format_moment(manifest.covers.to_at)}, which is"
+                    f" {format_duration(ahead)} from now: a clock was wrong then, or this host's is now"
+                )
+                yield Finding("misdated", manifest.artifact_id, message, "timedatectl")
+
     def _late(self, sound: Sequence[Manifest]) -> Iterator[Finding]:
         if self.expectation is None or not self._readable():
             return
@@ -219,7 +237,8 @@ class _Judgement:
             yield self._late_finding("never backed up")
             return
         for due in self.expectation.backups:
-            newest = max((item.covers.to_at for item in sound if item.method == due.what), default=None)
+            dated = [item.covers.to_at for item in self._dated(sound) if item.method == due.what]
+            newest = max(dated, default=None)
             running = self.last_run is not None and self.last_run.state == "running"
             if (newest is not None and newest >= due.since) or (running and newest is not None):
                 continue
@@ -233,7 +252,7 @@ class _Judgement:
         return Finding("backup-late", self.policy, message, f"drkit backup {self.policy}")
 
     def _rpo(self, sound: Sequence[Manifest]) -> Iterator[Finding]:
-        newest = max((manifest.covers.to_at for manifest in sound), default=None)
+        newest = max((manifest.covers.to_at for manifest in self._dated(sound)), default=None)
         rpo = self.expectation.rpo if self.expectation else None
         if rpo is None or newest is None or self.now - newest <= rpo or any(self._late(sound)):
             return

@@ -81,12 +81,20 @@ def close_lost_runs(catalog: Catalog, now: datetime) -> list[Run]:
     host = socket.gethostname()
     lost = []
     for run in catalog.runs(state="running"):
-        if run.host == host and (not start_mark(run.pid) or now - run.heartbeat_at > _SILENT_FOR):
+        silent = now - run.heartbeat_at > _SILENT_FOR and not _is_held(catalog, run)
+        if run.host == host and (not start_mark(run.pid) or silent):
             ended = dataclasses.replace(run, state="lost", ended_at=now, error="its process ended without a word")
             catalog.finish_run(ended)
             catalog.add_event("run.lost", now, {"run_id": run.run_id, "kind": run.kind, "policy": run.policy})
             lost.append(ended)
     return lost
+
+
+def _is_held(catalog: Catalog, run: Run) -> bool:
+    """Tell whether a run's own process holds its lease and lives; silence alone may be a clock that was put forward."""
+    lease = catalog.lease(f"{run.kind}/{run.policy}")
+    holder, _, run_id = lease.holder.partition("#") if lease else ("", "", "")
+    return run_id == run.run_id and not ProcessIdentity.parse(holder).is_known_dead()
 
 
 def _acquire(catalog: Catalog, name: str, run: Run) -> Lease:
