@@ -154,18 +154,18 @@ def shift_clock(offset_s: float) -> None:
 
 def watch_phases(trigger: Trigger) -> None:
     """Pass by the trigger at the beginning and the end of every phase of a drill."""
-    from drkit.operations.drill import _Drill
+    from drkit.operations.drill_frame import DrillFrame
 
-    phase = _Drill._phase
+    phase = DrillFrame.phase
 
     @contextmanager
-    def watched(self: _Drill, name: str) -> Iterator[None]:
+    def watched(self: DrillFrame, name: str) -> Iterator[None]:
         with phase(self, name):
             trigger.pass_by(f"begin {name}")
             yield
             trigger.pass_by(f"end {name}")
 
-    _Drill._phase = watched
+    DrillFrame.phase = watched
 
 
 def watch_children(trigger: Trigger) -> None:

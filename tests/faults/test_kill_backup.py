@@ -67,7 +67,7 @@ def test_two_folders(machine: Path, forker: Forker, shop_url: str, shard: int) -
     def stored() -> dict[str, bytes]:
         return {str(file): file.read_bytes() for folder in folders for file in folder.rglob("*") if file.is_file()}
 
-    Survivor(shop, stored).survive(share(points, shard))
+    Survivor(shop, stored, store_count=2).survive(share(points, shard))
 
 
 @pytest.mark.parametrize("shard", range(2))
@@ -113,10 +113,14 @@ def test_a_large_upload(machine: Path, forker: Forker, postgres: PostgresServer,
 
 
 class Survivor:
-    """A shop whose backups are killed one after the other, and what was restorable so far."""
+    """A shop whose backups are killed one after the other, and what was restorable so far.
 
-    def __init__(self, shop: Shop, stored: Callable[[], dict[str, bytes]]) -> None:
+    ``stored`` returns every byte of the stores that are looked into at the end, ``store_count`` of them.
+    """
+
+    def __init__(self, shop: Shop, stored: Callable[[], dict[str, bytes]], *, store_count: int = 1) -> None:
         self.shop = shop
+        self.store_count = store_count
         self.stored = stored
         self.copies: set[tuple[str, str]] = set()
 
@@ -173,4 +177,5 @@ class Survivor:
             words = [word for word in (*shop.secrets, ROW_WORD, TABLE_WORD) if word.encode() in content]
             assert words == [], name
             assert not name.endswith(".zst.age") or content.startswith(b"age-encryption.org/v1\n"), name
-        assert any(name.endswith(bucket.RECOVERY_KEY) for name in self.stored())
+        once_a_store = [name for name in self.stored() if name.endswith((bucket.RECOVERY_KEY, bucket.REPO_KEY))]
+        assert len(once_a_store) == 2 * self.store_count

@@ -180,6 +180,10 @@ class TestLostRuns:
         catalog.start_run(a_run(os.getpid(), heartbeat_at=NOW - timedelta(minutes=11)))
         assert [run.state for run in close_lost_runs(catalog, NOW)] == ["lost"]
 
+    def test_a_clock_put_forward_loses_nobody(self, catalog: SqliteCatalog, clock: Clock) -> None:
+        with recorded_run(catalog, clock, "backup", "shop"):
+            assert close_lost_runs(catalog, NOW + timedelta(days=365)) == []
+
     def test_another_hosts_are_its_own(self, catalog: SqliteCatalog) -> None:
         catalog.start_run(a_run(2**22 + 1, host="elsewhere", heartbeat_at=NOW - timedelta(days=1)))
         assert close_lost_runs(catalog, NOW) == []
