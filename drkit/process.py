@@ -245,6 +245,11 @@ class Consumer(_Child):
 class Resident(_Child):
     """A child that runs until it is told to stop; it is only watched, and says what it has to say on stderr."""
 
+    @property
+    def identity(self) -> ProcessIdentity:
+        """Return which process it is, so that it can be found when we were killed and it was not."""
+        return ProcessIdentity(socket.gethostname(), self._process.pid, start_mark(self._process.pid))
+
     def ended(self) -> int | None:
         """Return the exit status of a child that has ended, None while it runs."""
         self.status = self._process.poll()
@@ -373,6 +378,18 @@ class ProcessIdentity:
     def is_known_dead(self) -> bool:
         """Tell whether the process ran on this host and is gone; of another host's process nothing is known."""
         return self.host == socket.gethostname() and start_mark(self.pid) != self.start_mark
+
+
+def end_orphan(identity: ProcessIdentity) -> bool:
+    """Kill a child of a process that was killed, with its group; return whether it was still there.
+
+    ``identity`` must be of a child that was started here: such a one leads a group of its own.
+    """
+    ours = identity.host == socket.gethostname() and bool(identity.start_mark)
+    if not ours or start_mark(identity.pid) != identity.start_mark:
+        return False
+    _kill_group(identity.pid)
+    return True
 
 
 def start_mark(pid: int) -> str:

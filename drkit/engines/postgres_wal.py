@@ -18,8 +18,9 @@ from typing import Any, Literal
 from drkit.binaries import postgres_binary
 from drkit.credentials import Secret
 from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_environment
+from drkit.engines.postgres_replication import open_replication
 from drkit.errors import SourceError
-from drkit.process import Command, Resident, open_resident
+from drkit.process import Command, ProcessIdentity, Resident, end_orphan, open_resident
 from drkit.wal import Segment, parse_lsn
 
 ReceiverTrouble = Literal[
@@ -28,6 +29,7 @@ ReceiverTrouble = Literal[
 """Why receiving ended. After ``slot-lost``, ``log-removed`` and ``diverged`` it cannot go on where it was."""
 
 _STATUS_INTERVAL_S = 5
+_REPLICATION_IDLE_S = 30.0
 _STOP_S = 5.0
 
 _SIGNS: Sequence[tuple[str, ReceiverTrouble]] = (
@@ -171,11 +173,21 @@ def drop_slot(url: Secret, slot: str) -> None:
         connection.execute("select pg_catalog.pg_drop_replication_slot(%s)", (slot,))
 
 
+def read_history(url: Secret, timeline: int, major: int) -> str:
+    """Return the history file of a timeline from the server; raise SourceError when it has none."""
+    with open_replication(parse_url(url), major=major, idle_timeout_s=_REPLICATION_IDLE_S) as replication:
+        return replication.rows(f"TIMELINE_HISTORY {timeline:d}")[0][1] or ""
+
+
 @dataclass(frozen=True)
 class ReceiveOptions:
-    """How to receive: into which private folder, through which slot; ``work_folder`` is for the tool's secrets."""
+    """How to receive: into which private folder, through which slot; ``work_folder`` is for the tool's secrets.
+
+    In ``pid_file`` is which process receives, for whoever comes after a kill.
+    """
 
     folder: Path
+    pid_file: Path
     slot: str
     synchronous: bool
     work_folder: Path
@@ -213,12 +225,25 @@ def open_receiver(url: Secret, options: ReceiveOptions, position: ServerPosition
     argv += [f"--status-interval={_STATUS_INTERVAL_S}", *(["--synchronous"] if options.synchronous else [])]
     with tool_environment(endpoint, options.work_folder) as environment:
         command = Command(argv, {**environment, "PGAPPNAME": options.slot})
+        _end_orphan(options.pid_file)
         with open_resident(command) as child:
+            options.pid_file.write_text(str(child.identity))
             receiving = Receiving(child)
             try:
                 yield receiving
             finally:
                 receiving.stop()
+                options.pid_file.unlink(missing_ok=True)
+
+
+def _end_orphan(pid_file: Path) -> None:
+    """End the pg_receivewal of a process that was killed: it would hold the slot for ever."""
+    try:
+        identity = ProcessIdentity.parse(pid_file.read_text())
+    except FileNotFoundError:
+        return
+    end_orphan(identity)
+    pid_file.unlink(missing_ok=True)
 
 
 def _endpoint(url: Secret) -> Endpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from drkit.errors import DrkitError
+from drkit.errors import DrkitError, StoreError
 from drkit.operations.repository import join_repository
 from drkit.stores import Store
 
@@ -34,7 +34,11 @@ class Lane:
         if self.error is not None and time.monotonic() < self._until_s:
             raise self.error
         if not self._joined and self.first is not None:
-            join_repository(self.first, self.store)
+            try:
+                join_repository(self.first, self.store)
+            except StoreError as error:
+                self.failed(error)
+                raise
             self._joined = True
 
     def failed(self, error: DrkitError) -> None:

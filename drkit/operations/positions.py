@@ -20,6 +20,7 @@ from drkit.wal_truth import Sighting, advice, exposure_of, judge_position
 _SAMPLES = 2000
 _SLACK = timedelta(seconds=30)
 _SAMPLED = 3
+_FIRST_LOOK_S = 3.0
 
 
 class Watcher:
@@ -34,7 +35,9 @@ class Watcher:
         self._timeline = 0
 
     def run(self, stopping: threading.Event) -> None:
-        """Look until ``stopping``."""
+        """Look until ``stopping``; not before the receiver had its chance to make the slot."""
+        if self._setting.rule.receive == "stream" and stopping.wait(_FIRST_LOOK_S):
+            return
         while True:
             try:
                 self._look()

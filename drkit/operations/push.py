@@ -124,7 +124,7 @@ class PushServer:
         return user in {0, os.geteuid(), self._setting.owner_uid()}
 
     def _note_refusal(self, name: str, error: IntegrityError) -> None:
-        facts = {"policy": self._setting.policy.policy, "name": name, "message": error.message}
+        facts = {"policy": self._setting.policy.policy, "file": name, "message": error.message}
         with contextlib.suppress(CatalogError):
             self._setting.workplace.catalog.add_event("wal.refused", self._setting.workplace.clock(), facts)
 

@@ -23,15 +23,16 @@ from drkit.engines.postgres_wal import (
     drop_slot,
     make_slot,
     open_receiver,
+    read_history,
     read_position,
 )
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.operations import Workplace
 from drkit.operations.ship import Shipper
-from drkit.operations.spool import Identity, Spool, segment_name_of
+from drkit.operations.spool import Identity, Spool, is_mark, read_facts, segment_name_of
 from drkit.policy import BackupRule, Policy
 from drkit.units import format_bytes
-from drkit.wal import Segment, classify, format_lsn
+from drkit.wal import Segment, classify, format_lsn, parse_history
 
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
@@ -116,12 +117,17 @@ class Receiver:
         url = setting.url()
         position = read_position(url, setting.slot)
         setting.meet(position)
+        self._leave_stale(position)
         self._ensure_slot(url, position)
         self._choose_start(position)
         if self._spool.free_bytes() < self._reserve(position):
             raise SourceError(f"the spool has only {format_bytes(self._spool.free_bytes())} left")
         options = ReceiveOptions(
-            self._spool.received, setting.slot, setting.rule.synchronous, setting.workplace.work_folder
+            self._spool.received,
+            self._spool.folder / "receiver.pid",
+            setting.slot,
+            setting.rule.synchronous,
+            setting.workplace.work_folder,
         )
         with open_receiver(url, options, position) as receiving:
             self._watch(receiving, url, position, stopping)
@@ -134,6 +140,8 @@ class Receiver:
                 self._tell(trouble, error.message)
                 if trouble in ("log-removed", "slot-lost"):
                     self._jump(url, error)
+                elif trouble == "diverged":
+                    self._branch(url)
                 return
             if self._spool.free_bytes() < self._reserve(position):
                 self._tell(
@@ -178,25 +186,67 @@ class Receiver:
         assert position.slot is not None
         restart_lsn = position.slot.restart_lsn or position.flushed_lsn
         first = Segment(position.timeline, restart_lsn // position.segment_bytes, position.segment_bytes)
-        newest = max(
-            (
-                item
-                for path in self._spool.received_files()
-                if classify(path.name) == "segment" and (item := segment_name_of(path.name, position.segment_bytes))
-            ),
-            default=None,
-        )
-        if newest is None or newest.number < first.number - 1:
+        reached_lsn = self._received_lsn(position)
+        if reached_lsn < (first.number - 1) * first.segment_bytes:
             self._spool.mark(Segment(first.timeline, first.number - 1, first.segment_bytes))
         facts = {
             "policy": setting.policy.policy,
             "timeline": first.timeline,
-            "from_lsn": format_lsn(newest.end_lsn) if newest else None,
+            "from_lsn": format_lsn(reached_lsn),
             "to_lsn": format_lsn(first.start_lsn),
             "reason": reason.message,
         }
         setting.workplace.catalog.add_event("wal.gap", setting.workplace.clock(), facts)
-        raise reason
+
+    def _branch(self, url: Secret) -> None:
+        """Follow a server whose timeline branched off before the place up to which ours was received.
+
+        That is what a standby leaves that was promoted before it had everything. What we have beyond is kept; the log
+        is received again from the segment in which the timelines part. Raise IntegrityError when they never met.
+        """
+        position = read_position(url, self._setting.slot)
+        held = [
+            segment
+            for path in self._spool.received_files()
+            if (segment := segment_name_of(path.name, position.segment_bytes))
+        ]
+        ours = max((item.timeline for item in held), default=position.timeline)
+        history = parse_history(position.timeline, read_history(url, position.timeline, position.major))
+        switch = next((item for item in history if item.timeline == ours), None)
+        if switch is None:
+            raise IntegrityError(
+                f"{position.server} is on timeline {position.timeline}, which does not come from timeline {ours}, the"
+                " one that was received",
+                hints=["if this server is the right one, take a base backup under a new policy"],
+            )
+        for path in self._spool.received_files():
+            if segment_name_of(path.name, position.segment_bytes):
+                self._spool.leave(path)
+        parting = Segment(ours, switch.at_lsn // position.segment_bytes, position.segment_bytes)
+        if parting.number:
+            self._spool.mark(Segment(ours, parting.number - 1, position.segment_bytes))
+
+    def _leave_stale(self, position: ServerPosition) -> None:
+        """Put aside unfinished segments that pg_receivewal will not go on with, and marks that have done their work."""
+        held = {
+            path: segment
+            for path in self._spool.received_files()
+            if (segment := segment_name_of(path.name, position.segment_bytes))
+        }
+        newest = max(((item.number, item.timeline) for item in held.values()), default=(0, 0))
+        for path, segment in held.items():
+            done = classify(path.name) == "partial" or is_mark(path)
+            if done and (segment.number, segment.timeline) < newest:
+                self._spool.leave(path)
+
+    def _received_lsn(self, position: ServerPosition) -> int:
+        """Return up to where the log was received; where nothing is left of it, up to where it was shipped."""
+        received = [
+            read_facts(path, path.name).end_lsn
+            for path in self._spool.waiting_files()
+            if segment_name_of(path.name, position.segment_bytes)
+        ]
+        return max([self._setting.shipper.position(position.timeline), *received])
 
 
 def meet_cluster(spool: Spool, position: ServerPosition) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +21,8 @@ from drkit.operations.positions import Watcher
 from drkit.operations.push import PushServer
 from drkit.operations.receive import Receiver, Setting
 from drkit.operations.running import recorded_run
-from drkit.operations.ship import Shipper
-from drkit.operations.spool import Spool, is_mark, spool_folder
+from drkit.operations.ship import LIST_AFTER, Shipper
+from drkit.operations.spool import Spool, spool_folder
 from drkit.policy import BackupRule, Policy
 from drkit.units import format_moment
 from drkit.wal import classify
@@ -61,9 +62,12 @@ class SpoolShipping:
                 last = stopping.wait(_SCAN_S)
                 try:
                     self._round(pool, last=last)
-                    self._tell("shipping", "all stores take what is received")
                 except (DrkitError, OSError) as error:
                     self._tell("store-failed" if isinstance(error, StoreError) else "failed", str(error))
+                else:
+                    # A store that is left alone for a while fails nothing meanwhile; it is not well yet.
+                    if not self._shipper.errors():
+                        self._tell("shipping", "all stores take what is received")
                 if last:
                     return
 
@@ -71,36 +75,40 @@ class SpoolShipping:
         self._setting.tell(self.name, state, message)
 
     def _round(self, pool: ThreadPoolExecutor, *, last: bool) -> None:
+        """Do everything once; raise the first error after all had their turn."""
         errors: list[DrkitError] = []
-        futures = [pool.submit(self._shipper.ship, path) for path in self._finished()]
-        for future in futures:
-            try:
-                future.result()
-            except DrkitError as error:
-                errors.append(error)
-        try:
-            self._shipper.retry()
-            self._ship_partials(last=last)
-        finally:
-            self._shipper.list_due(force=last)
+        ships = [partial(self._shipper.ship, path) for path in self._finished()]
+        for future in [pool.submit(ship) for ship in ships]:
+            _collect(future.result, errors)
+        _collect(self._shipper.retry, errors)
+        _collect(partial(self._ship_partials, last=last), errors)
+        _collect(partial(self._shipper.list_due, force=last), errors)
         if errors:
             raise errors[0]
 
     def _finished(self) -> list[Path]:
-        return [
-            path
-            for path in self._setting.spool.received_files()
-            if classify(path.name) in ("segment", "history") and not is_mark(path)
-        ]
+        return [path for path in self._setting.spool.waiting_files() if classify(path.name) != "partial"]
 
     def _ship_partials(self, *, last: bool) -> None:
         wait_s = self._setting.rule.max_unshipped.total_seconds()
         if not last and time.monotonic() - self._partial_s < wait_s:
             return
         self._partial_s = time.monotonic()
-        for path in self._setting.spool.received_files():
-            if classify(path.name) == "partial" and not is_mark(path) and self._shipper.ship_partial(path):
+        spool = self._setting.spool
+        for path in spool.waiting_files():
+            if classify(path.name) != "partial":
+                continue
+            if self._shipper.ship_partial(path):
                 self._shipper.list_due(force=True)
+            elif path.parent == spool.left and self._shipper.is_listed(path.name):
+                path.unlink(missing_ok=True)
+
+
+def _collect(step: Callable[[], object], errors: list[DrkitError]) -> None:
+    try:
+        step()
+    except DrkitError as error:
+        errors.append(error)
 
 
 class LogShipping:
@@ -130,7 +138,7 @@ class LogShipping:
 
     def _ship(self, stopping: threading.Event) -> None:
         spool = Spool(spool_folder(self._workplace.site, self._policy.policy))
-        shipper = Shipper(self._workplace, self._policy, spool)
+        shipper = Shipper(self._workplace, self._policy, spool, list_after=min(LIST_AFTER, self._rule.max_unshipped))
         setting = Setting(self._workplace, self._policy, self._rule, spool, shipper, self.tell)
         shipper.recover()
         streams = self._rule.receive == "stream"

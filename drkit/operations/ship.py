@@ -14,7 +14,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,6 +34,7 @@ LIST_AFTER = timedelta(seconds=30)
 
 LIST_EVERY = 64
 _STRANGER_FOR = timedelta(minutes=10)
+_MOST_COPIES = 4
 _IN_MEMORY_BYTES = 64 * MIB
 
 Stamp = tuple[int, int, int]
@@ -43,10 +43,13 @@ Stamp = tuple[int, int, int]
 class Shipper:
     """Ships the files of one policy; its methods may be called from any thread once `recover` has returned."""
 
-    def __init__(self, workplace: Workplace, policy: Policy, spool: Spool) -> None:
+    def __init__(
+        self, workplace: Workplace, policy: Policy, spool: Spool, *, list_after: timedelta = LIST_AFTER
+    ) -> None:
         self._workplace = workplace
         self._policy = policy
         self._spool = spool
+        self._list_after = list_after
         self._lanes = make_lanes([workplace.stores[name] for name in policy.stores])
         self._chain = LogChain(workplace, policy, spool, self._lanes)
         self._lock = threading.RLock()
@@ -107,6 +110,13 @@ class Shipper:
         with self._lock:
             return name in self._sealed or name in self._listed
 
+    def is_listed(self, partial: str) -> bool:
+        """Say whether no copy of an unfinished segment waits for its manifest any more."""
+        segment_name = partial[:24]
+        with self._lock:
+            waiting = any(item.name[:24] == segment_name for item in self._sealed.values())
+        return segment_name in self._partial_ends and not waiting
+
     def backlog(self) -> int:
         """Return how many sealed files do not yet stand in every store with their manifest."""
         with self._lock:
@@ -146,7 +156,7 @@ class Shipper:
         """Store what there is of an unfinished segment, under a name of its own that is never used again.
 
         Return False when nothing came to it since the last time. While an earlier copy still waits for a store nothing
-        is added either: it would only wait as well.
+        is added either, nor while several are on their way to a further store: they would only wait as well.
         """
         segment_name = path.name.removesuffix(".partial")
         with self._alone(path.name):
@@ -156,6 +166,8 @@ class Shipper:
             with self._lock:
                 copies = [item for name, item in self._sealed.items() if name.startswith(f"{segment_name}.partial")]
             waiting = [item for item in copies if not item.listed]
+            if len(copies) >= _MOST_COPIES:
+                return False
             if not waiting:
                 name = partial_name(segment_name, self._next_count(segment_name))
                 waiting = [self._spool.seal(path, name, self._chain.sealing, keep_source=True)]
@@ -206,15 +218,14 @@ class Shipper:
             self._stamps[name] = (expected, stamp)
 
     def _next_count(self, segment_name: str) -> int:
-        """Return a number that no copy of the segment has, in any store or here."""
+        """Return a number that no copy of the segment has, in the first store or here."""
         prefix = f"{segment_name}.partial-"
         with self._lock:
             names = {name for name in (*self._listed, *self._sealed) if name.startswith(prefix)}
         if not names:
-            timeline = int(segment_name[:8], 16)
-            for lane in self._lanes:
-                listing = lane.store.list(bucket.timeline_prefix(self._policy.policy, timeline) + prefix)
-                names |= {stored[2] for item in listing if (stored := bucket.parse_log_key(item.key))}
+            folder = bucket.timeline_prefix(self._policy.policy, int(segment_name[:8], 16))
+            listing = self._lanes[0].store.list(folder + prefix)
+            names = {stored[2] for item in listing if (stored := bucket.parse_log_key(item.key))}
         counts = [int(name.removeprefix(prefix).partition("-")[0]) for name in names]
         return max(counts, default=0) + 1
 
@@ -327,7 +338,7 @@ class Shipper:
         if not ready or identity is None:
             return []
         now = self._workplace.clock()
-        due = any(now - (item.record.stored_at or now) >= LIST_AFTER for item in ready)
+        due = any(now - (item.record.stored_at or now) >= self._list_after for item in ready)
         if not (force or due or len(ready) >= LIST_EVERY):
             return []
         return next_batch(ready, identity.segment_bytes, LIST_EVERY)
@@ -342,9 +353,8 @@ class Shipper:
     def _remove_source(self, path: Path) -> None:
         """Remove a received file, except the newest: it tells pg_receivewal where to go on."""
         names = [item.name for item in self._spool.received_files() if classify(item.name) in ("segment", "partial")]
-        if path.parent == self._spool.received and path.name != max(names, key=lambda name: name[8:], default=""):
-            with suppress(FileNotFoundError):
-                path.unlink()
+        if path.name != max(names, key=lambda name: name[8:], default=""):
+            path.unlink(missing_ok=True)
 
 
 def _conflict(name: str, there: str, here: str) -> IntegrityError:

@@ -1,9 +1,11 @@
 """The spool: the private folder in which a policy's log waits until it is in the stores. What is in it survives.
 
     received/     what pg_receivewal writes
+    left/         what it wrote and will not go on with: the end of a timeline, the log before a gap
     sealed/       files as they go into the stores, each with a record of what is inside
     manifests/    log manifests that do not yet stand in every store
     identity.json which cluster the log is of
+    receiver.pid  which process receives
     state.json    where things stand, for `drkit timeline` and `drkit check`
     socket        where `drkit wal push` asks
 
@@ -98,11 +100,12 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.received = folder / "received"
+        self.left = folder / "left"
         self.sealed = folder / "sealed"
         self.manifests = folder / "manifests"
         self.socket = folder / "socket"
         with _translated(folder):
-            for path in (folder.parent, folder, self.received, self.sealed, self.manifests):
+            for path in (folder.parent, folder, self.received, self.left, self.sealed, self.manifests):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def identity(self) -> Identity | None:
@@ -135,6 +138,19 @@ class Spool:
     def received_files(self) -> list[Path]:
         """Return what was received and has a name of PostgreSQL's, in the order of names."""
         return sorted(path for path in self.received.iterdir() if classify(path.name) is not None)
+
+    def waiting_files(self) -> list[Path]:
+        """Return everything that is to be shipped, in the order of names; marks are not."""
+        left = (path for path in self.left.iterdir() if classify(path.name) is not None)
+        files = sorted([*self.received_files(), *left], key=lambda path: path.name)
+        return [path for path in files if not is_mark(path)]
+
+    def leave(self, path: Path) -> None:
+        """Put a received file where pg_receivewal does not look; it is shipped from there."""
+        if is_mark(path):
+            path.unlink()
+        else:
+            path.rename(self.left / path.name)
 
     def load_sealed(self) -> list[Sealed]:
         """Return what was sealed; take away what was being sealed when the process ended."""
@@ -170,7 +186,7 @@ class Spool:
         with _translated(path), _unfinished(path) as unfinished:
             with (
                 source.open("rb", buffering=0) as file,
-                prefetch(plain.measure(_chunks(file))) as ahead,
+                prefetch(plain.measure(_chunks(file, facts.held_bytes))) as ahead,
                 unfinished.open("wb", buffering=0) as target,
             ):
                 os.fchmod(target.fileno(), 0o600)
@@ -249,6 +265,11 @@ class FileFacts:
     wal: WalFacts | None = None
     ancestors: tuple[SwitchRecord, ...] | None = None
 
+    @property
+    def held_bytes(self) -> int | None:
+        """Return how much of an unfinished segment is there, None for files that are there whole."""
+        return self.end_lsn - self.begin_lsn if self.kind == "partial" else None
+
 
 def read_facts(source: Path, name: str) -> FileFacts:
     """Find out what is in a file that is to be kept under ``name``; raise IntegrityError when it is not that."""
@@ -324,8 +345,16 @@ def _unfinished(path: Path) -> Iterator[Path]:
         raise
 
 
-def _chunks(file: Any) -> Iterator[bytes]:
+def _chunks(file: Any, held_bytes: int | None) -> Iterator[bytes]:
+    """Read a file; what lies behind ``held_bytes`` is taken as zeros.
+
+    An unfinished segment is still being written: only what was looked at belongs to what is said of it.
+    """
+    position = 0
     while chunk := file.read(CHUNK_BYTES):
+        if held_bytes is not None and position + len(chunk) > held_bytes:
+            chunk = chunk[: max(held_bytes - position, 0)].ljust(len(chunk), b"\0")
+        position += len(chunk)
         yield chunk
 
 
