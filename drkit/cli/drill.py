@@ -91,6 +91,7 @@ def drill_document(outcome: DrillOutcome) -> dict[str, Any]:
         "disaster_at": outcome.disaster_at.isoformat(),
         "rto_s": outcome.rto.total_seconds() if outcome.rto is not None else None,
         "rpo_s": outcome.rpo.total_seconds() if outcome.rpo is not None else None,
+        "recovered": _recovered(outcome),
         "missed_objectives": outcome.missed_objectives,
         "phases_s": {name: round(seconds, 3) for name, seconds in outcome.phases_s.items()},
         "differences": [vars(item) for item in outcome.differences],
@@ -99,6 +100,22 @@ def drill_document(outcome: DrillOutcome) -> dict[str, Any]:
         "error": outcome.error.message if outcome.error else None,
         "teardown": outcome.teardown,
         "stored_in": list(outcome.stored_in),
+    }
+
+
+def _recovered(outcome: DrillOutcome) -> dict[str, Any] | None:
+    from drkit.units import format_utc
+
+    found = outcome.recovered
+    if found is None:
+        return None
+    return {
+        "timeline": found.timeline,
+        "lsn": found.lsn,
+        "newest_commit_at": format_utc(found.newest_commit_at),
+        "restored_to_at": format_utc(found.restored_to_at),
+        "segments": found.segments,
+        "wal_bytes": found.wal_bytes,
     }
 
 

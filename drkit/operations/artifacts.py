@@ -32,6 +32,7 @@ _SHOWN_DOUBTS = 5
 class ForeignManifest(IntegrityError):
     """A manifest is of another repository than the store in which it lies says it is."""
 
+
 DUMP = "dump"
 """The method of artifacts that are loaded into a database; those of other methods become servers of their own."""
 

@@ -13,17 +13,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any
 
 from drkit.engines import Engine, LoadResult, RestoreOptions
 from drkit.engines.registry import find_engine
-from drkit.errors import ConfigError, DrkitError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError, StoreError
+from drkit.errors import ConfigError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError, StoreError
 from drkit.fingerprint import compare_fingerprints, count_kinds, describe_difference
 from drkit.keys import KeyFile
 from drkit.model import Fingerprint
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import choose_artifact, find_artifacts, open_details
-from drkit.operations.drill_outcome import LEVELS, DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
+from drkit.operations.artifacts import DUMP, choose_artifact, find_artifacts, open_details
+from drkit.operations.drill_frame import DrillFrame
+from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
+from drkit.operations.drill_replay import ReplayDrill, is_replayed
 from drkit.operations.evidence import record_drill
 from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, load
 from drkit.operations.running import recorded_run
@@ -36,7 +37,6 @@ from drkit.units import format_bytes, format_count, format_duration, format_mome
 
 _DISK_FACTOR = 3
 """An index-heavy database takes this many times the bytes of its dump, staged copy included."""
-_SHOWN_LINES = 10
 _SHOWN_KINDS = (("sequence", "sequences"), ("index", "indexes"), ("constraint", "constraints"), ("role", "roles"))
 
 
@@ -48,7 +48,7 @@ def run_drill(
     Whatever stops the drill on its way becomes its verdict: a damaged artifact or a load that fails is ``failed``, a
     store out of reach or a scratch server that does not start is ``inconclusive``.
     """
-    if request.rule.level == "replays" and all(rule.method == "dump" for rule in policy.backups):
+    if request.rule.level == "replays" and all(rule.method != "base" for rule in policy.backups):
         raise ConfigError(
             f"drill {request.rule.name} of {policy.policy} asks for level replays, and a dump has nothing to replay",
             hints=[f"drkit drill {policy.policy} --level same-data"],
@@ -58,7 +58,8 @@ def run_drill(
         seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
         outcome = DrillOutcome(policy, request, running.run_id, now, seed, request.at or now)
         try:
-            _Drill(workplace, outcome, identities, reporter).run()
+            kind = ReplayDrill if is_replayed(workplace, policy, request) else _Drill
+            kind(workplace, outcome, identities, reporter).run()
         except (IntegrityError, KeyUnavailable, RecoveryGap) as error:
             outcome.error, outcome.verdict = error, "failed"
         except (StoreError, SourceError) as error:
@@ -70,23 +71,12 @@ def run_drill(
         return outcome
 
 
-class _Drill:
-    """One drill in progress; its methods are the phases of docs/architecture.md, section 7."""
-
-    def __init__(
-        self, workplace: Workplace, outcome: DrillOutcome, identities: Sequence[KeyFile], reporter: Reporter
-    ) -> None:
-        self.workplace = workplace
-        self.outcome = outcome
-        self.identities = identities
-        self.reporter = reporter
-        self.policy = outcome.policy
-        self.wanted = LEVELS[: LEVELS.index(outcome.request.rule.level) + 1]
-        self.began_s = time.monotonic()
+class _Drill(DrillFrame):
+    """One drill of a dump in progress; its methods are the phases of docs/architecture.md, section 7."""
 
     def run(self) -> None:
         """Go up the levels until the one asked for, or the first that fails."""
-        with self._phase("select"):
+        with self.phase("select"):
             plan = self._select()
         self._exists()
         if "loads" in self.wanted:
@@ -104,11 +94,12 @@ class _Drill:
         outcome.findings += [f"not believed: {error.message}" for error in found.refused]
         at = request.at
         if request.artifact_id is None and at is None:
-            outcome.disaster_at = draw_moment(outcome, [item.manifest.covers.to_at for item in found.entries])
+            dumps = [item.manifest.covers.to_at for item in found.entries if item.manifest.method == DUMP]
+            outcome.disaster_at = draw_moment(outcome, dumps)
             # The latest is the latest, also where somebody's clock is ahead.
             at = None if request.rule.pick == "latest" else outcome.disaster_at
-        with self._blame("exists"):
-            entry = choose_artifact(found, self.policy.policy, artifact_id=request.artifact_id, at=at)
+        with self.blame("exists"):
+            entry = choose_artifact(found, self.policy.policy, artifact_id=request.artifact_id, at=at, method=DUMP)
         outcome.entry = entry
         for name in found.lost.get(entry.manifest.artifact_id, ()):
             outcome.findings.append(f"the copy in store {name} is gone")
@@ -116,7 +107,7 @@ class _Drill:
         self.reporter.line(
             f"drill {request.rule.name} of {manifest.policy}   {describe_pick(outcome)}   level {request.rule.level}"
         )
-        with self._blame("intact"):
+        with self.blame("intact"):
             details = open_details(manifest, self.identities)
         age = format_duration(outcome.started_at - manifest.covers.to_at)
         opens = ", ".join(sorted({key.name for key in self.identities}))
@@ -129,7 +120,7 @@ class _Drill:
     def _exists(self) -> None:
         entry = self.outcome.entry
         assert entry is not None
-        with self._level("exists") as level:
+        with self.level("exists") as level:
             for name in entry.stores:
                 verify_exists(self.workplace, self.workplace.stores[name], entry)
             objects = format_count(len(entry.manifest.objects), "object")
@@ -137,7 +128,7 @@ class _Drill:
 
     def _read_all(self, plan: RestorePlan) -> None:
         """Prove level intact alone: read, decrypt and compare every byte."""
-        with self._level("intact") as level, self._phase("fetch"):
+        with self.level("intact") as level, self.phase("fetch"):
             fetched = fetch(self.workplace, plan, self.workplace.work_folder, self.reporter)
             self.outcome.findings += copies_passed_over(plan, fetched)
             for item in fetched:
@@ -148,23 +139,23 @@ class _Drill:
     def _restore(self, plan: RestorePlan) -> None:
         """Restore as in production, into a server that is lent for it, and compare there."""
         engine = find_engine(plan.entry.manifest.engine, plan.entry.manifest.method)
-        with self._level("intact") as intact, self._phase("fetch"):
+        with self.level("intact") as intact, self.phase("fetch"):
             fetched = fetch(self.workplace, plan, self.workplace.work_folder, self.reporter)
             self.outcome.findings += copies_passed_over(plan, fetched)
             intact.summary = f"{format_bytes(plan.stored_bytes)} read, digests equal; decrypted while it was loaded"
         with self._scratch(plan) as server:
             options = _restore_options(self.workplace, plan, server)
-            with self._level("loads") as level, self._phase("load"):
+            with self.level("loads") as level, self.phase("load"):
                 with engine.open_restore(server.url, options) as session:
                     loaded = load(plan, fetched, session, self.reporter)
                 level.summary = f"scratch {self.policy.target.engine} {server.version}" + _warned(loaded)
                 self.outcome.findings += loaded.warnings
             if "same-data" in self.wanted:
-                with self._level("same-data") as level, self._phase("compare"):
+                with self.level("same-data") as level, self.phase("compare"):
                     self._compare(plan, engine, engine.fingerprint(server.url, options), level)
             if "works" in self.wanted:
-                with self._level("works") as level, self._phase("checks"):
-                    self._run_checks(plan, engine, server, level)
+                with self.level("works") as level, self.phase("checks"):
+                    self.run_checks(plan.details["parts"], engine, server.url, level)
             self.outcome.rto = timedelta(seconds=time.monotonic() - self.began_s)
 
     def _compare(
@@ -187,24 +178,6 @@ class _Drill:
             level.result = "failed"
             level.summary = format_count(len(level.lines), "difference")
 
-    def _run_checks(self, plan: RestorePlan, engine: Engine, server: ScratchServer, level: LevelOutcome) -> None:
-        """Ask the policy's questions, each of the restored database that it names."""
-        checks = self.outcome.request.rule.checks
-        good = []
-        for check in checks:
-            part = _part_of(plan, check.database)
-            try:
-                answer = engine.run_check(server.url, part, check.sql)
-            except SourceError as error:
-                level.lines.append(f"{check.name}: {error.message}")
-                continue
-            if answer == check.expect and isinstance(answer, bool) == isinstance(check.expect, bool):
-                good.append(check.name)
-            else:
-                level.lines.append(f"{check.name}: expected {check.expect!r}, the answer is {answer!r}")
-        level.result = "failed" if level.lines else "passed"
-        level.summary = f"{len(good)} of {format_count(len(checks), 'check')} ok   {'; '.join(good)}".rstrip()
-
     @contextmanager
     def _scratch(self, plan: RestorePlan) -> Iterator[ScratchServer]:
         """Lend a server; whether it was taken away again is a result of its own."""
@@ -217,69 +190,14 @@ class _Drill:
         )
         sandbox = sandbox_for(plan.entry.manifest.engine)
         with ExitStack() as lent:  # an interrupt at any point in here takes the server away as well
-            with self._phase("provision"):
+            with self.phase("provision"):
                 server = lent.enter_context(sandbox.open(request, self.workplace.catalog))
             self.outcome.scratch = {"kind": sandbox.kind, "version": server.version}
             try:
                 yield server
             finally:
-                with self._phase("tear down"):
-                    self._tear_down(lent)
-
-    def _tear_down(self, lent: ExitStack) -> None:
-        """Take the server away; one that stays is a copy of somebody's data, and no drill with it has passed."""
-        try:
-            lent.close()
-        except SourceError as error:
-            self.outcome.teardown = f"LEAKED: {error.message}"
-            self.outcome.findings.append(self.outcome.teardown)
-            self.outcome.leaked = True
-        else:
-            self.outcome.teardown = "nothing left behind"
-        self.reporter.line(f"  torn down   {'FAILED ' if self.outcome.leaked else 'ok     '} {self.outcome.teardown}")
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        began_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self.outcome.phases_s[name] = self.outcome.phases_s.get(name, 0.0) + time.monotonic() - began_s
-
-    @contextmanager
-    def _level(self, name: str) -> Iterator[LevelOutcome]:
-        """Record how a level ends and say it; a failed one ends the drill."""
-        level = self.outcome.levels[name]
-        try:
-            yield level
-        except IntegrityError as error:
-            # Damage that shows while loading is the artifact's, not the load's.
-            self._failed("intact" if name == "loads" else name, error)
-            raise
-        except SourceError as error:
-            self._failed(name, error)
-            raise
-        if level.result == "not run":
-            level.result = "passed"
-        word = "ok" if level.result == "passed" else "FAILED"
-        self.reporter.line(f"  {name.replace('-', ' '):<11} {word:<7} {level.summary}")
-        for line in level.lines[:_SHOWN_LINES]:
-            self.reporter.line(f"{'':23}{line}")
-        if len(level.lines) > _SHOWN_LINES:
-            self.reporter.line(f"{'':23}and {len(level.lines) - _SHOWN_LINES} more, all in the record")
-
-    @contextmanager
-    def _blame(self, name: str) -> Iterator[None]:
-        """Record what shows while the artifact is chosen as the level that it belongs to."""
-        try:
-            yield
-        except (IntegrityError, KeyUnavailable, RecoveryGap) as error:
-            self._failed(name, error)
-            raise
-
-    def _failed(self, name: str, error: DrkitError) -> None:
-        self.outcome.levels[name] = LevelOutcome("failed", error.message, list(error.details))
-        self.reporter.line(f"  {name.replace('-', ' '):<11} FAILED  {error.message}")
+                with self.phase("tear down"):
+                    self.tear_down(lent)
 
 
 def _restore_options(workplace: Workplace, plan: RestorePlan, server: ScratchServer) -> RestoreOptions:
@@ -309,21 +227,4 @@ def _equal(fingerprints: Sequence[Fingerprint]) -> str:
         f"{totals['table']} of {format_count(totals['table'], 'table')} equal in"
         f" {'count and digest' if digested else 'count, no digests recorded'},"
         f" {others} other objects equal: {', '.join(counted)}, …"
-    )
-
-
-def _part_of(plan: RestorePlan, database: str | None) -> Mapping[str, Any]:
-    """Return the restored part that a check asks: the database it names, or the only one."""
-    parts: list[Mapping[str, Any]] = [
-        facts for facts in plan.details["parts"].values() if facts.get("kind") == "database"
-    ]
-    named = [facts for facts in parts if database is None or facts.get("label") == database]
-    if len(named) == 1:
-        return named[0]
-    names = ", ".join(str(facts.get("label")) for facts in parts)
-    raise ConfigError(
-        f'a check asks database "{database}", and the artifact has {names}'
-        if database
-        else f"a check names no database, and the artifact has {names}",
-        hints=["set database: in the check"],
     )

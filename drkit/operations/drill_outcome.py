@@ -28,6 +28,18 @@ class DrillRequest:
     seed: int | None = None
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """How far a replay got: the timeline that was followed, the position, and the newest commit that came back."""
+
+    timeline: int
+    lsn: str
+    newest_commit_at: datetime
+    restored_to_at: datetime
+    segments: int = 0
+    wal_bytes: int = 0
+
+
 @dataclass
 class LevelOutcome:
     """How one level ended, with the lines for the screen."""
@@ -49,6 +61,7 @@ class DrillOutcome:
     disaster_at: datetime
     candidates: int = 0
     entry: ArtifactEntry | None = None
+    recovered: Recovery | None = None
     levels: dict[str, LevelOutcome] = field(default_factory=lambda: {level: LevelOutcome() for level in LEVELS})
     phases_s: dict[str, float] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
@@ -66,7 +79,24 @@ class DrillOutcome:
     @property
     def rpo(self) -> timedelta | None:
         """Return what a disaster at that moment would have lost, as time."""
-        return self.disaster_at - self.entry.manifest.covers.to_at if self.entry else None
+        newest_at = self.newest_change_at
+        return max(self.disaster_at - newest_at, timedelta()) if newest_at else None
+
+    @property
+    def newest_change_at(self) -> datetime | None:
+        """Return the stamp of the newest change that came back: a dump's snapshot, or the last commit replayed."""
+        if self.recovered is not None:
+            return self.recovered.newest_commit_at
+        if self.entry is None or self.entry.manifest.position is not None:
+            return None
+        return self.entry.manifest.covers.to_at
+
+    @property
+    def restored_to_at(self) -> datetime | None:
+        """Return the moment that was restored to; the artifact's own where nothing was replayed."""
+        if self.recovered is not None:
+            return self.recovered.restored_to_at
+        return self.entry.manifest.covers.to_at if self.entry else None
 
     @property
     def failed_level(self) -> str | None:

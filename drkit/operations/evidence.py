@@ -11,7 +11,7 @@ import platform
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from drkit import __version__, age, bucket
 from drkit.canonical import canonical_json
@@ -23,10 +23,16 @@ from drkit.operations.drill_outcome import DrillOutcome
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import Policy
 from drkit.signing import EVIDENCE_NAMESPACE, Signer, sign, verify
+from drkit.units import format_utc
 
 
 class DrillRecord(Document):
-    """The signed record of one drill; times are whole milliseconds, because canonical JSON has no floats."""
+    """The signed record of one drill; times are whole milliseconds, because canonical JSON has no floats.
+
+    ``recovered`` says how far a replay got; it is absent where nothing was replayed.
+    """
+
+    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"recovered"})
 
     format: Literal["drkit-evidence"] = "drkit-evidence"
     version: Literal[1] = 1
@@ -57,6 +63,7 @@ class DrillRecord(Document):
     runner: dict[str, str]
     previous: Sha256 | None
     details: str
+    recovered: dict[str, Any] | None = None
 
 
 def record_drill(workplace: Workplace, outcome: DrillOutcome, reporter: Reporter) -> None:
@@ -111,7 +118,7 @@ def _record(workplace: Workplace, outcome: DrillOutcome) -> DrillRecord:
         started_at=outcome.started_at,
         ended_at=outcome.ended_at or workplace.clock(),
         disaster_at=outcome.disaster_at,
-        restored_to_at=manifest.covers.to_at if manifest else None,
+        restored_to_at=outcome.restored_to_at,
         levels={name: level.result for name, level in outcome.levels.items()},
         phases_ms={name: round(seconds * 1000) for name, seconds in outcome.phases_s.items()},
         rto_ms=_ms(outcome.rto),
@@ -127,7 +134,21 @@ def _record(workplace: Workplace, outcome: DrillOutcome) -> DrillRecord:
         runner={"drkit": __version__, "python": platform.python_version(), "machine": platform.machine()},
         previous=_previous(workplace, outcome.policy),
         details=_sealed_details(outcome),
+        recovered=_recovered(outcome),
     )
+
+
+def _recovered(outcome: DrillOutcome) -> dict[str, Any] | None:
+    found = outcome.recovered
+    if found is None:
+        return None
+    return {
+        "timeline": found.timeline,
+        "lsn": found.lsn,
+        "newest_commit_at": format_utc(found.newest_commit_at),
+        "segments": found.segments,
+        "wal_bytes": found.wal_bytes,
+    }
 
 
 def _ms(duration: timedelta | None) -> int | None:

@@ -21,6 +21,7 @@ from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import (
+    DUMP,
     choose_artifact,
     find_artifacts,
     open_details,
@@ -129,7 +130,7 @@ def plan_restore(workplace: Workplace, request: RestoreRequest, identities: Sequ
     when it is not what was signed.
     """
     found = find_artifacts(workplace, request.policy)
-    chosen = choose_artifact(found, request.policy, artifact_id=request.artifact_id, at=request.at)
+    chosen = choose_artifact(found, request.policy, artifact_id=request.artifact_id, at=request.at, method=DUMP)
     entry, passed_over = believed_copies(workplace, chosen)
     details = open_details(entry.manifest, identities)
     objects = _wanted(entry, details, request)

@@ -80,6 +80,11 @@ class RestoredServer:
 
     def __init__(self, place: ServerPlace) -> None:
         self.place = place
+        self._settings: Mapping[str, str] = {}
+
+    def start_again(self, *, timeout_s: float) -> None:
+        """Start it as it was started before; recovery has ended by now."""
+        self.start(self._settings, timeout_s=timeout_s)
 
     def start(self, settings: Mapping[str, str], *, timeout_s: float) -> None:
         """Start it with these settings alone; return once it accepts connections.
@@ -88,6 +93,7 @@ class RestoredServer:
         server's log when it ends before.
         """
         place = self.place
+        self._settings = settings
         self._write_settings(settings)
         place.log.unlink(missing_ok=True)
         options = f"-c config_file={shlex.quote(str(place.run_folder / 'postgresql.conf'))}"

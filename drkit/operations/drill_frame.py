@@ -1,0 +1,125 @@
+"""What every drill has in common: levels that end one way, phases that are timed, a scratch that is taken away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from drkit.credentials import Secret
+from drkit.engines import Engine
+from drkit.errors import ConfigError, DrkitError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError
+from drkit.keys import KeyFile
+from drkit.operations import Reporter, Workplace
+from drkit.operations.drill_outcome import LEVELS, DrillOutcome, LevelOutcome
+from drkit.units import format_count
+
+_SHOWN_LINES = 10
+
+
+class DrillFrame:
+    """One drill in progress: whom it tells, what it has found, how long each phase took."""
+
+    def __init__(
+        self, workplace: Workplace, outcome: DrillOutcome, identities: Sequence[KeyFile], reporter: Reporter
+    ) -> None:
+        self.workplace = workplace
+        self.outcome = outcome
+        self.identities = identities
+        self.reporter = reporter
+        self.policy = outcome.policy
+        self.wanted = LEVELS[: LEVELS.index(outcome.request.rule.level) + 1]
+        self.began_s = time.monotonic()
+
+    def tear_down(self, lent: ExitStack) -> None:
+        """Take the server away; one that stays is a copy of somebody's data, and no drill with it has passed."""
+        try:
+            lent.close()
+        except SourceError as error:
+            self.outcome.teardown = f"LEAKED: {error.message}"
+            self.outcome.findings.append(self.outcome.teardown)
+            self.outcome.leaked = True
+        else:
+            self.outcome.teardown = "nothing left behind"
+        self.reporter.line(f"  torn down   {'FAILED ' if self.outcome.leaked else 'ok     '} {self.outcome.teardown}")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the body's time to a phase."""
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.outcome.phases_s[name] = self.outcome.phases_s.get(name, 0.0) + time.monotonic() - began_s
+
+    @contextmanager
+    def level(self, name: str) -> Iterator[LevelOutcome]:
+        """Record how a level ends and say it; a failed one ends the drill."""
+        level = self.outcome.levels[name]
+        try:
+            yield level
+        except IntegrityError as error:
+            # Damage that shows while loading is the artifact's, not the load's.
+            self.failed("intact" if name == "loads" else name, error)
+            raise
+        except (SourceError, RecoveryGap) as error:
+            self.failed(name, error)
+            raise
+        if level.result == "not run":
+            level.result = "passed"
+        word = {"passed": "ok", "failed": "FAILED"}.get(level.result, "--")
+        self.reporter.line(f"  {name.replace('-', ' '):<11} {word:<7} {level.summary}")
+        for line in level.lines[:_SHOWN_LINES]:
+            self.reporter.line(f"{'':23}{line}")
+        if len(level.lines) > _SHOWN_LINES:
+            self.reporter.line(f"{'':23}and {len(level.lines) - _SHOWN_LINES} more, all in the record")
+
+    @contextmanager
+    def blame(self, name: str) -> Iterator[None]:
+        """Record what shows while the artifact is chosen as the level that it belongs to."""
+        try:
+            yield
+        except (IntegrityError, KeyUnavailable, RecoveryGap) as error:
+            self.failed(name, error)
+            raise
+
+    def failed(self, name: str, error: DrkitError) -> None:
+        """Record and say that a level failed."""
+        self.outcome.levels[name] = LevelOutcome("failed", error.message, list(error.details))
+        self.reporter.line(f"  {name.replace('-', ' '):<11} FAILED  {error.message}")
+
+    def run_checks(
+        self, parts: Mapping[str, Mapping[str, Any]], engine: Engine, url: Secret, level: LevelOutcome
+    ) -> None:
+        """Ask the policy's questions, each of the restored database that it names."""
+        checks = self.outcome.request.rule.checks
+        good = []
+        for check in checks:
+            part = _part_of(parts, check.database)
+            try:
+                answer = engine.run_check(url, part, check.sql)
+            except SourceError as error:
+                level.lines.append(f"{check.name}: {error.message}")
+                continue
+            if answer == check.expect and isinstance(answer, bool) == isinstance(check.expect, bool):
+                good.append(check.name)
+            else:
+                level.lines.append(f"{check.name}: expected {check.expect!r}, the answer is {answer!r}")
+        level.result = "failed" if level.lines else "passed"
+        level.summary = f"{len(good)} of {format_count(len(checks), 'check')} ok   {'; '.join(good)}".rstrip()
+
+
+def _part_of(known: Mapping[str, Mapping[str, Any]], database: str | None) -> Mapping[str, Any]:
+    """Return the restored part that a check asks: the database it names, or the only one."""
+    parts = [facts for facts in known.values() if facts.get("kind") == "database"]
+    named = [facts for facts in parts if database is None or facts.get("label") == database]
+    if len(named) == 1:
+        return named[0]
+    names = ", ".join(str(facts.get("label")) for facts in parts)
+    raise ConfigError(
+        f'a check asks database "{database}", and the artifact has {names}'
+        if database
+        else f"a check names no database, and the artifact has {names}",
+        hints=["set database: in the check"],
+    )
