@@ -109,7 +109,7 @@ class _Job:
         clock_s = time.monotonic()
         repo_id = ensure_repository(self.workplace, self.policy.stores)
         self._require_own_repository()
-        self._publish_keys(self.sealing.store)
+        self._publish_keys()
         url = resolve(self.policy.target.url, folder=self.workplace.site.folder)
         with engine.open_backup(url, self._options(rule)) as session:
             self.reporter.line(f"{self.policy.policy}  {rule.method}  artifact {self.sealing.artifact_id}")
@@ -145,13 +145,13 @@ class _Job:
         if foreign and not any(name in entry.stores for entry in found.entries):
             raise foreign[0].error
 
-    def _publish_keys(self, store: Store) -> None:
+    def _publish_keys(self) -> None:
         now = self.started_at
         documents = [
             trust_of_recipient(item, name=self.names.get(str(item)), valid_from=now) for item in self.sealing.recipients
         ]
         documents += [trust_of_signer(signer, valid_from=now) for signer in self.workplace.signers]
-        publish_trust(store, documents)
+        publish_trust(self.sealing.store, documents)
 
     def _options(self, rule: BackupRule) -> BackupOptions:
         target = self.policy.target
@@ -303,7 +303,6 @@ class _Job:
         for name in self.policy.stores[1:]:
             try:
                 join_repository(self.sealing.store, self.workplace.stores[name])
-                self._publish_keys(self.workplace.stores[name])
                 with self.reporter.progress(f"copy {name}", entry.manifest.stored_bytes) as progress:
                     entry = copy_artifact(self.workplace, entry, name, progress.advance)
             except (StoreError, IntegrityError) as error:

@@ -19,7 +19,7 @@ from drkit.chain import Link, manifest_link, tombstone_link
 from drkit.errors import IntegrityError, StoreError, StoreMissing
 from drkit.model import Finding, Manifest, Tombstone
 from drkit.operations.repository import find_repo_id
-from drkit.signing import EVIDENCE_NAMESPACE, MANIFEST_NAMESPACE, TOMBSTONE_NAMESPACE, Signer, verify
+from drkit.signing import EVIDENCE_NAMESPACE, MANIFEST_NAMESPACE, TOMBSTONE_NAMESPACE, Signer, Trust, verify
 from drkit.stores import ObjectInfo, Store, read_object
 from drkit.units import parse_utc
 
@@ -84,9 +84,41 @@ def _inventory(store: Store, signers: Sequence[Signer], policies: Collection[str
         for prefix in prefixes:
             inventory.objects.update((item.key, item) for item in store.list(prefix))
         _read_documents(store, signers, inventory)
+        _check_recovery(store, signers, inventory)
+        _check_trust(store, signers, inventory)
     except StoreError as error:
         return StoreInventory(store.name, error=error)
     return inventory
+
+
+def _check_recovery(store: Store, signers: Sequence[Signer], inventory: StoreInventory) -> None:
+    """Report a changed RECOVERY.md: people type what it says, on a bad day and in a hurry."""
+    where = f"{bucket.RECOVERY_KEY} in store {store.name}"
+    try:
+        _signed(store, bucket.RECOVERY_KEY, where, MANIFEST_NAMESPACE, signers)
+    except StoreMissing:
+        if inventory.repo_id is not None:
+            message = f"{where} is missing"
+            inventory.report("", Finding("recovery-untrusted", where, message, "copy it back from another store"))
+    except IntegrityError as error:
+        inventory.report("", Finding("recovery-untrusted", where, error.message, "do not follow it; " + _ASK_WHO_WROTE))
+
+
+def _check_trust(store: Store, signers: Sequence[Signer], inventory: StoreInventory) -> None:
+    """Report a trust document that names a signer whom the site does not know: it decides nothing, but misleads."""
+    pinned = {signer.key_id for signer in signers}
+    for item in store.list(bucket.TRUST_PREFIX):
+        where = f"{item.key} in store {store.name}"
+        try:
+            document = Trust.from_bytes(read_object(store, item.key), where)
+        except StoreMissing:
+            continue
+        except IntegrityError as error:
+            inventory.report("", Finding("trust-strange", where, error.message, _ASK_WHO_WROTE))
+            continue
+        if document.kind == "signer" and document.key_id not in pinned:
+            message = f"{where} names a signer that is not in the list of allowed signers: {document.key_id}"
+            inventory.report("", Finding("trust-strange", where, message, _ASK_WHO_WROTE))
 
 
 def read_tombstones(store: Store, signers: Sequence[Signer], policy: str) -> list[Link]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.resources import files
 from typing import Any
@@ -14,7 +15,8 @@ from drkit import bucket
 from drkit.canonical import canonical_json, parse_json
 from drkit.errors import IntegrityError, StoreError, StoreExists, StoreMissing
 from drkit.operations import Workplace
-from drkit.signing import Trust
+from drkit.operations.signing_key import load_site_signing_key
+from drkit.signing import MANIFEST_NAMESPACE, Trust, sign
 from drkit.stores import Store, read_object
 
 _VERSION = 1
@@ -72,7 +74,23 @@ def ensure_repository(workplace: Workplace, store_names: tuple[str, ...]) -> str
     repo_id = find_repo_id(workplace.stores[first])
     if repo_id is not None:
         return repo_id
-    return _make(workplace.stores[first], _others_repo_id(workplace, others) or str(ULID()))
+    text = files("drkit").joinpath("RECOVERY.md").read_bytes()
+    signed = _Recovery(text, sign(text, load_site_signing_key(workplace.site), MANIFEST_NAMESPACE))
+    return _make(workplace.stores[first], _others_repo_id(workplace, others) or str(ULID()), signed)
+
+
+@dataclass(frozen=True)
+class _Recovery:
+    """The text of how to recover by hand, and its signature: in a disaster people type what it says."""
+
+    text: bytes
+    signature: bytes
+
+    @classmethod
+    def read(cls, store: Store) -> _Recovery:
+        """Take both from another store of the repository."""
+        signature = read_object(store, bucket.signature_key(bucket.RECOVERY_KEY))
+        return cls(read_object(store, bucket.RECOVERY_KEY), signature)
 
 
 def _others_repo_id(workplace: Workplace, store_names: Sequence[str]) -> str | None:
@@ -93,7 +111,7 @@ def join_repository(source: Store, target: Store) -> None:
     Raise StoreError when it belongs to another one: a manifest is bound to one repository.
     """
     repo_id = read_repo_id(source)
-    there = find_repo_id(target) or _make(target, repo_id)
+    there = find_repo_id(target) or _make(target, repo_id, _Recovery.read(source))
     if there != repo_id:
         raise StoreError(
             f"store {target.name} holds repository {there}, and store {source.name} holds {repo_id}",
@@ -114,7 +132,7 @@ def sweep_leftovers(store: Store, now: datetime) -> None:
         store.abort_leftovers(older_than=now - _LEFTOVER_AGE)
 
 
-def _make(store: Store, repo_id: str) -> str:
+def _make(store: Store, repo_id: str, recovery: _Recovery) -> str:
     """Make a repository; the document that says so comes last, so that after a kill in between it is made again."""
     # A new id would make strangers of all manifests that are there.
     if any(bucket.parse_manifest_key(item.key) for item in store.list(bucket.POLICIES_PREFIX)):
@@ -123,7 +141,8 @@ def _make(store: Store, repo_id: str) -> str:
             hints=[f"copy {bucket.REPO_KEY} back from another store of the policy", "drkit check"],
         )
     document = {"format": "drkit-repo", "version": _VERSION, "repo_id": repo_id, "features": []}
-    _put_once(store, bucket.RECOVERY_KEY, files("drkit").joinpath("RECOVERY.md").read_bytes())
+    _put_once(store, bucket.signature_key(bucket.RECOVERY_KEY), recovery.signature)
+    _put_once(store, bucket.RECOVERY_KEY, recovery.text)
     try:
         store.put(bucket.REPO_KEY, [canonical_json(document)])
     except StoreExists:

