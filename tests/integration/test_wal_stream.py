@@ -232,6 +232,21 @@ def test_a_server_of_another_cluster_is_not_followed(source: LogSite, logged: Po
     assert source.shipped().files == before
 
 
+def test_the_process_stops_when_it_is_told_to(source: LogSite, logged: PostgresServer) -> None:
+    source.start()
+    source.wait_for("receiving: ")
+    write_rows(logged, 100)
+    lsn = flushed_lsn(logged)
+    started = time.monotonic()
+    assert source.stop(signal.SIGTERM) == 0
+    assert time.monotonic() - started < 10
+    assert source.gapless().end_lsn() >= lsn
+    where = (
+        "select active from pg_replication_slots where slot_name = (select max(slot_name) from pg_replication_slots)"
+    )
+    until(lambda: logged.execute(where) == [(False,)], "nobody receives any more")
+
+
 def test_synchronous_receiving_lets_commits_wait_for_it(source: LogSite, logged: PostgresServer) -> None:
     slot = f"sync{time.monotonic_ns()}"
     source.write_policy(logged.url().reveal(), "synchronous: true", f"slot: {slot}")
