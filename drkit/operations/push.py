@@ -132,8 +132,8 @@ class PushServer:
 def ready_names(path: Path) -> list[str]:
     """Return what lies ready behind a file that PostgreSQL hands over now, in the order in which it will come."""
     names = [item.name.removesuffix(".ready") for item in (path.parent / "archive_status").glob("*.ready")]
-    order = sorted((name for name in names if classify(name)), key=lambda name: (classify(name) != "history", name))
-    return [name for name in order if name != path.name]
+    later = (name for name in names if classify(name) == "history" or (classify(name) and name > path.name))
+    return [name for name in sorted(later, key=lambda name: (classify(name) != "history", name)) if name != path.name]
 
 
 def _read_request(line: socket.socket) -> str:
