@@ -12,9 +12,12 @@ import click
 from drkit.cli import common_options, output_of, site_option
 
 if TYPE_CHECKING:
+    from drkit.operations import Workplace
     from drkit.operations.restore_base import FolderResult
 
 _AT_HELP = "WHEN: ISO 8601 with an offset, or latest; with --into also immediate, lsn:…, name:… or xid:…."
+
+_WAL_TARGETS = ("immediate", "lsn", "name", "xid")
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,47 @@ def restore(ctx: click.Context, /, **typed: Any) -> None:
     restored; 5 the target is not empty, or the load failed; 7 no identity opens it; 8 an object is not as it was
     signed; 9 there is no way to that moment.
     """
+    from drkit.app import open_app
+
     options = _Options(**typed)
+    _check_usage(ctx, options)
+    with open_app(site_option(ctx)) as workplace:
+        if _is_physical(options, workplace):
+            _restore_folder(ctx, options, workplace)
+        else:
+            _restore_database(ctx, options, workplace)
+
+
+def _check_usage(ctx: click.Context, options: _Options) -> None:
     if options.target and options.into:
         raise click.UsageError("choose one of --to and --into", ctx)
-    if _is_physical(options):
-        _restore_folder(ctx, options)
-    else:
-        _restore_database(ctx, options)
+    if not (options.target or options.into or options.plan_only):
+        raise click.UsageError("say where to with --to or --into, or look first with --plan", ctx)
+    if options.target and _asks_for_wal(options):
+        raise click.UsageError(
+            "--timeline, --exclusive, --no-start and this --at go with --into: a dump has no WAL", ctx
+        )
+    if options.into and (options.databases or options.tables):
+        raise click.UsageError("--database and --table go with --to; a base backup comes back as a whole", ctx)
 
 
-def _is_physical(options: _Options) -> bool:
-    """Tell by the options whether base and WAL are meant."""
-    if options.into or options.timeline or options.exclusive or options.no_start:
+def _asks_for_wal(options: _Options) -> bool:
+    kind = str(options.at).partition(":")[0]
+    return bool(options.timeline or options.exclusive or options.no_start) or kind in _WAL_TARGETS
+
+
+def _is_physical(options: _Options, workplace: Workplace) -> bool:
+    """Tell whether base and WAL are meant: by the options, or where only a plan is asked for, by the policy."""
+    if options.target or options.databases or options.tables:
+        return False
+    if options.into or _asks_for_wal(options):
         return True
-    return bool(options.at) and str(options.at).partition(":")[0] in {"immediate", "lsn", "name", "xid"}
+    policy = workplace.policies.get(options.policy)
+    methods = {rule.method for rule in policy.backups} if policy else set()
+    return "base" in methods and "dump" not in methods
 
 
-def _restore_database(ctx: click.Context, options: _Options) -> None:
-    from drkit.app import open_app
+def _restore_database(ctx: click.Context, options: _Options, workplace: Workplace) -> None:
     from drkit.cli.moments import moment_option
     from drkit.credentials import resolve
     from drkit.key_files import ask_passphrase
@@ -88,36 +114,32 @@ def _restore_database(ctx: click.Context, options: _Options) -> None:
     from drkit.units import format_duration, format_moment
 
     output = output_of(ctx)
-    if not options.target and not options.plan_only:
-        raise click.UsageError("say where to with --to or --into, or look first with --plan", ctx)
     moment = moment_option(options.at)
     request = RestoreRequest(options.policy, options.artifact, moment, options.databases, options.tables, options.jobs)
-    with open_app(site_option(ctx)) as workplace:
-        keys = identities_in_reach(workplace, options.identity, ask_passphrase)
-        plan = plan_restore(workplace, request, keys)
-        if options.plan_only:
-            text = plan.describe() + "\nnothing was changed. Run again without --plan, with --to URL, to start."
-            output.result("restore-plan", plan.document(), text)
-            return
-        assert options.target is not None
-        url = resolve(options.target, folder=workplace.site.folder)
-        result = run_restore(workplace, plan, request, url, output)
-        for warning in result.loaded.warnings:
-            output.line(f"  warning     {warning}")
-        document = {
-            **plan.document(),
-            "loaded": result.loaded.loaded,
-            "warnings": result.loaded.warnings,
-            "took_s": round(result.took_s, 3),
-            "run_id": result.run_id,
-        }
-        to_at = format_moment(plan.entry.manifest.covers.to_at)
-        took = format_duration(timedelta(seconds=result.took_s))
-        output.result("restore", document, f"restored {options.policy} as of {to_at} in {took}")
+    keys = identities_in_reach(workplace, options.identity, ask_passphrase)
+    plan = plan_restore(workplace, request, keys)
+    if options.plan_only:
+        text = plan.describe() + "\nnothing was changed. Run again without --plan, with --to URL, to start."
+        output.result("restore-plan", plan.document(), text)
+        return
+    assert options.target is not None
+    url = resolve(options.target, folder=workplace.site.folder)
+    result = run_restore(workplace, plan, request, url, output)
+    for warning in result.loaded.warnings:
+        output.line(f"  warning     {warning}")
+    document = {
+        **plan.document(),
+        "loaded": result.loaded.loaded,
+        "warnings": result.loaded.warnings,
+        "took_s": round(result.took_s, 3),
+        "run_id": result.run_id,
+    }
+    to_at = format_moment(plan.entry.manifest.covers.to_at)
+    took = format_duration(timedelta(seconds=result.took_s))
+    output.result("restore", document, f"restored {options.policy} as of {to_at} in {took}")
 
 
-def _restore_folder(ctx: click.Context, options: _Options) -> None:
-    from drkit.app import open_app
+def _restore_folder(ctx: click.Context, options: _Options, workplace: Workplace) -> None:
     from drkit.cli.moments import when_option
     from drkit.key_files import ask_passphrase
     from drkit.operations.choosing import identities_in_reach
@@ -125,12 +147,6 @@ def _restore_folder(ctx: click.Context, options: _Options) -> None:
     from drkit.operations.restore_plan import describe_plan, plan_document
 
     output = output_of(ctx)
-    if options.target:
-        raise click.UsageError(f"--at {options.at} needs base and WAL, which restore --into a folder", ctx)
-    if options.databases or options.tables:
-        raise click.UsageError("--database and --table go with --to; a base backup comes back as a whole", ctx)
-    if not options.into and not options.plan_only:
-        raise click.UsageError("say where to with --into, or look first with --plan", ctx)
     request = BaseRequest(
         options.policy,
         when_option(options.at),
@@ -139,21 +155,20 @@ def _restore_folder(ctx: click.Context, options: _Options) -> None:
         inclusive=not options.exclusive,
         jobs=options.jobs,
     )
-    with open_app(site_option(ctx)) as workplace:
-        keys = identities_in_reach(workplace, options.identity, ask_passphrase)
-        plan = plan_base_restore(workplace, request, keys)
-        start = not options.no_start
-        text = describe_plan(plan, options.into, start=start)
-        if options.plan_only:
-            text += "\nnothing was changed. Run again without --plan" + (
-                " to start." if options.into else ", with --into DIR, to start."
-            )
-            output.result("restore-plan", plan_document(plan, start=start), text)
-            return
-        assert options.into is not None
-        output.line(text)
-        result = restore_into(workplace, plan, options.into, output, start=start)
-        _show_folder(output, result, plan_document(plan, start=start))
+    keys = identities_in_reach(workplace, options.identity, ask_passphrase)
+    plan = plan_base_restore(workplace, request, keys)
+    start = not options.no_start
+    text = describe_plan(plan, options.into, start=start)
+    if options.plan_only:
+        text += "\nnothing was changed. Run again without --plan" + (
+            " to start." if options.into else ", with --into DIR, to start."
+        )
+        output.result("restore-plan", plan_document(plan, start=start), text)
+        return
+    assert options.into is not None
+    output.line(text)
+    result = restore_into(workplace, plan, options.into, output, start=start)
+    _show_folder(output, result, plan_document(plan, start=start))
 
 
 def _show_folder(output: Any, result: FolderResult, document: dict[str, Any]) -> None:

@@ -293,6 +293,13 @@ def explain_failure(error: SourceError, target: ReplayTarget) -> DrkitError:
             details=error.details,
             hints=["choose an older base with --artifact, or a later moment"],
         )
+    missing = re.search(r'directory "([^"]+)" does not exist', text)
+    if missing:
+        return RecoveryGap(
+            f"the WAL creates a tablespace in {missing[1]}, which this host does not have",
+            details=error.details,
+            hints=[f"make it for the server's user, empty: {missing[1]}", "or take a base that has the tablespace"],
+        )
     if "requested timeline" in text or "is not a child of" in text:
         return RecoveryGap(f"timeline {target.timeline} does not lead on from this base", details=error.details)
     if "WAL file is from different database system" in text or "incorrect resource manager data checksum" in text:

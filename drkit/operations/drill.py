@@ -6,6 +6,7 @@ and stored beside the artifacts; if it cannot be stored, the drill has not passe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import time
@@ -16,7 +17,7 @@ from datetime import timedelta
 
 from drkit.engines import Engine, LoadResult, RestoreOptions
 from drkit.engines.registry import find_engine
-from drkit.errors import ConfigError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError, StoreError
+from drkit.errors import Busy, ConfigError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError, StoreError
 from drkit.fingerprint import compare_fingerprints, count_kinds, describe_difference
 from drkit.keys import KeyFile
 from drkit.model import Fingerprint
@@ -27,7 +28,7 @@ from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutc
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
 from drkit.operations.evidence import record_drill
 from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, load
-from drkit.operations.running import recorded_run
+from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.verify import verify_exists
 from drkit.policy import Policy
@@ -37,6 +38,8 @@ from drkit.units import format_bytes, format_count, format_duration, format_mome
 
 _DISK_FACTOR = 3
 """An index-heavy database takes this many times the bytes of its dump, staged copy included."""
+_MOST_AT_ONCE = 4
+"""How many drills of one policy may run at once, on all hosts that share a catalog."""
 _SHOWN_KINDS = (("sequence", "sequences"), ("index", "indexes"), ("constraint", "constraints"), ("role", "roles"))
 
 
@@ -53,7 +56,8 @@ def run_drill(
             f"drill {request.rule.name} of {policy.policy} asks for level replays, and a dump has nothing to replay",
             hints=[f"drkit drill {policy.policy} --level same-data"],
         )
-    with recorded_run(workplace.catalog, workplace.clock, "drill", policy.policy) as running:
+    with ExitStack() as stack:
+        running = _begin(workplace, policy, stack)
         now = running.run.started_at
         seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
         outcome = DrillOutcome(policy, request, running.run_id, now, seed, request.at or now)
@@ -69,6 +73,19 @@ def run_drill(
         record_drill(workplace, outcome, reporter)
         running.outcome = {"verdict": outcome.verdict, "level": request.rule.level}
         return outcome
+
+
+def _begin(workplace: Workplace, policy: Policy, stack: ExitStack) -> RunningRun:
+    """Begin a run under a lease that is free: drills do not disturb each other, but a host has its limits."""
+    slots = [f"drill/{policy.policy}/{number}" for number in range(1, _MOST_AT_ONCE + 1)]
+    for slot in slots[:-1]:
+        with contextlib.suppress(Busy):
+            return stack.enter_context(
+                recorded_run(workplace.catalog, workplace.clock, "drill", policy.policy, alone=slot)
+            )
+    return stack.enter_context(
+        recorded_run(workplace.catalog, workplace.clock, "drill", policy.policy, alone=slots[-1])
+    )
 
 
 class _Drill(DrillFrame):

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
 from drkit.operations.stored_log import LogReader, StoredFile
 from drkit.units import MIB
 from drkit.wal import classify, parse_history_name, parse_partial_name
 from drkit.wal_pages import read_identity
+from drkit.wal_tablespaces import SegmentEnds, find_across, find_creations
 
 SPOOL_BYTES = 1024 * MIB
 """How much is read ahead; 64 segments of the usual size."""
@@ -42,6 +43,7 @@ class ReplayLog:
     histories: Mapping[int, bytes]
     segment_bytes: int
     system_identifier: str = ""
+    policy: str = "POLICY"
 
     def asked_names(self) -> dict[str, int]:
         """Return the position in ``files`` by the name that PostgreSQL asks for: a partial one by its segment's."""
@@ -84,6 +86,7 @@ class WalServer:
 
     def __post_init__(self) -> None:
         self._names = self.log.asked_names()
+        self._guard = TablespaceGuard(self.log.policy)
         self._entries: dict[int, _Spooled] = {}
         self._changed = threading.Condition()
         self._position = 0
@@ -201,15 +204,58 @@ class WalServer:
         return None
 
     def _fetch(self, number: int, path: Path) -> None:
-        """Decrypt one file into the spool, filled up with zeros to a whole segment; check whose it is."""
+        """Decrypt one file into the spool, filled up with zeros to a whole segment; check what replay would do."""
         stored = self.log.files[number]
         content = self.reader.read(stored, self.log.segment_bytes)
         check_identity(content, stored.file.name, self.log)
+        self._guard.check(number, stored.file.name, content)
         unfinished = path.with_suffix(".part")
         with unfinished.open("wb") as file:
             file.write(content)
             file.truncate(self.log.segment_bytes)
         unfinished.rename(path)
+
+
+class TablespaceGuard:
+    """Refuses WAL that would create a tablespace in a folder of this host that holds something (T26).
+
+    Replay takes the path from the source: on the source's own host it would write into production's files.
+    """
+
+    def __init__(self, policy: str) -> None:
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._ends: dict[int, SegmentEnds] = {}
+
+    def check(self, number: int, name: str, content: bytes) -> None:
+        """Look into one file of the plan; its neighbours are remembered. Raise RecoveryGap naming the folder."""
+        found, ends = find_creations(content)
+        with self._lock:
+            before, after = self._ends.get(number - 1), self._ends.get(number + 1)
+            self._ends[number] = ends
+        found += find_across(before, ends) if before else []
+        found += find_across(ends, after) if after else []
+        for creation in found:
+            if _holds_something(Path(creation.path)):
+                raise RecoveryGap(
+                    f"the WAL creates a tablespace in {creation.path}, and that folder of this host is in use: replay"
+                    " would write into it",
+                    details=[f"tablespace {creation.oid}, created in {name}"],
+                    hints=[
+                        "choose a moment before that",
+                        f"or take a base that has the tablespace: drkit backup {self._policy} --method base",
+                        "or restore on another host",
+                    ],
+                )
+
+
+def _holds_something(folder: Path) -> bool:
+    try:
+        return next(folder.iterdir(), None) is not None
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def check_identity(content: bytes, name: str, log: ReplayLog) -> None:

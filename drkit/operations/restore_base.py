@@ -44,7 +44,14 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import PolicyArtifacts, find_artifacts, open_details
 from drkit.operations.data_folder import TargetFolder, claimed, hand_over, inspect_target
 from drkit.operations.extraction import Extraction, Owner
-from drkit.operations.replay import SPOOL_BYTES, ReplayLog, WalServer, check_identity, open_wal_server
+from drkit.operations.replay import (
+    SPOOL_BYTES,
+    ReplayLog,
+    TablespaceGuard,
+    WalServer,
+    check_identity,
+    open_wal_server,
+)
 from drkit.operations.restore import FetchedObject, RestorePlan, believed_copies, copies_passed_over, fetch
 from drkit.operations.running import recorded_run
 from drkit.operations.stored_log import (
@@ -158,7 +165,7 @@ class BasePlan:
     def replay_log(self) -> ReplayLog:
         """Return what the server may ask for while it replays."""
         identifier = str(self.base.details["server"].get("system_identifier") or "")
-        return ReplayLog(self.files, self.histories, self.segment_bytes, identifier)
+        return ReplayLog(self.files, self.histories, self.segment_bytes, identifier, self.request.policy)
 
 
 def plan_base_restore(
@@ -480,10 +487,12 @@ class _FolderJob:
         self.target.owner.take(folder)
         log = self.plan.replay_log
         reader = LogReader(self.workplace, self.plan.base.identities)
+        guard = TablespaceGuard(log.policy)
         with self.phases.timed("fetch WAL"), self.reporter.progress("wal", self.plan.wal_bytes) as progress:
             for name, number in log.asked_names().items():
                 content = reader.read(log.files[number], log.segment_bytes)
                 check_identity(content, name, log)
+                guard.check(number, name, content)
                 self._write(folder / name, content.ljust(log.segment_bytes, b"\0"))
                 progress.advance(log.segment_bytes)
             for timeline, content in log.histories.items():

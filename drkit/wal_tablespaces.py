@@ -1,0 +1,80 @@
+"""Finding in WAL where a tablespace is created: replay would do it again, at the very path of the source.
+
+A record may be split over pages, so page headers are taken out before it is looked for; it may also be split over two
+segments, so the ends of neighbours are looked at together (xlogrecord.h, commands/tablespace.h).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from drkit.wal_pages import PAGE_BYTES
+
+_LONG_HEADER_BYTES, _SHORT_HEADER_BYTES = 40, 24
+_IS_LONG = 0x0002
+_RECORD_BYTES = 24
+_REACH_BYTES = 4096
+"""More than a record with the longest path takes."""
+
+_CREATE = re.compile(
+    rb"\x00\x05\x00\x00"  # info XLOG_TBLSPC_CREATE, resource manager RM_TBLSPC_ID, padding
+    rb".{4}"  # the record's checksum
+    rb"(?:\xfd.{2})?(?:\xfc.{4})?"  # replication origin, top-level transaction
+    rb"(?:\xff(?P<short>.)|\xfe(?P<long>.{4}))"  # length of what follows
+    rb"(?P<oid>.{4})(?P<path>/[^\0]{0,1023})\0",
+    re.DOTALL,
+)
+_BEFORE_INFO_BYTES = 16
+
+
+@dataclass(frozen=True)
+class TablespaceCreation:
+    """A tablespace that the WAL creates: its number, and the folder on the source."""
+
+    oid: int
+    path: str
+
+
+@dataclass(frozen=True)
+class SegmentEnds:
+    """The first and last bytes of a segment's payload, for records that cross its borders."""
+
+    head: bytes
+    tail: bytes
+
+
+def find_creations(content: bytes) -> tuple[list[TablespaceCreation], SegmentEnds]:
+    """Return the tablespaces that one segment creates, and its ends for `find_across`."""
+    payload = _payload(content)
+    return list(_found(payload)), SegmentEnds(payload[:_REACH_BYTES], payload[-_REACH_BYTES:])
+
+
+def find_across(before: SegmentEnds, after: SegmentEnds) -> list[TablespaceCreation]:
+    """Return the tablespaces whose records begin in one segment and end in the next."""
+    return list(_found(before.tail + after.head))
+
+
+def _payload(content: bytes) -> bytes:
+    view = memoryview(content)
+    pieces = []
+    for start in range(0, len(content), PAGE_BYTES):
+        is_long = view[start + 2] & _IS_LONG if start + 2 < len(content) else 0
+        header_bytes = _LONG_HEADER_BYTES if is_long else _SHORT_HEADER_BYTES
+        pieces.append(view[start + header_bytes : start + PAGE_BYTES])
+    return b"".join(pieces)
+
+
+def _found(payload: bytes) -> Iterator[TablespaceCreation]:
+    for match in _CREATE.finditer(payload):
+        start = match.start() - _BEFORE_INFO_BYTES
+        if start < 0:
+            continue
+        (total_bytes,) = struct.unpack_from("<I", payload, start)
+        long = match["long"]
+        data_bytes = struct.unpack("<I", long)[0] if long else match["short"][0]
+        path = match["path"]
+        if data_bytes == len(path) + 5 and total_bytes == match.end() - start:
+            yield TablespaceCreation(int.from_bytes(match["oid"], "little"), path.decode(errors="surrogateescape"))
