@@ -23,11 +23,14 @@ def check(ctx: click.Context, policy: str | None) -> None:
     Exit codes: 0 all is well; 8 something is not as it was signed, or is gone; 12 other problems (late, not copied, not
     drilled, a store out of reach).
     """
+    import dataclasses
+
     from drkit.app import open_app
     from drkit.operations.check import gather
     from drkit.operations.choosing import all_policies, find_policy
     from drkit.operations.expectations import expectation_of
     from drkit.operations.judgement import judge
+    from drkit.operations.log_check import summarize_log
 
     output = output_of(ctx)
     with open_app(site_option(ctx)) as workplace:
@@ -38,6 +41,8 @@ def check(ctx: click.Context, policy: str | None) -> None:
             stores = {name: store for name, store in stores.items() if name in chosen[0].stores}
         now = workplace.clock()
         observed = gather(stores, workplace.signers, workplace.catalog, asked)
+        logs = {item.policy: summarize_log(workplace, item.policy) for item in chosen if item.rule("wal")}
+        observed = dataclasses.replace(observed, logs=logs)
         report = judge(observed, {item.policy: expectation_of(item, now) for item in chosen}, now)
     output.result("check", _document(report), "\n".join(_lines(report, store_count=len(stores))))
     ctx.exit(report.exit_code)

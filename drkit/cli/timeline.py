@@ -59,8 +59,9 @@ def _drawn(found: Timeline, objective: timedelta | None) -> str:
     if exposure is not None:
         seen = format_duration(found.now - exposure.seen_at)
         where = f"the server is at {exposure.flushed_lsn}, the store at {exposure.stored_lsn}, {seen} ago"
-        lines.append(f"exposed    {format_duration(exposure.duration)} of log is on the server alone ({where})")
-        lines += [f"           {finding['message']}" for finding in exposure.findings]
+        alone = f"{format_duration(exposure.duration)} of log is" if exposure.duration else "no log is"
+        lines.append(f"exposed    {alone} on the server alone ({where})")
+        lines += [f"           {finding.message}" for finding in exposure.findings]
     if found.unsigned:
         lines.append(
             f"unsigned   {format_count(len(found.unsigned), 'file')} of the last minute, not in a manifest yet"
@@ -122,7 +123,7 @@ def _document(found: Timeline) -> dict[str, Any]:
             "seconds": exposure.duration.total_seconds(),
             "flushed_lsn": exposure.flushed_lsn,
             "stored_lsn": exposure.stored_lsn,
-            "findings": list(exposure.findings),
+            "findings": [vars(finding) for finding in exposure.findings],
         },
         "unsigned": list(found.unsigned),
         "doubts": list(found.doubts),

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from drkit.catalog import Catalog, EvidenceEntry
-from drkit.model import ArtifactEntry, Run
+from drkit.model import ArtifactEntry, Finding, Run
 from drkit.operations.inventory import StoreInventory, take_inventory
 from drkit.signing import Signer
 from drkit.stores import Store
 
 
 @dataclass(frozen=True)
+class LogSummary:
+    """How the log of one policy stands: its end, what is wrong with it, and for how long some is not stored.
+
+    ``exposed`` is what `drkit serve` on this host saw a moment ago, None when it does not run here.
+    """
+
+    restorable_to_at: datetime | None
+    findings: tuple[Finding, ...]
+    exposed: timedelta | None
+
+
+@dataclass(frozen=True)
 class Observed:
-    """What was found: in the stores, in the catalog, and the last backup run of each policy."""
+    """What was found: in the stores, in the catalog, the last backup run and the log of each policy."""
 
     inventories: Mapping[str, StoreInventory]
     remembered: Sequence[ArtifactEntry]
     remembered_evidence: Sequence[EvidenceEntry]
     last_runs: Mapping[str, Run]
+    logs: Mapping[str, LogSummary] = field(default_factory=dict)
 
     @property
     def policies(self) -> set[str]:

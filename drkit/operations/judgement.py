@@ -27,6 +27,12 @@ CLOCK_MARGIN = timedelta(minutes=5)
 
 _STATES: Mapping[str, str] = {
     "backup-late": "LATE",
+    "wal-gap": "GAP",
+    "wal-lied": "LATE",
+    "wal-behind": "LATE",
+    "wal-slot": "LATE",
+    "wal-archiver": "LATE",
+    "wal-stopped": "LATE",
     "rpo-missed": "MISSED",
     "misdated": "MISDATED",
     "copy-missing": "INCOMPLETE",
@@ -98,6 +104,7 @@ class _Judgement:
         self.expectation = expectation
         self.now = now
         self.last_run = observed.last_runs.get(policy)
+        self.log = observed.logs.get(policy)
         self.unread = {name for name, inventory in observed.inventories.items() if inventory.error is not None}
         self.inventories = [item for name, item in observed.inventories.items() if name not in self.unread]
         self.remembered = {
@@ -130,11 +137,11 @@ class _Judgement:
             if any((artifact_id, copy.store) not in broken for copy in copies)
         ]
         questions: tuple[Callable[[Sequence[Manifest]], Iterable[Finding]], ...] = (
-            *(self._late, self._rpo, self._misdated, self._missing_copies),
+            *(self._late, self._logs, self._rpo, self._misdated, self._missing_copies),
             *(self._unlisted, self._drills),
         )
         problems = [finding for question in questions for finding in question(sound)]
-        restorable_to_at = max((manifest.covers.to_at for manifest in self._dated(sound)), default=None)
+        restorable_to_at = self._restorable_to_at(sound)
         return PolicyVerdict(
             policy=self.policy,
             state=_state([*damage, *problems]) if self._readable() else "UNKNOWN",
@@ -251,13 +258,29 @@ class _Judgement:
             message += f"; last attempt {run.state}" + (f": {run.error}" if run.error else "")
         return Finding("backup-late", self.policy, message, f"drkit backup {self.policy}")
 
+    def _logs(self, sound: Sequence[Manifest]) -> Iterable[Finding]:
+        del sound
+        return self.log.findings if self.log else ()
+
+    def _restorable_to_at(self, sound: Sequence[Manifest]) -> datetime | None:
+        """Return the newest moment that can be brought back, by an artifact alone or with the log."""
+        moments = [manifest.covers.to_at for manifest in self._dated(sound)]
+        if moments and self.log is not None and self.log.restorable_to_at is not None:
+            moments.append(self.log.restorable_to_at)
+        return max(moments, default=None)
+
+    def _at_risk(self, newest: datetime) -> timedelta:
+        """Return how much would be lost now: less than the age of the newest moment, where the log is watched."""
+        exposed = self.log.exposed if self.log else None
+        return self.now - newest if exposed is None else min(exposed, self.now - newest)
+
     def _rpo(self, sound: Sequence[Manifest]) -> Iterator[Finding]:
-        newest = max((manifest.covers.to_at for manifest in self._dated(sound)), default=None)
+        newest = self._restorable_to_at(sound)
         rpo = self.expectation.rpo if self.expectation else None
-        if rpo is None or newest is None or self.now - newest <= rpo or any(self._late(sound)):
+        if rpo is None or newest is None or self._at_risk(newest) <= rpo or any(self._late(sound)):
             return
-        message = f"RPO {format_duration(self.now - newest)} of {format_duration(rpo)}"
-        dues: Sequence[Due] = self.expectation.backups if self.expectation else ()
+        message = f"RPO {format_duration(self._at_risk(newest))} of {format_duration(rpo)}"
+        dues: Sequence[Due] = self.expectation.backups if self.expectation and not self.log else ()
         slow = [due for due in dues if due.every > rpo]
         if slow:
             message += f": a {slow[0].what} every {format_duration(slow[0].every)} cannot meet it"
@@ -368,7 +391,7 @@ class _Judgement:
         last = self._last_drill()
         drilled = f"; last drill {last[0]} {format_duration(self.now - last[1])} ago" if last else ""
         alone = "" if self.expectation else "; no policy file"
-        rpo = format_duration(self.now - restorable_to_at)
+        rpo = format_duration(self._at_risk(restorable_to_at))
         return f"restorable to {format_moment(restorable_to_at)}, RPO {rpo}{drilled}{alone}"
 
 

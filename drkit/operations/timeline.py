@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from drkit.catalog import Catalog
-from drkit.model import ArtifactEntry
+from drkit.model import ArtifactEntry, Finding
 from drkit.operations import Workplace
 from drkit.operations.artifacts import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
@@ -29,7 +29,8 @@ _VERDICTS: Mapping[str, Verdict] = {
     "passed_with_findings": "passed_with_findings",
     "failed": "failed",
 }
-_FRESH = timedelta(minutes=5)
+FRESH = timedelta(minutes=5)
+"""How long what `drkit serve` saw last counts as now."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Exposure:
     duration: timedelta
     flushed_lsn: str
     stored_lsn: str
-    findings: tuple[dict[str, Any], ...]
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ class ProvenMoment:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Everything there is to draw; ``doubts`` say what was not believed or not reached."""
+    """Everything there is to draw; ``distrusted`` says what was not believed, ``unreached`` what could not be asked.
+
+    ``seen_at`` is when `drkit serve` last looked from this host, None when it never did.
+    """
 
     policy: str
     now: datetime
@@ -64,8 +68,15 @@ class Timeline:
     proofs: Sequence[ProvenMoment]
     coverage: Coverage
     exposure: Exposure | None
+    seen_at: datetime | None
     unsigned: Sequence[str]
-    doubts: Sequence[str]
+    distrusted: Sequence[str]
+    unreached: Sequence[str]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Return what was not believed and what was not reached."""
+        return [*self.distrusted, *self.unreached]
 
 
 def read_timeline(workplace: Workplace, policy: str) -> Timeline:
@@ -75,6 +86,8 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
     bases = base_points(found.entries)
     state = log_state(logs, bases, dict(_histories(logs)), policy)
     windows = find_windows(state)
+    exposure = _last_seen(workplace, policy)
+    unreached = [f"not reached: {error.message}" for error in logs.unreachable]
     return Timeline(
         policy=policy,
         now=workplace.clock(),
@@ -84,9 +97,11 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
         dumps=[entry.manifest.covers.to_at for entry in found.entries if entry.manifest.position is None],
         proofs=list(_proofs(workplace.catalog, policy)),
         coverage=measure_coverage(windows, _proven_spans(workplace.catalog, policy, found.entries)),
-        exposure=_exposure(workplace, policy),
+        exposure=exposure if exposure and workplace.clock() - exposure.seen_at <= FRESH else None,
+        seen_at=exposure.seen_at if exposure else None,
         unsigned=logs.unsigned,
-        doubts=[*logs.doubts, *(refusal.message for refusal in found.refused)],
+        distrusted=[doubt for doubt in logs.doubts if doubt not in unreached],
+        unreached=unreached,
     )
 
 
@@ -115,19 +130,19 @@ def _proven_spans(
             yield stop_at, max(stop_at, parse_utc(str(record["restored_to_at"])))
 
 
-def _exposure(workplace: Workplace, policy: str) -> Exposure | None:
-    """Return what `drkit serve` on this host saw a moment ago, None when none is running here."""
-    folder = spool_folder(workplace.site, policy)
-    state = Spool.read_state(folder)
+def _last_seen(workplace: Workplace, policy: str) -> Exposure | None:
+    """Return what `drkit serve` on this host saw last, None when it never did."""
+    state = Spool.read_state(spool_folder(workplace.site, policy))
     if "exposure_ms" not in state:
         return None
-    seen_at = parse_utc(str(state["at"]))
-    if workplace.clock() - seen_at > _FRESH:
-        return None
     return Exposure(
-        seen_at=seen_at,
+        seen_at=parse_utc(str(state["at"])),
         duration=timedelta(milliseconds=int(state["exposure_ms"])),
         flushed_lsn=str(state["flushed_lsn"]),
         stored_lsn=str(state["stored_lsn"]),
-        findings=tuple(state.get("findings", ())),
+        findings=tuple(_finding(item) for item in state.get("findings", ())),
     )
+
+
+def _finding(item: Mapping[str, Any]) -> Finding:
+    return Finding(*(str(item.get(name, "")) for name in ("code", "subject", "message", "hint")))
