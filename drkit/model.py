@@ -139,10 +139,11 @@ class Manifest(Document):
     """The signed document that makes an artifact exist.
 
     ``written_to`` is the store in which it was committed: the version ids of ``objects`` are that store's.
-    ``position`` is there for artifacts from which a log can be replayed.
+    ``position`` is there for artifacts from which a log can be replayed. ``degraded`` says that the source had damage
+    (pages with wrong checksums) that is in the artifact as it was; ``details`` say where.
     """
 
-    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"position"})
+    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"position", "degraded"})
 
     format: Literal["drkit-manifest"] = "drkit-manifest"
     version: Literal[1] = 1
@@ -168,6 +169,7 @@ class Manifest(Document):
     fence: Count | None = None
     details: str
     position: LogPosition | None = None
+    degraded: Literal[True] | None = None
 
     @property
     def stored_bytes(self) -> int:

@@ -89,7 +89,11 @@ class BackupSession(Protocol):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Return what was noticed while streaming and did not end the backup, such as a damaged page."""
+        """Return what was noticed while streaming and did not end the backup."""
+
+    @property
+    def degraded(self) -> bool:
+        """Tell whether the source was found to be damaged, and the artifact with it; the warnings say how."""
 
     @property
     def children(self) -> Sequence[ChildRecord]:

@@ -200,6 +200,11 @@ class _BaseSession:
             warnings.append(f"the standby's last commit is {behind} old: the backup shows that moment")
         return warnings
 
+    @property
+    def degraded(self) -> bool:
+        """Tell whether pages with wrong checksums were found."""
+        return bool(self._source.damage)
+
     def details(self) -> dict[str, Any]:
         """Return what only key holders may read; ``base`` is what a restore needs to know."""
         facts = self._facts

@@ -128,7 +128,8 @@ class LocalBackup:
     @property
     def summary(self) -> str:
         """Return how the files come, for the screen."""
-        return f"from {self._root} with {format_count(self.parallel, 'thread')}, page checksums not verified"
+        checksums = "not verified" if self._facts.checksums else "off"
+        return f"from {self._root} with {format_count(self.parallel, 'thread')}, page checksums {checksums}"
 
     @property
     def warnings(self) -> list[str]:
@@ -139,11 +140,13 @@ class LocalBackup:
 
     def parts(self) -> list[Part]:
         """Return the tars, of which `base` has what only the stop gives, and the manifest of them all."""
-        heaps = [
-            Part(name, *self._facts.describe(self.tablespace_of(name)), heap.size_bytes)
-            for name, heap in self._heaps.items()
-        ]
-        return [*heaps, Part("base", *self._facts.describe(None)), Part("backup-manifest", "manifest", "manifest")]
+        heaps = [Part(name, *self._describe(name), heap.size_bytes) for name, heap in self._heaps.items()]
+        return [*heaps, Part("base", "data", "labels, WAL"), Part("backup-manifest", "manifest", "manifest")]
+
+    def _describe(self, part: str) -> tuple[str, str]:
+        kind, label = self._facts.describe(self.tablespace_of(part))
+        number = part.removeprefix("base-") if kind == "data" else part.partition("-")[2].partition("-")[2]
+        return kind, f"{label} {number}".rstrip()
 
     def tablespace_of(self, part: str) -> int | None:
         """Return the tablespace that a part's files are of."""

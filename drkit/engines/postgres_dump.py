@@ -174,6 +174,11 @@ class _DumpSession:
         return ()
 
     @property
+    def degraded(self) -> bool:
+        """Return False: a page that cannot be read ends the dump."""
+        return False
+
+    @property
     def children(self) -> Sequence[ChildRecord]:
         """Return the children that ran, with their exit status."""
         return tuple(self._children)

@@ -228,6 +228,7 @@ class _Job:
             fence=self.running.lease.fence,
             details=age.armor(sealed),
             position=session.position,
+            degraded=session.degraded or None,
         )
 
     def _record(self, recipient: age.Recipient) -> RecipientRecord:
