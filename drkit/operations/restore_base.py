@@ -457,15 +457,10 @@ class _FolderJob:
         self.reporter.line(f"  fetch       {format_bytes(self.plan.base.stored_bytes)} read, digests equal")
         with claimed(self.target):
             extraction = self._extract(fetched)
+            replayed = self._replay(extraction) if start else None
             if not start:
-                self._lay_out()
-                extraction.write_control_file()
-                with self.phases.timed("sync"):
-                    extraction.sync()
-                hand_over(self.target)
-                return None
-            replayed = self._replay(extraction)
-            self._finish_config(write_signal=False)
+                self._lay_out(extraction)
+            self._finish_config(write_signal=not start)
             with self.phases.timed("sync"):
                 extraction.sync()
             return replayed
@@ -480,7 +475,7 @@ class _FolderJob:
         self.reporter.line(f"  write       {format_bytes(self.plan.base.plain_bytes)}  {rate}/s")
         return extraction
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, extraction: Extraction) -> None:
         """Put all WAL of the plan into the folder, for a server that somebody else starts."""
         folder = self.data / LOCAL_WAL
         folder.mkdir(mode=0o700)
@@ -497,7 +492,8 @@ class _FolderJob:
                 progress.advance(log.segment_bytes)
             for timeline, content in log.histories.items():
                 self._write(folder / f"{timeline:08X}.history", content)
-        self._finish_config(write_signal=True)
+        extraction.write_control_file()
+        hand_over(self.target)
 
     def _write(self, path: Path, content: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

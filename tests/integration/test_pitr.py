@@ -104,7 +104,7 @@ def test_no_start_lays_out_what_the_owner_can_start(scene: Scene) -> None:
             wait_until_promoted(server)
             assert server.execute("select state from status") == [("three",)]
             assert server.execute("show archive_mode") == [("off",)]
-            assert server.execute("show recovery_target_timeline") == [("1",)]
+            assert server.execute("show recovery_target_timeline") == [("2",)], "pinned, to the one in use"
 
 
 def wait_until_promoted(server: PostgresServer) -> None:
