@@ -215,7 +215,6 @@ STORE_FAULTS = {
     "parts stalled": (Fault("part", first=2, stall=True, times=ALWAYS), "timeout"),
     "expired halfway": (Fault("part", first=2, status=400, code="ExpiredToken", times=ALWAYS), "ExpiredToken"),
     "end refused": (Fault("complete", status=503, code="SlowDown", times=ALWAYS), "SlowDown"),
-    "manifest refused": (Fault("put", first=7, status=503, code="SlowDown", times=ALWAYS), "manifest.json"),
 }
 
 
@@ -232,6 +231,22 @@ def test_a_bad_bucket(machine: Path, forker: Forker, large_url: str, moto_server
         bench.assert_no_uploads()
         bench.proxy.plan = []
         bench.proxy.released.set()
+        assert_clean_again(bench.shop, bench.names)
+
+
+def test_a_manifest_that_is_refused(machine: Path, forker: Forker, shop_url: str, moto_server: S3Server) -> None:
+    """Everything is in the bucket but the last object, so there is no backup."""
+    with bucket_bench(machine / "clean", forker, shop_url, moto_server) as bench:
+        assert bench.shop.drkit("backup", "shop").status == 0
+        last = bench.proxy.count("put")
+    with bucket_bench(machine / "bad", forker, shop_url, moto_server) as bench:
+        bench.proxy.plan = [Fault("put", first=last, status=503, code="SlowDown", times=ALWAYS)]
+        ended = bench.shop.drkit("backup", "shop", impatient=True)
+        assert ended.status == STORE, ended.said
+        assert_failed(bench.shop, ended, "store offsite failed at policies/shop/artifacts/")
+        assert "/manifest.json: SlowDown" in ended.stderr
+        assert any(name.endswith("/manifest.json.sig") for name in bench.names())
+        bench.proxy.plan = []
         assert_clean_again(bench.shop, bench.names)
 
 
