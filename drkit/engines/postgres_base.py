@@ -1,6 +1,6 @@
 """Engine `postgres`, method `base`: the whole server as files, with the WAL that makes them consistent.
 
-A base artifact stands by itself: it holds its WAL from start to stop (D1 of docs/decisions), so that it restores to its
+A base artifact stands by itself: it holds its WAL from start to stop, so that it restores to its
 own stop position without any log; with the log of method `wal` it restores to any later moment. Two ways lead to the
 same artifact: `postgres_base_stream` (``via: stream``) and `postgres_base_local` (``via: local``).
 """

@@ -67,11 +67,17 @@ class ConfigFiles:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The server, the role that connects, and what is recorded of both."""
+    """The server, the role that connects, and what is recorded of both.
+
+    ``superuser`` is the role that initdb made, which is there whatever else is; ``machine`` the kind of processor, as
+    the server's version names it.
+    """
 
     version: str
     major: int
+    machine: str
     role: str
+    superuser: str
     in_recovery: bool
     settings: Mapping[str, str]
     tablespaces: Mapping[int, str]
@@ -100,7 +106,7 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
     """Read the server's facts; raise SourceError for one that cannot give a base backup to this role."""
     row = connection.execute(_SERVER).fetchone()
     assert row is not None
-    number, version, role, superuser, replicates, in_recovery, slots = row
+    number, version, role, is_superuser, replicates, in_recovery, slots, superuser, machine = row
     if number // 10000 < OLDEST_MAJOR:
         raise SourceError(
             f"PostgreSQL {version} at {endpoint.server} is too old for method base: it takes {OLDEST_MAJOR} or newer",
@@ -108,7 +114,7 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
         )
     settings = dict(connection.execute(_SETTINGS, {"names": list(RECORDED_SETTINGS)}).fetchall())
     _refuse_settings(endpoint, settings, slots)
-    if not (superuser or replicates):
+    if not (is_superuser or replicates):
         raise SourceError(
             f"role {role} at {endpoint.server} may not take a base backup: it lacks the attribute REPLICATION",
             hints=[f'alter role "{role}" replication;'],
@@ -117,7 +123,9 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
     return BaseFacts(
         version=version,
         major=number // 10000,
+        machine=machine or "",
         role=role,
+        superuser=superuser,
         in_recovery=in_recovery,
         settings=settings,
         tablespaces=dict(connection.execute(_TABLESPACES).fetchall()),
@@ -130,7 +138,8 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
 _SERVER = """
 select current_setting('server_version_num')::int, split_part(current_setting('server_version'), ' ', 1),
        current_user::text, r.rolsuper, r.rolreplication, pg_is_in_recovery(),
-       (select count(*) from pg_replication_slots)
+       (select count(*) from pg_replication_slots),
+       (select rolname::text from pg_roles where oid = 10), substring(version() from ' on ([^ -]+)-')
   from pg_roles as r where r.rolname = current_user"""
 
 _SETTINGS = "select name, setting from pg_settings where name = any (%(names)s)"

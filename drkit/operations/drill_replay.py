@@ -31,6 +31,7 @@ from drkit.operations.restore_base import (
     open_replay,
     plan_base_restore,
     read_sources,
+    require_machine,
     superuser_of,
 )
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
@@ -97,6 +98,7 @@ class ReplayDrill(DrillFrame):
             base_request = BaseRequest(self.policy.policy, when, request.artifact_id, timeline)
             plan = plan_base_restore(self.workplace, base_request, self.identities, sources)
         outcome.entry = plan.entry
+        require_machine(plan)
         outcome.findings += plan.warnings
         manifest = plan.entry.manifest
         self.reporter.line(

@@ -8,6 +8,7 @@ room, stored bytes that are not what was signed.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -420,6 +421,7 @@ def restore_into(workplace: Workplace, plan: BasePlan, into: Path, reporter: Rep
     the folder is touched when it cannot take the restore or the stored bytes are not right; whatever fails later leaves
     the folder empty.
     """
+    require_machine(plan)
     target = inspect_target(into, plan.need_bytes(start=start))
     if start:
         postgres_binary("postgres", plan.major)
@@ -432,6 +434,21 @@ def restore_into(workplace: Workplace, plan: BasePlan, into: Path, reporter: Rep
         running.outcome = {"artifact_id": plan.entry.manifest.artifact_id, "folder": str(target.path)}
         took_s = time.monotonic() - clock_s
         return FolderResult(plan, target.path, replayed, job.phases.seconds, tuple(job.notes), took_s, running.run_id)
+
+
+def require_machine(plan: BasePlan) -> None:
+    """Raise SourceError where the files of the base fit no server of this machine (T29)."""
+    recorded = str(plan.base.details["server"].get("machine") or "")
+    here = platform.machine()
+    if recorded and _same_kind(recorded) != _same_kind(here):
+        raise SourceError(
+            f"base {plan.entry.manifest.artifact_id} is of a {recorded} machine, and its files do not fit this {here}",
+            hints=["restore on a machine of the same kind, or restore a dump"],
+        )
+
+
+def _same_kind(machine: str) -> str:
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
 
 
 class _FolderJob:
