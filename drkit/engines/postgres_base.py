@@ -213,6 +213,8 @@ class _BaseSession:
             "major": facts.major,
             "system_identifier": self._source.system_identifier,
             "standby": facts.in_recovery,
+            "superuser": facts.superuser,
+            "machine": facts.machine,
             "address": self._endpoint.server,
         }
         return {
