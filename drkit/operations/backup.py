@@ -33,10 +33,11 @@ from drkit.model import (
     RecipientRecord,
 )
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import ForeignManifest, find_artifacts, open_sealed, recorded_version
+from drkit.operations.artifacts import ForeignManifest, open_sealed, recorded_version
 from drkit.operations.copying import copy_artifact
 from drkit.operations.repository import ensure_repository, join_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
+from drkit.operations.selection import find_artifacts
 from drkit.operations.side_by_side import Stop, side_by_side
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import BackupRule, Policy

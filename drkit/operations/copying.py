@@ -10,9 +10,10 @@ from drkit import bucket
 from drkit.errors import Busy, DrkitError, IntegrityError, StoreError
 from drkit.model import ArtifactEntry, Manifest, ObjectRecord
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import TrustedManifest, find_artifacts, open_sealed, read_manifest
+from drkit.operations.artifacts import TrustedManifest, open_sealed, read_manifest
 from drkit.operations.repository import ensure_repository, join_repository
 from drkit.operations.running import recorded_run
+from drkit.operations.selection import find_artifacts
 from drkit.policy import Policy
 from drkit.stores import Store
 from drkit.stream import prefetch

@@ -22,7 +22,7 @@ from drkit.fingerprint import compare_fingerprints, count_kinds, describe_differ
 from drkit.keys import KeyFile
 from drkit.model import Fingerprint
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import DUMP, choose_artifact, find_artifacts, open_details
+from drkit.operations.artifacts import open_details
 from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
@@ -30,6 +30,7 @@ from drkit.operations.evidence import record_drill
 from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, load
 from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
+from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
 from drkit.operations.verify import verify_exists
 from drkit.policy import Policy
 from drkit.sandboxes import SandboxRequest, ScratchServer

@@ -106,8 +106,8 @@ class Extraction:
         with self._lock:
             if path in self._folders:
                 return
-        if path not in (self.data, self._tablespaces):
-            self._make_folder(path.parent) if path.is_relative_to(self.data) else None
+        if path not in (self.data, self._tablespaces, self._config):
+            self._make_folder(path.parent)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
             self._owner.take(path)

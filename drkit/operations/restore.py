@@ -20,18 +20,9 @@ from drkit.fingerprint import total_rows
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, ObjectRecord
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import (
-    DUMP,
-    choose_artifact,
-    find_artifacts,
-    open_details,
-    open_plain,
-    open_sealed,
-    read_recorded,
-    reopen_sealed,
-    store_order,
-)
+from drkit.operations.artifacts import open_details, open_plain, open_sealed, read_recorded, reopen_sealed, store_order
 from drkit.operations.running import recorded_run
+from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
 from drkit.stores import Store
 from drkit.stream import Marks, Meter, drain, prefetch
 from drkit.units import MIB, format_bytes, format_count, format_duration, format_moment

@@ -42,7 +42,7 @@ from drkit.errors import IntegrityError, RecoveryGap, SourceError
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import PolicyArtifacts, find_artifacts, open_details
+from drkit.operations.artifacts import open_details
 from drkit.operations.data_folder import TargetFolder, claimed, hand_over, inspect_target
 from drkit.operations.extraction import Extraction, Owner
 from drkit.operations.replay import (
@@ -55,6 +55,7 @@ from drkit.operations.replay import (
 )
 from drkit.operations.restore import FetchedObject, RestorePlan, believed_copies, copies_passed_over, fetch
 from drkit.operations.running import recorded_run
+from drkit.operations.selection import PolicyArtifacts, find_artifacts
 from drkit.operations.stored_log import (
     LogReader,
     PolicyLogs,

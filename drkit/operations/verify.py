@@ -13,17 +13,14 @@ from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Finding, Manifest, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import (
-    PolicyArtifacts,
-    Refusal,
     TrustedManifest,
-    choose_artifact,
-    find_artifacts,
     open_details,
     open_plain,
     open_sealed,
     read_recorded,
     recorded_version,
 )
+from drkit.operations.selection import PolicyArtifacts, Refusal, choose_artifact, find_artifacts
 from drkit.stores import Store
 from drkit.stream import Meter, drain
 from drkit.units import format_bytes, format_count

@@ -9,11 +9,11 @@ import pytest
 
 from drkit.chain import audit_chain
 from drkit.model import ArtifactEntry
-from drkit.operations.artifacts import PolicyArtifacts, _newest_first, choose_artifact
 from drkit.operations.check import Observed
 from drkit.operations.expectations import Due, Expectation
 from drkit.operations.inventory import take_inventory
 from drkit.operations.judgement import PolicyVerdict, judge
+from drkit.operations.selection import PolicyArtifacts, _newest_first, choose_artifact
 from tests.faults.forking import Forker
 from tests.faults.shop import create_shop, make_shop
 from tests.fixtures.bucket import NOW, Bucket
