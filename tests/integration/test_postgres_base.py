@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,7 @@ from drkit.engines import BackupOptions
 from drkit.engines.registry import find_engine
 from tests.fixtures.physical import (
     PHYSICAL,
-    TakenBase,
-    save_part,
+    read_base,
     standby_of,
     start_server,
     started_from,
@@ -168,25 +168,22 @@ def test_wal_is_kept_by_a_slot_that_is_gone_afterwards(server: PostgresServer, t
                 pass
 
 
-@pytest.mark.parametrize("via", ["stream", "local"])
-def test_wal_that_the_server_would_have_removed_is_there(tmp_path: Path, via: str) -> None:
+def test_wal_that_the_server_would_have_removed_is_there(tmp_path: Path) -> None:
     settings = {**PHYSICAL, "max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": "0"}
     with running_postgres(**settings) as server:
         server.create_database("orders", "create table quiet as select g from generate_series(1, 100) g")
-
-        with find_engine("postgres", "base").open_backup(
-            server.url(), BackupOptions(work_folder=tmp_path, via=via)
-        ) as session:
-            for _ in range(8):
-                server.execute("select pg_logical_emit_message(true, '', 'x'), pg_switch_wal()")
-            server.execute("checkpoint")
-            for part in session.preflight.parts:
-                save_part(session, part, tmp_path)
-            taken = TakenBase(tmp_path, session.preflight, session.details(), session.position, (), session.snapshot_at)
-        data = taken.unpack(server.folder / "restored")
-        verify_by_hand(server, data)
-        with started_from(server, data) as copy:
-            assert copy.execute("select count(*) from quiet", "orders") == [(100,)]
+        for via in ("stream", "local"):
+            options = BackupOptions(work_folder=tmp_path, via=via)
+            with find_engine("postgres", "base").open_backup(server.url(), options) as session:
+                for _ in range(8):
+                    server.execute("select pg_logical_emit_message(true, '', 'x'), pg_switch_wal()")
+                server.execute("checkpoint")
+                taken = read_base(session, tmp_path / via)
+            assert len([name for name in taken.names("base") if re.fullmatch("pg_wal/[0-9A-F]{24}", name)]) == 9
+            data = taken.unpack(server.folder / f"restored-{via}")
+            verify_by_hand(server, data)
+            with started_from(server, data) as copy:
+                assert copy.execute("select count(*) from quiet", "orders") == [(100,)]
 
 
 def test_a_configuration_outside_of_the_data_folder_is_captured(tmp_path: Path) -> None:
@@ -223,8 +220,7 @@ def test_what_is_created_while_the_backup_runs_is_named(server: PostgresServer, 
 
     with find_engine("postgres", "base").open_backup(server.url(), BackupOptions(work_folder=tmp_path)) as session:
         name = server.create_database()
-        for part in session.preflight.parts:
-            save_part(session, part, tmp_path)
+        read_base(session, tmp_path)
         assert [line for line in session.warnings if name in line]
     server.drop_database(name)
 
