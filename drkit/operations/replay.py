@@ -36,7 +36,8 @@ _LONGEST_SOCKET_PATH = 100
 class ReplayLog:
     """What a recovery may ask for: the plan's files in order, and the histories by timeline.
 
-    ``system_identifier`` is the cluster's, empty when it is not known.
+    ``system_identifier`` is the cluster's, empty when it is not known. ``has_target`` says that the server knows where
+    to stop, so that WAL may be withheld from it: it never takes the end for the target.
     """
 
     files: Sequence[StoredFile]
@@ -44,6 +45,7 @@ class ReplayLog:
     segment_bytes: int
     system_identifier: str = ""
     policy: str = "POLICY"
+    has_target: bool = True
 
     def asked_names(self) -> dict[str, int]:
         """Return the position in ``files`` by the name that PostgreSQL asks for: a partial one by its segment's."""
@@ -75,7 +77,10 @@ class _Spooled:
 
 @dataclass
 class WalServer:
-    """Reads ahead and answers; made by `open_wal_server`."""
+    """Reads ahead and answers; made by `open_wal_server`.
+
+    ``error`` is what could not be read, ``withheld`` why something was not handed out.
+    """
 
     log: ReplayLog
     reader: LogReader
@@ -83,6 +88,7 @@ class WalServer:
     advance: Callable[[int], object] | None = None
     counts: ReplayCounts = field(default_factory=ReplayCounts)
     error: DrkitError | None = None
+    withheld: DrkitError | None = None
 
     def __post_init__(self) -> None:
         self._names = self.log.asked_names()
@@ -117,6 +123,10 @@ class WalServer:
                 return
             try:
                 self._serve(line, request.removeprefix("fetch "))
+            except RecoveryGap as error:
+                # The server reads ahead of its target: what it must not replay it may never need.
+                self.withheld = self.withheld or error
+                line.sendall(b"absent\n" if self.log.has_target else f"no {error.message}\n".encode())
             except DrkitError as error:
                 self.error = self.error or error
                 line.sendall(f"no {error.message}\n".encode())

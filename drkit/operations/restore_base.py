@@ -167,7 +167,14 @@ class BasePlan:
     def replay_log(self) -> ReplayLog:
         """Return what the server may ask for while it replays."""
         identifier = str(self.base.details["server"].get("system_identifier") or "")
-        return ReplayLog(self.files, self.histories, self.segment_bytes, identifier, self.request.policy)
+        return ReplayLog(
+            self.files,
+            self.histories,
+            self.segment_bytes,
+            identifier,
+            self.request.policy,
+            has_target=self.recovery.target.kind != "latest",
+        )
 
 
 def plan_base_restore(
@@ -346,9 +353,10 @@ def _start(server: RestoredServer, settings: dict[str, str], wal: WalServer, pla
     try:
         server.start(settings, timeout_s=_LONGEST_REPLAY_S)
     except SourceError as error:
-        if wal.error is not None:
-            raise type(wal.error)(
-                f"replay was stopped: {wal.error.message}", details=wal.error.details, hints=wal.error.hints
+        cause = wal.error or wal.withheld
+        if cause is not None:
+            raise type(cause)(
+                f"replay was stopped: {cause.message}", details=cause.details, hints=cause.hints
             ) from error
         raise explain_failure(error, plan.target) from error
     if wal.error is not None:
@@ -505,9 +513,15 @@ class _FolderJob:
             for name, number in log.asked_names().items():
                 content = reader.read(log.files[number], log.segment_bytes)
                 check_identity(content, name, log)
-                guard.check(number, name, content)
-                self._write(folder / name, content.ljust(log.segment_bytes, b"\0"))
                 progress.advance(log.segment_bytes)
+                try:
+                    guard.check(number, name, content)
+                except RecoveryGap as error:
+                    if not log.has_target:
+                        raise
+                    self.notes.append(f"{name} is left out, and the target may lie before it: {error.message}")
+                else:
+                    self._write(folder / name, content.ljust(log.segment_bytes, b"\0"))
             for timeline, content in log.histories.items():
                 self._write(folder / f"{timeline:08X}.history", content)
         extraction.write_control_file()
