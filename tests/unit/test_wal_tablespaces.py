@@ -1,0 +1,63 @@
+"""Records that create a tablespace are found wherever they lie, also over the borders of pages and segments."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from drkit.wal_tablespaces import TablespaceCreation, find_across, find_creations
+
+PAGE = 8192
+
+
+def record(oid: int, path: str, *, origin: bool = False) -> bytes:
+    data = struct.pack("<I", oid) + path.encode() + b"\0"
+    head = b"\xff" + bytes([len(data)]) if len(data) < 256 else b"\xfe" + struct.pack("<I", len(data))
+    body = (b"\xfd\x01\x00" if origin else b"") + head + data
+    header = struct.pack("<IIQBBH", 24 + len(body), 700, 0x2000028, 0, 5, 0) + b"\x12\x34\x56\x78"
+    return header + body
+
+
+def segment(payload: bytes, pages: int = 4) -> bytes:
+    """Put a payload into pages: the first has a long header."""
+    out, rest = b"", payload
+    for page in range(pages):
+        size = 40 if page == 0 else 24
+        head = struct.pack("<HHIQI", 0xD110, 2 if page == 0 else 0, 1, page * PAGE, 0).ljust(size, b"\0")
+        room = PAGE - size
+        out += head + rest[:room].ljust(room, b"\0")
+        rest = rest[room:]
+    return out
+
+
+@pytest.mark.parametrize("before", [0, 8000, 8100, 8112, 8120, 8136, 16300])
+@pytest.mark.parametrize("path", ["/x", "/srv/" + "long/" * 80 + "end"])
+def test_a_creation_is_found_at_any_place(before: int, path: str) -> None:
+    found, _ = find_creations(segment(bytes(before) + record(16402, path)))
+    assert found == [TablespaceCreation(16402, path)]
+
+
+def test_one_with_an_origin_and_several_are_found() -> None:
+    payload = record(1, "/a", origin=True).ljust(80, b"\0") + record(2, "/b")
+    assert [item.path for item in find_creations(segment(payload))[0]] == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("part", [5, 17, 30, 40])
+def test_one_that_crosses_into_the_next_segment_is_found(part: int) -> None:
+    whole = record(16402, "/srv/fast")
+    room = 4 * PAGE - 40 - 3 * 24
+    _, before = find_creations(segment(bytes(room - part) + whole[:part]))
+    found, after = find_creations(segment(whole[part:]))
+    assert found == []
+    assert find_across(before, after) == [TablespaceCreation(16402, "/srv/fast")]
+
+
+def test_what_only_looks_like_one_is_not_taken_for_it() -> None:
+    wrong_length = bytearray(record(1, "/a"))
+    wrong_length[0] += 1
+    wrong_manager = bytearray(record(1, "/a"))
+    wrong_manager[17] = 4
+    assert find_creations(segment(bytes(wrong_length)))[0] == []
+    assert find_creations(segment(bytes(wrong_manager)))[0] == []
+    assert find_creations(bytes(4 * PAGE))[0] == []
