@@ -95,6 +95,10 @@ class LogChain:
         publish_trust(self._lanes[0].store, documents)
 
     def _load_pending(self) -> Iterator[Pending]:
+        for path in self._spool.manifests.iterdir():
+            # One that was being written, or the second half of one that was being removed.
+            if path.suffix != ".json" and not path.with_suffix(".json").exists():
+                path.unlink()
         for path in sorted(self._spool.manifests.glob("*.json")):
             data = path.read_bytes()
             manifest = LogManifest.from_bytes(data, str(path))

@@ -24,7 +24,7 @@ from drkit.operations import Workplace
 from drkit.operations.lanes import Lane, make_lanes
 from drkit.operations.log_chain import LogChain, next_batch
 from drkit.operations.logs import list_log_manifests, read_listed
-from drkit.operations.spool import Sealed, Spool, read_facts
+from drkit.operations.spool import Sealed, SealedDamaged, Spool, read_facts
 from drkit.policy import Policy
 from drkit.units import CHUNK_BYTES, MIB, format_duration
 from drkit.wal import Segment, classify, parse_lsn, partial_name
@@ -252,6 +252,9 @@ class Shipper:
         except StoreExists as error:
             self._settle(lane, sealed, error)
             return
+        except SealedDamaged as error:
+            self._seal_again(sealed, error)
+            raise
         except StoreError as error:
             lane.failed(error)
             raise
@@ -263,6 +266,14 @@ class Shipper:
                 found = {"version_id": info.version_id, "checksum": info.checksum, "stored_at": self._workplace.clock()}
                 sealed.record = record.model_copy(update=found)
             sealed.stored_in.add(lane.name)
+
+    def _seal_again(self, sealed: Sealed, error: SealedDamaged) -> None:
+        """Drop a damaged copy, so that the file is sealed anew when its turn comes; one that is listed cannot be."""
+        if sealed.listed:
+            raise SealedDamaged(error.message, hints=["drkit check; another store has the file as it was"]) from error
+        with self._lock:
+            self._spool.forget(sealed)
+            self._sealed.pop(sealed.name, None)
 
     def _settle(self, lane: Lane, sealed: Sealed, error: StoreExists) -> None:
         """Decide about a key that is taken by other sealed bytes, which may hold the same content.

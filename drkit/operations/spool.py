@@ -30,7 +30,7 @@ from drkit.canonical import canonical_json, parse_json
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.model import LogRecord, SwitchRecord
 from drkit.site import Site
-from drkit.stream import Meter, compress, prefetch
+from drkit.stream import Meter, checked, compress, prefetch
 from drkit.units import CHUNK_BYTES, format_utc
 from drkit.wal import (
     Segment,
@@ -46,6 +46,10 @@ from drkit.wal_pages import WalFacts, inspect
 
 _UNFINISHED = ".new"
 _BACKUP_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
+
+
+class SealedDamaged(IntegrityError):
+    """A sealed file in the spool is not what was sealed: the disk lost it, or somebody changed it."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,19 @@ class Sealed:
         return self.record.part
 
     def chunks(self) -> Iterator[bytes]:
-        """Read the sealed bytes."""
-        with self.path.open("rb", buffering=0) as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
+        """Read the sealed bytes; raise SealedDamaged at their end when they are not what was sealed."""
+        record = self.record
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                yield from checked(
+                    iter(lambda: file.read(CHUNK_BYTES), b""),
+                    Meter(),
+                    size_bytes=record.stored_bytes,
+                    sha256=record.stored_sha256,
+                    what=str(self.path),
+                )
+        except (IntegrityError, FileNotFoundError) as error:
+            raise SealedDamaged(f"the sealed copy of {self.name} in the spool is damaged: {error}") from error
 
 
 @dataclass(frozen=True)
