@@ -54,7 +54,8 @@ def find_creations(content: bytes) -> tuple[list[TablespaceCreation], SegmentEnd
 
 def find_across(before: SegmentEnds, after: SegmentEnds) -> list[TablespaceCreation]:
     """Return the tablespaces whose records begin in one segment and end in the next."""
-    return list(_found(before.tail + after.head))
+    border = len(before.tail)
+    return list(_found(before.tail + after.head, border))
 
 
 def _payload(content: bytes) -> bytes:
@@ -67,10 +68,11 @@ def _payload(content: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def _found(payload: bytes) -> Iterator[TablespaceCreation]:
+def _found(payload: bytes, border: int | None = None) -> Iterator[TablespaceCreation]:
+    """Yield what is created in a payload; only by records that cross ``border``, if it is given."""
     for match in _CREATE.finditer(payload):
         start = match.start() - _BEFORE_INFO_BYTES
-        if start < 0:
+        if start < 0 or (border is not None and not start < border < match.end()):
             continue
         (total_bytes,) = struct.unpack_from("<I", payload, start)
         long = match["long"]

@@ -43,7 +43,7 @@ def test_one_with_an_origin_and_several_are_found() -> None:
     assert [item.path for item in find_creations(segment(payload))[0]] == ["/a", "/b"]
 
 
-@pytest.mark.parametrize("part", [5, 17, 30, 40])
+@pytest.mark.parametrize("part", [5, 17, 30, 39])
 def test_one_that_crosses_into_the_next_segment_is_found(part: int) -> None:
     whole = record(16402, "/srv/fast")
     room = 4 * PAGE - 40 - 3 * 24
@@ -51,6 +51,8 @@ def test_one_that_crosses_into_the_next_segment_is_found(part: int) -> None:
     found, after = find_creations(segment(whole[part:]))
     assert found == []
     assert find_across(before, after) == [TablespaceCreation(16402, "/srv/fast")]
+    _, whole_inside = find_creations(segment(whole))
+    assert find_across(before, whole_inside) == [], "that one is the next segment's own"
 
 
 def test_what_only_looks_like_one_is_not_taken_for_it() -> None:
