@@ -158,17 +158,17 @@ def _restore_folder(ctx: click.Context, options: _Options, workplace: Workplace)
     keys = identities_in_reach(workplace, options.identity, ask_passphrase)
     plan = plan_base_restore(workplace, request, keys)
     start = not options.no_start
-    text = describe_plan(plan, options.into, start=start)
+    text = describe_plan(workplace, plan, options.into, start=start)
     if options.plan_only:
         text += "\nnothing was changed. Run again without --plan" + (
             " to start." if options.into else ", with --into DIR, to start."
         )
-        output.result("restore-plan", plan_document(plan, start=start), text)
+        output.result("restore-plan", plan_document(workplace, plan, start=start), text)
         return
     assert options.into is not None
     output.line(text)
     result = restore_into(workplace, plan, options.into, output, start=start)
-    _show_folder(output, result, plan_document(plan, start=start))
+    _show_folder(output, result, plan_document(workplace, plan, start=start))
 
 
 def _show_folder(output: Any, result: FolderResult, document: dict[str, Any]) -> None:

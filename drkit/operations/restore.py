@@ -15,7 +15,7 @@ from typing import Any
 from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions, RestoreSession
 from drkit.engines.registry import find_engine
-from drkit.errors import ConfigError, IntegrityError, StoreError
+from drkit.errors import ConfigError, IntegrityError, RecoveryGap, StoreError
 from drkit.fingerprint import total_rows
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, ObjectRecord
@@ -121,7 +121,13 @@ def plan_restore(workplace: Workplace, request: RestoreRequest, identities: Sequ
     when it is not what was signed.
     """
     found = find_artifacts(workplace, request.policy)
-    chosen = choose_artifact(found, request.policy, artifact_id=request.artifact_id, at=request.at, method=DUMP)
+    try:
+        chosen = choose_artifact(found, request.policy, artifact_id=request.artifact_id, at=request.at, method=DUMP)
+    except RecoveryGap as error:
+        if not any(entry.manifest.position for entry in found.entries):
+            raise
+        hints = [f"drkit restore {request.policy} --into DIR   (there are base backups)", *error.hints]
+        raise RecoveryGap(error.message, details=error.details, hints=hints) from error
     entry, passed_over = believed_copies(workplace, chosen)
     details = open_details(entry.manifest, identities)
     objects = _wanted(entry, details, request)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from drkit.operations import Workplace
 from drkit.operations.restore_base import BasePlan, FolderResult, Replayed
-from drkit.units import format_bytes, format_count, format_duration, format_moment, format_utc
+from drkit.units import format_bytes, format_count, format_duration, format_moment, format_utc, parse_utc
 from drkit.wal import format_lsn
 
 
-def describe_plan(plan: BasePlan, into: Path | None, *, start: bool) -> str:
+def describe_plan(workplace: Workplace, plan: BasePlan, into: Path | None, *, start: bool) -> str:
     """Return the plan for people."""
-    return "\n".join(_lines(plan, into, start=start))
+    return "\n".join(_lines(plan, expect(workplace, plan), into, start=start))
 
 
-def _lines(plan: BasePlan, into: Path | None, *, start: bool) -> Iterator[str]:
+def _lines(plan: BasePlan, expected: Expectation | None, into: Path | None, *, start: bool) -> Iterator[str]:
     recovery, manifest = plan.recovery, plan.entry.manifest
     yield f"to bring {plan.request.policy} to {_target(plan)} (timeline {recovery.timeline})"
     yield (
@@ -28,6 +30,12 @@ def _lines(plan: BasePlan, into: Path | None, *, start: bool) -> Iterator[str]:
     yield f"  wal        {_wal(plan)}"
     yield from _commits(plan)
     yield from (f"  warning    {warning}" for warning in plan.warnings)
+    if expected is not None:
+        phases = ", ".join(
+            f"{name} {format_duration(timedelta(seconds=took))}" for name, took in expected.seconds.items()
+        )
+        day = format_moment(expected.measured_at)[:10]
+        yield f"  expected   {phases}, first query {format_duration(expected.total)}   (rates from the drill of {day})"
     need = format_bytes(plan.need_bytes(start=start))
     where = f" in {into} (there are {format_bytes(_free_bytes(into))})" if into else ""
     names = ", ".join(key.name for key in plan.base.identities)
@@ -72,8 +80,9 @@ def _free_bytes(into: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def plan_document(plan: BasePlan, *, start: bool) -> dict[str, Any]:
-    """Return the plan for scripts."""
+def plan_document(workplace: Workplace, plan: BasePlan, *, start: bool) -> dict[str, Any]:
+    """Return the plan for scripts; times in seconds."""
+    expected = expect(workplace, plan)
     recovery, manifest = plan.recovery, plan.entry.manifest
     last = recovery.last_commit_at
     return {
@@ -112,6 +121,7 @@ def plan_document(plan: BasePlan, *, start: bool) -> dict[str, Any]:
         ],
         "end_lsn": format_lsn(recovery.end_lsn),
         "last_commit_at": format_utc(last) if last else None,
+        "expected_s": {name: round(took, 3) for name, took in expected.seconds.items()} if expected else None,
         "need_bytes": plan.need_bytes(start=start),
         "major": plan.major,
         "identities": [key.name for key in plan.base.identities],
@@ -160,3 +170,38 @@ def replayed_document(replayed: Replayed) -> dict[str, Any]:
         "bytes": replayed.served_bytes,
         "waited_for": replayed.waited,
     }
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """How long a restore will take by what a drill has measured, in seconds by phase."""
+
+    seconds: dict[str, float]
+    measured_at: datetime
+
+    @property
+    def total(self) -> timedelta:
+        """Return the time to the first query."""
+        return timedelta(seconds=sum(self.seconds.values()))
+
+
+def expect(workplace: Workplace, plan: BasePlan) -> Expectation | None:
+    """Scale the newest drill that replayed this policy to a plan; None where none has measured anything yet."""
+    for record in workplace.catalog.evidence(policy=plan.request.policy):
+        rates = _rates(workplace, record)
+        if rates:
+            sizes = {"fetch": plan.base.stored_bytes, "write": plan.base.plain_bytes, "replay": plan.wal_bytes}
+            seconds = {phase: sizes[phase] * rates[phase] for phase in sizes if phase in rates}
+            return Expectation(seconds, parse_utc(str(record["started_at"])))
+    return None
+
+
+def _rates(workplace: Workplace, record: Mapping[str, Any]) -> dict[str, float]:
+    """Return seconds for each byte by phase, from a drill's record; empty when it cannot tell."""
+    recovered, phases = record.get("recovered"), record.get("phases_ms", {})
+    known = [item.manifest for item in workplace.catalog.artifacts(str(record.get("policy")))]
+    manifest = next((item for item in known if item.artifact_id == record.get("artifact_id")), None)
+    if not recovered or manifest is None:
+        return {}
+    sizes = {"fetch": manifest.stored_bytes, "write": manifest.plain_bytes, "replay": int(recovered["wal_bytes"])}
+    return {phase: phases[phase] / 1000 / size for phase, size in sizes.items() if size and phase in phases}

@@ -96,6 +96,21 @@ def test_a_moment_is_reached_to_the_commit(walk: Walk) -> None:
     assert record["restored_to_at"] == format_utc(mark.after)
 
 
+def test_a_plan_says_how_long_it_will_take_once_a_drill_has_measured(walk: Walk) -> None:
+    assert drill(walk, "--at", walk.marks["state 2"].after.isoformat())[0] == 0
+    plan = walk.restore("--plan")
+    assert "(rates from the drill of" in plan.stdout
+    expected = document_of(walk.restore("--plan", "--json"))["expected_s"]
+    assert set(expected) == {"fetch", "write", "replay"}
+    assert all(took > 0 for took in expected.values())
+
+
+def test_a_dump_that_is_not_there_is_not_replaced_by_a_base(walk: Walk) -> None:
+    done = walk.restore("--to", walk.server.url("somewhere").reveal())
+    assert done.returncode == 9
+    assert "--into DIR" in done.stderr
+
+
 def records(walk: Walk) -> list[dict[str, Any]]:
     return list(document_of(walk.site.call("drills", POLICY, "--json"))["drills"])
 

@@ -131,6 +131,20 @@ def test_settings_of_the_source_neither_bend_nor_break_a_replay(walk: Walk) -> N
     server.execute("rollback prepared 'pending'")
 
 
+def test_the_unfinished_segment_is_the_end_of_the_latest(walk: Walk) -> None:
+    walk.set("one")
+    walk.base()
+    walk.set("two")
+    walk.switch()
+    walk.set("three")
+    walk.ship()
+    ((name,),) = walk.server.execute("select pg_walfile_name(pg_current_wal_insert_lsn())")
+    walk.server.execute("checkpoint")
+    walk.ship_partial(walk.server.folder / "data" / "pg_wal" / name)
+    walk.set("after that")
+    assert walk.state_at() == "three"
+
+
 def test_a_superuser_of_another_name_and_page_checksums(ready_site: ReadySite) -> None:
     with walking(ready_site) as walk:
         server = walk.server
