@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Literal
 
 from drkit.errors import DrkitError
@@ -140,17 +141,27 @@ def _rpo_advice(policy: Policy, goal: timedelta) -> str:
 def draw_moment(outcome: DrillOutcome, snapshots_at: Sequence[datetime]) -> datetime:
     """Return the moment of the simulated disaster that the drill's rule picks among the artifacts there are.
 
-    ``random`` is uniform over the window, seeded, and never before the oldest artifact, so that every draw can be
-    drilled; ``oldest`` is the moment of the oldest artifact in the window.
+    ``random`` is uniform over the window, never before its oldest artifact, so that every draw can be drilled. The seed
+    and the artifacts alone decide which artifact it is: whoever draws again later comes to the same one. ``oldest`` is
+    the moment of the oldest artifact in the window.
     """
     rule, now = outcome.request.rule, outcome.started_at
     earliest = now - rule.window if rule.window else datetime.min.replace(tzinfo=now.tzinfo)
-    inside = [moment for moment in snapshots_at if earliest <= moment <= now]
+    inside = sorted(moment for moment in snapshots_at if earliest <= moment <= now)
     if rule.pick == "latest" or not inside:
         return now
     if rule.pick == "oldest":
-        return min(inside)
-    return min(inside) + random.Random(outcome.seed).random() * (now - min(inside))  # noqa: S311 - repeatable, not secret
+        return inside[0]
+    return min(_draw_between(inside, outcome.seed), now)
+
+
+def _draw_between(snapshots_at: Sequence[datetime], seed: int) -> datetime:
+    """Draw a moment until the next artifact would have been due: the newest one stands for a usual interval."""
+    intervals = [(later - earlier).total_seconds() for earlier, later in pairwise(snapshots_at)]
+    intervals.append(sum(intervals) / len(intervals) if intervals else 1.0)
+    drawn = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    (place,) = drawn.choices(range(len(intervals)), weights=[max(length, 1e-6) for length in intervals])
+    return snapshots_at[place] + timedelta(seconds=drawn.random() * intervals[place])
 
 
 def describe_pick(outcome: DrillOutcome) -> str:
