@@ -65,7 +65,6 @@ class ReplayCounts:
     served: int = 0
     served_bytes: int = 0
     waited: int = 0
-    last_served: str = ""
 
 
 @dataclass
@@ -94,6 +93,7 @@ class WalServer:
         self._names = self.log.asked_names()
         self._guard = TablespaceGuard(self.log.policy)
         self._entries: dict[int, _Spooled] = {}
+        self._served: set[int] = set()
         self._changed = threading.Condition()
         self._position = 0
         self._closing = False
@@ -146,7 +146,7 @@ class WalServer:
             size_bytes = os.fstat(file.fileno()).st_size
             line.sendall(f"ok {size_bytes}\n".encode())
             line.sendfile(file)
-        self._note_served(number, name, size_bytes)
+        self._note_served(number, size_bytes)
 
     def _wait_for(self, number: int) -> Path:
         """Return the spooled file; raise what kept it from being there. It may be one that was served before."""
@@ -164,11 +164,12 @@ class WalServer:
                 raise SourceError("the restore is ending")
             return entry.path
 
-    def _note_served(self, number: int, name: str, size_bytes: int) -> None:
+    def _note_served(self, number: int, size_bytes: int) -> None:
         with self._changed:
-            self.counts.served += 1
-            self.counts.served_bytes += size_bytes
-            self.counts.last_served = max(self.counts.last_served, name[8:]) and name
+            if number not in self._served:  # a server that starts over asks again
+                self._served.add(number)
+                self.counts.served += 1
+                self.counts.served_bytes += size_bytes
             self._drop_before(number - _KEPT_SERVED)
             self._changed.notify_all()
         if self.advance:
