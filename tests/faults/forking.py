@@ -173,7 +173,7 @@ class Host:
         return found
 
 
-def wait_until(holds: object, what: str, *, timeout_s: float = 15) -> None:
+def wait_until(holds: object, what: str, *, timeout_s: float = 60) -> None:
     """Wait until ``holds()`` is true; fail naming ``what`` otherwise."""
     deadline = time.monotonic() + timeout_s
     while not holds():  # type: ignore[operator]

@@ -135,7 +135,7 @@ def _impatient(store: Any) -> Any:
     from drkit.stores.s3 import S3Store
 
     quick = Backoff(attempts=2, first_s=0.01)
-    waits = {"connect_timeout_s": 1.0, "read_timeout_s": 1.0, "attempts": 1, "patience": quick}
+    waits = {"connect_timeout_s": 2.0, "read_timeout_s": 2.0, "attempts": 1, "patience": quick}
     options = dataclasses.replace(store._store._options, part_size_bytes=5 << 20, **waits)
     return RetryingStore(S3Store(store.name, options), quick)
 

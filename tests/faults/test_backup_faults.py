@@ -29,7 +29,7 @@ from tests.fixtures.s3_proxy import Fault, Proxy, running_proxy
 SOURCE, STORE = 5, 6
 LAST_WORDS = "pg_dump: error: the last words"
 ALWAYS = 10_000
-IDLE = ", idle_timeout: 2s"
+IDLE = ", idle_timeout: 4s"
 
 
 @pytest.fixture(scope="session")
@@ -56,9 +56,9 @@ SAY = f"echo '{LAST_WORDS}' >&2"
 CUT = '$REAL "$@" > "$HOME/whole"; head -c $(($(wc -c < "$HOME/whole") * 9 / 10)) "$HOME/whole"'
 BAD_TOOLS = [
     BadTool("exits after 90 %", f"{CUT}; {SAY}; exit 1", "{tool} failed with exit status 1"),
-    BadTool("hangs", f"{SAY}; exec sleep 600", "{tool} moved no byte for 2 s and was stopped"),
-    BadTool("hangs at 90 %", f"{CUT}; {SAY}; exec sleep 600", "{tool} moved no byte for 2 s and was stopped"),
-    BadTool("hangs deaf", f"trap '' TERM; {SAY}; while :; do sleep 1; done", "{tool} moved no byte for 2 s"),
+    BadTool("hangs", f"{SAY}; exec sleep 600", "{tool} moved no byte for 4 s and was stopped"),
+    BadTool("hangs at 90 %", f"{CUT}; {SAY}; exec sleep 600", "{tool} moved no byte for 4 s and was stopped"),
+    BadTool("hangs deaf", f"trap '' TERM; {SAY}; while :; do sleep 1; done", "{tool} moved no byte for 4 s"),
     BadTool("floods stderr", f"yes noise | head -c 100000000 >&2; {SAY}; exit 3", "{tool} failed with exit status 3"),
     BadTool("is killed", f"{CUT}; {SAY}; kill -KILL $$", "{tool} was killed by signal SIGKILL"),
     BadTool("leaves a child", f"sleep 600 >&2 & {SAY}; exit 1", "{tool} failed with exit status 1"),

@@ -38,7 +38,7 @@ def shop(forker: Forker, postgres: PostgresServer, module_machine: Path) -> Shop
 def test_kill(shop: Shop, point: str) -> None:
     killed = shop.drkit("drill", "shop", stop_at=point)
     assert killed.status == -9, f"{point} was not reached: {killed.said}"
-    wait_until(lambda: not shop.host.processes(), f"still running: {shop.host.processes()}", timeout_s=30)
+    wait_until(lambda: not shop.host.processes(), f"still running: {shop.host.processes()}")
     command = next(NEXT_COMMANDS)
     after = shop.drkit(*command)
     assert after.status in {0, 12}, after.said

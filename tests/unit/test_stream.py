@@ -188,7 +188,7 @@ class TestPrefetch:
             other = stack.enter_context(prefetch(watching(one)))
             assert next(other) == b"one"
             first, second = sorted(stages() - before, key=lambda thread: thread.native_id or 0)
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < 20
         wait_until_gone(second)
         assert ends == ["Abandoned"]
         release.set()
@@ -205,7 +205,7 @@ class TestPrefetch:
             prefetch(compress(ahead, 1)),
         ):
             raise StoreError("the store is full")
-        assert time.monotonic() - began_s < 12
+        assert time.monotonic() - began_s < 30
         assert child.status is not None
         for stage in stages() - before:
             wait_until_gone(stage)
