@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from drkit import bucket
 from drkit.engines.postgres_wal import ServerPosition, read_position
-from drkit.errors import DrkitError, IntegrityError
+from drkit.errors import DrkitError, IntegrityError, StoreError
 from drkit.model import Finding
 from drkit.operations.receive import Setting
 from drkit.stores import Store
@@ -55,6 +55,8 @@ class Watcher:
         setting = self._setting
         position = read_position(setting.url(), setting.slot)
         setting.meet(position)
+        if not setting.recovered.is_set():
+            raise StoreError("the first store could not be read yet")
         now = setting.workplace.clock()
         if position.timeline != self._timeline:
             self._samples.clear()

@@ -42,9 +42,9 @@ class PushServer:
         self._lock = threading.Lock()
 
     def run(self, stopping: threading.Event) -> None:
-        """Answer until ``stopping``, once it is known whose log it is."""
-        while not self._setting.met.wait(_POLL_S):
-            if stopping.is_set():
+        """Answer until ``stopping``, once it is known whose log it is and what is stored of it."""
+        while not (self._setting.met.is_set() and self._setting.recovered.is_set()):
+            if stopping.wait(_POLL_S):
                 return
         path = self._setting.spool.socket
         with (

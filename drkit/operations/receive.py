@@ -26,7 +26,7 @@ from drkit.engines.postgres_wal import (
     read_history,
     read_position,
 )
-from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit.errors import DrkitError, IntegrityError, SourceError, StoreError
 from drkit.operations import Workplace
 from drkit.operations.ship import Shipper
 from drkit.operations.spool import Identity, Spool, is_mark, read_facts, segment_name_of
@@ -38,6 +38,7 @@ _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
 _WATCH_S = 0.2
 _ASK_S = 5.0
+_RECOVERY_S = 5.0
 _RESERVE_SEGMENTS = 4
 """Room that receiving leaves: sealing needs some, and what is sealed and shipped makes room again."""
 
@@ -55,6 +56,8 @@ class Setting:
     """Takes a duty's name, its new state and a sentence; the same state twice is said once."""
     met: threading.Event = field(default_factory=threading.Event)
     """Set once the server has been asked whose log it is."""
+    recovered: threading.Event = field(default_factory=threading.Event)
+    """Set once the shipper knows what the first store lists."""
     owner: list[int] = field(default_factory=list)
 
     @property
@@ -101,6 +104,8 @@ class Receiver:
                 self._receive(stopping)
             except IntegrityError as error:
                 self._tell("wrong-server", error.message)
+            except StoreError as error:
+                self._tell("waiting", error.message)
             except DrkitError as error:
                 self._tell("server-gone" if isinstance(error, SourceError) else "refused", error.message)
             if stopping.wait(self._wait_s):
@@ -171,6 +176,8 @@ class Receiver:
         """Make pg_receivewal go on behind what is shipped, when nothing of it is left in the spool."""
         if any(segment_name_of(path.name, position.segment_bytes) for path in self._spool.received_files()):
             return
+        if not self._setting.recovered.wait(_RECOVERY_S):
+            raise StoreError("where the log goes on is only known once the first store was read")
         newest = self._setting.shipper.newest()
         if newest is not None:
             self._spool.mark(newest)

@@ -27,7 +27,8 @@ from drkit.policy import BackupRule, Policy
 from drkit.units import format_moment
 from drkit.wal import classify
 
-STOP_WITHIN_S = 20.0
+STOP_WITHIN_S = 15.0
+_WHOLE_GROUP_WITHIN_S = STOP_WITHIN_S + 5
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
 _SCAN_S = 0.5
@@ -57,10 +58,12 @@ class SpoolShipping:
 
     def run(self, stopping: threading.Event) -> None:
         """Ship until ``stopping``, then once more what there is."""
+        pause_s = 0.0
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="ship") as pool:
             while True:
-                last = stopping.wait(_SCAN_S)
+                last = stopping.wait(pause_s)
                 try:
+                    self._recover()
                     self._round(pool, last=last)
                 except (DrkitError, OSError) as error:
                     self._tell("store-failed" if isinstance(error, StoreError) else "failed", str(error))
@@ -70,6 +73,13 @@ class SpoolShipping:
                         self._tell("shipping", "all stores take what is received")
                 if last:
                     return
+                pause_s = _SCAN_S if self._setting.recovered.is_set() else _FIRST_WAIT_S
+
+    def _recover(self) -> None:
+        """Find out what is there; the log is received meanwhile, whatever the stores do."""
+        if not self._setting.recovered.is_set():
+            self._shipper.recover()
+            self._setting.recovered.set()
 
     def _tell(self, state: str, message: str) -> None:
         self._setting.tell(self.name, state, message)
@@ -140,7 +150,6 @@ class LogShipping:
         spool = Spool(spool_folder(self._workplace.site, self._policy.policy))
         shipper = Shipper(self._workplace, self._policy, spool, list_after=min(LIST_AFTER, self._rule.max_unshipped))
         setting = Setting(self._workplace, self._policy, self._rule, spool, shipper, self.tell)
-        shipper.recover()
         streams = self._rule.receive == "stream"
         duties: list[Duty] = [
             SpoolShipping(setting),
@@ -171,8 +180,13 @@ class LogShipping:
 
 
 @contextmanager
-def running_duties(duties: Sequence[Duty], tell: Callable[[str, str, str], None]) -> Iterator[None]:
-    """Run each duty in a thread until the context ends; then stop them, the last one first, within a bound."""
+def running_duties(
+    duties: Sequence[Duty], tell: Callable[[str, str, str], None], within_s: float = STOP_WITHIN_S
+) -> Iterator[None]:
+    """Run each duty in a thread until the context ends; then stop them, the last one first, within a bound.
+
+    One that does not stop (a store that never answers) is left behind and said; nothing is lost by ending it hard.
+    """
     running: list[tuple[threading.Thread, threading.Event]] = []
     for duty in duties:
         leaving = threading.Event()
@@ -182,10 +196,12 @@ def running_duties(duties: Sequence[Duty], tell: Callable[[str, str, str], None]
     try:
         yield
     finally:
-        until_s = time.monotonic() + STOP_WITHIN_S
+        until_s = time.monotonic() + within_s
         for thread, leaving in reversed(running):
             leaving.set()
             thread.join(timeout=max(until_s - time.monotonic(), 0.1))
+            if thread.is_alive():
+                tell(thread.name, "stuck", "it does not stop, and is left behind")
 
 
 def _keep_running(duty: Duty, tell: Callable[[str, str, str], None], leaving: threading.Event) -> None:
@@ -211,5 +227,5 @@ def serve(workplace: Workplace, policies: Sequence[Policy], reporter: Reporter, 
     def tell(duty: str, state: str, message: str) -> None:
         reporter.line(f"{duty}  {state}: {message}")
 
-    with running_duties(duties, tell):
+    with running_duties(duties, tell, _WHOLE_GROUP_WITHIN_S):
         stopping.wait()

@@ -13,6 +13,8 @@ import pytest
 from drkit.wal import Segment, format_lsn, parse_lsn
 from tests.fixtures.physical import standby_of
 from tests.fixtures.postgres import PostgresServer, running_postgres
+from tests.fixtures.s3 import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.fixtures.s3_proxy import Fault, running_proxy
 from tests.fixtures.shipping import LOGGED, LogSite, busy, flushed_lsn, make_rows, until, write_rows
 from tests.fixtures.site import ReadySite
 
@@ -322,3 +324,55 @@ def shipped_to(source: LogSite, timeline: int) -> int:
     ]
     ends += [parse_lsn(item.end_lsn) for name, item in files.items() if item.end_lsn and name.startswith(prefix)]
     return max(ends, default=0)
+
+
+def test_the_log_is_received_while_no_store_can_be_read(source: LogSite, logged: PostgresServer) -> None:
+    with source.serving():
+        source.wait_for("receiving: ")
+        write_rows(logged)
+        source.await_lsn(flushed_lsn(logged))
+    away = source.site.store_folder.rename(source.site.folder / "away")
+    with source.serving():
+        source.wait_for("shipper   store-failed")
+        source.wait_for("receiving: ")
+        write_rows(logged, 1500)
+        lsn = flushed_lsn(logged)
+        until(lambda: len(list((source.spool / "received").iterdir())) >= 2, "segments are received")
+        away.rename(source.site.store_folder)
+        source.await_lsn(lsn)
+    source.gapless()
+
+
+def test_a_frozen_store_holds_up_neither_the_server_nor_the_end_of_the_process(
+    source: LogSite, logged: PostgresServer, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOUD_ID", ACCESS_KEY)
+    monkeypatch.setenv("CLOUD_SECRET", SECRET_KEY)
+    slot = f"cloud{time.monotonic_ns()}"
+    with running_proxy(moto_server.endpoint) as proxy:
+        keys = ['access_key: "env:CLOUD_ID"', 'secret_key: "env:CLOUD_SECRET"']
+        where = ['region: "us-east-1"', f'endpoint: "{proxy.endpoint}"', "path_style: true"]
+        source.site.add_store("cloud", f"s3://{moto_server.bucket()}/site", *where, *keys)
+        source.write_policy(logged.url().reveal(), f"slot: {slot}", stores=("cloud",))
+        try:
+            source.start()
+            source.wait_for("receiving: ")
+            write_rows(logged)
+            source.await_lsn(flushed_lsn(logged), store="cloud")
+            proxy.plan.append(Fault("put", times=1_000_000, stall=True))
+            started = time.monotonic()
+            write_rows(logged, 3000)
+            lsn = flushed_lsn(logged)
+            assert time.monotonic() - started < 15
+            until(lambda: len(list((source.spool / "received").iterdir())) >= 3, "it is still received")
+            started = time.monotonic()
+            assert source.stop(signal.SIGTERM, timeout_s=60) == 0
+            assert time.monotonic() - started < 40
+            proxy.plan.clear()
+            proxy.released.set()
+            with source.serving():
+                source.await_lsn(lsn, 60, store="cloud")
+        finally:
+            if source.process is not None:
+                source.stop(signal.SIGKILL)
+            drop_slot(logged, slot)
