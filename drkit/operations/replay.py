@@ -7,6 +7,7 @@ the end of the log (T33). So a file of the plan is served whole and right, or re
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import socket
 import threading
@@ -19,7 +20,7 @@ from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
 from drkit.operations.stored_log import LogReader, StoredFile
 from drkit.units import MIB
 from drkit.wal import classify, parse_history_name, parse_partial_name
-from drkit.wal_pages import read_identity
+from drkit.wal_pages import Buffer, read_identity
 from drkit.wal_tablespaces import SegmentEnds, find_across, find_creations
 
 SPOOL_BYTES = 1024 * MIB
@@ -217,14 +218,18 @@ class WalServer:
     def _fetch(self, number: int, path: Path) -> None:
         """Decrypt one file into the spool, filled up with zeros to a whole segment; check what replay would do."""
         stored = self.log.files[number]
-        content = self.reader.read(stored, self.log.segment_bytes)
-        check_identity(content, stored.file.name, self.log)
-        self._guard.check(number, stored.file.name, content)
         unfinished = path.with_suffix(".part")
-        with unfinished.open("wb") as file:
-            file.write(content)
+        with unfinished.open("w+b", buffering=0) as file:
+            self.reader.copy(stored, file, self.log.segment_bytes)
             file.truncate(self.log.segment_bytes)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                self._check(number, stored.file.name, content)
         unfinished.rename(path)
+
+    def _check(self, number: int, name: str, content: mmap.mmap) -> None:
+        with memoryview(content) as view:
+            check_identity(view, name, self.log)
+            self._guard.check(number, name, view)
 
 
 class TablespaceGuard:
@@ -238,7 +243,7 @@ class TablespaceGuard:
         self._lock = threading.Lock()
         self._ends: dict[int, SegmentEnds] = {}
 
-    def check(self, number: int, name: str, content: bytes) -> None:
+    def check(self, number: int, name: str, content: Buffer) -> None:
         """Look into one file of the plan; its neighbours are remembered. Raise RecoveryGap naming the folder."""
         found, ends = find_creations(content)
         with self._lock:
@@ -269,7 +274,7 @@ def _holds_something(folder: Path) -> bool:
         return True
 
 
-def check_identity(content: bytes, name: str, log: ReplayLog) -> None:
+def check_identity(content: Buffer, name: str, log: ReplayLog) -> None:
     """Raise IntegrityError for WAL of another cluster, which replay would take for the end of the log."""
     system_identifier, segment_bytes = read_identity(content, f"WAL file {name}")
     if log.system_identifier and system_identifier != log.system_identifier:

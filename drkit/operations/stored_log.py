@@ -7,10 +7,12 @@ last minute, R12 of docs/format.md) counts too, and whoever uses it says so.
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from drkit import age, bucket
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
@@ -238,14 +240,14 @@ class LogReader:
     workplace: Workplace
     identities: Sequence[KeyFile]
 
-    @contextmanager
-    def open(self, stored: StoredFile) -> Iterator[Iterator[bytes]]:
-        """Yield the plain bytes of a file in its first store; see `read` for trying all of them."""
-        with self._open_in(stored, stored.stores[0]) as chunks:
-            yield chunks
-
     def read(self, stored: StoredFile, limit_bytes: int) -> bytes:
-        """Return a file's content; raise the first store's error when no copy is sound.
+        """Return a file's content; raise as `copy` does. For small files."""
+        content = io.BytesIO()
+        self.copy(stored, content, limit_bytes)
+        return content.getvalue()
+
+    def copy(self, stored: StoredFile, target: BinaryIO, limit_bytes: int) -> None:
+        """Write a file's content to ``target``, which is empty; raise the first store's error when no copy is sound.
 
         Raise IntegrityError when it is damaged, gone, or larger than ``limit_bytes``.
         """
@@ -253,9 +255,14 @@ class LogReader:
         for name in stored.stores:
             try:
                 with self._open_in(stored, name) as chunks:
-                    return _collected(chunks, limit_bytes, stored.file.name)
+                    for chunk in limited(chunks, limit_bytes, f"WAL file {stored.file.name}"):
+                        target.write(chunk)
             except (IntegrityError, StoreError, KeyUnavailable) as error:
                 failures.append(error)
+                target.seek(0)
+                target.truncate()
+            else:
+                return
         raise failures[0]
 
     @contextmanager
@@ -288,13 +295,14 @@ def _named(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
         raise type(error)(message, details=error.details, hints=error.hints) from error
 
 
-def _collected(chunks: Iterator[bytes], limit_bytes: int, name: str) -> bytes:
-    content = bytearray()
+def limited(chunks: Iterable[bytes], limit_bytes: int, what: str) -> Iterator[bytes]:
+    """Pass ``chunks`` on; raise IntegrityError naming ``what`` before more than ``limit_bytes`` of them."""
+    passed = 0
     for chunk in chunks:
-        content += chunk
-        if len(content) > limit_bytes:
-            raise IntegrityError(f"WAL file {name} is larger than {limit_bytes:,} bytes")
-    return bytes(content)
+        passed += len(chunk)
+        if passed > limit_bytes:
+            raise IntegrityError(f"{what} is larger than {limit_bytes:,} bytes")
+        yield chunk
 
 
 def log_state(

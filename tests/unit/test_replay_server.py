@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -48,12 +48,12 @@ class Reader:
         self.gate = threading.Event()
         self.gate.set()
 
-    def read(self, stored: StoredFile, limit_bytes: int) -> bytes:
+    def copy(self, stored: StoredFile, target: BinaryIO, limit_bytes: int) -> None:
         self.asked.append(stored.file.name)
         self.gate.wait(10)
         if stored.file.name in self.errors:
             raise self.errors[stored.file.name]
-        return self.contents[stored.file.name]
+        target.write(self.contents[stored.file.name])
 
 
 @contextmanager
