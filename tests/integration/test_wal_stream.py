@@ -239,6 +239,7 @@ def test_the_process_stops_when_it_is_told_to(source: LogSite, logged: PostgresS
     source.wait_for("receiving: ")
     write_rows(logged, 100)
     lsn = flushed_lsn(logged)
+    source.await_lsn(lsn)
     started = time.monotonic()
     assert source.stop(signal.SIGTERM) == 0
     assert time.monotonic() - started < 10
