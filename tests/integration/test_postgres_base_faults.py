@@ -162,7 +162,8 @@ def test_a_session_that_is_ended_mid_way_is_a_failure(server: PostgresServer, tm
 @WAYS
 def test_a_killed_server_is_a_failure(tmp_path: Path, via: str) -> None:
     with (  # noqa: PT012
-        running_postgres(**PHYSICAL) as server, pytest.raises(SourceError),
+        running_postgres(**PHYSICAL) as server,
+        pytest.raises(SourceError),
         opened(server.url(), tmp_path, via=via) as session,
     ):
         first, *rest = session.preflight.parts
