@@ -240,6 +240,14 @@ def test_there_is_a_shipped_example() -> None:
             '20:13: backups[2].method: "waal" is not dump, base, wal or oplog; did you mean "wal"?',
         ),
         (
+            changed("  - method: wal", "  - {method: wal, slot: Orders-1}"),
+            '20:25: backups[2].slot: "Orders-1" is not a slot name; PostgreSQL takes a to z, digits and _, at most 63',
+        ),
+        (
+            changed("  - method: wal", "  - {method: wal, receive: push}"),
+            '20:28: backups[2].receive: "push" is not stream or archive',
+        ),
+        (
             changed("  - method: wal", '  - {method: wal, schedule: "* * * * *", parallel: 4}'),
             (
                 "20:19: backups[2].schedule: method wal runs all the time and takes no schedule\n"
