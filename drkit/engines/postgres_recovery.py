@@ -90,14 +90,17 @@ def server_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
 
 
-def fetch_command(python: Path, client: Path, socket: Path) -> str:
-    """Return the ``restore_command`` that asks our own process; a ``%`` in a path is doubled, which the server undoes.
+def fetch_command(ready: Path, python: Path, client: Path, socket: Path) -> str:
+    """Return the ``restore_command`` that takes a file out of ``ready``, or else asks our own process for it.
 
-    Its exit status tells "there is no such file" (1) from "cannot be told" (255), which aborts recovery (T33).
+    Moving a file on the same disk takes a few milliseconds, starting Python ten times that. The exit status tells
+    "there is no such file" (1) from "cannot be told" (255), which aborts recovery (T33). A ``%`` in a path is doubled,
+    which the server undoes.
     """
-    fixed = shlex.join([str(python), "-I", "-S", str(client), "fetch"]).replace("%", "%%")
+    source = shlex.quote(str(ready)).replace("%", "%%")
+    ask = shlex.join([str(python), "-I", "-S", str(client), "fetch"]).replace("%", "%%")
     where = shlex.join(["--socket", str(socket)]).replace("%", "%%")
-    return f'{fixed} "%f" "%p" {where}'
+    return f'mv {source}/"%f" "%p" 2>/dev/null || exec {ask} "%f" "%p" {where}'
 
 
 def folder_command(folder: Path) -> str:

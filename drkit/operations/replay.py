@@ -10,13 +10,16 @@ import contextlib
 import mmap
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
+from drkit.operations.extraction import Owner
 from drkit.operations.stored_log import LogReader, StoredFile
 from drkit.units import MIB
 from drkit.wal import classify, parse_history_name, parse_partial_name
@@ -26,10 +29,10 @@ from drkit.wal_tablespaces import SegmentEnds, find_across, find_creations
 SPOOL_BYTES = 1024 * MIB
 """How much is read ahead; 64 segments of the usual size."""
 _MOST_AHEAD = 64
-_KEPT_SERVED = 4
 _FETCHERS = 2
+_LOOK_EVERY_S = 0.02
 _LONGEST_REQUEST_BYTES = 4096
-_LINE_TIMEOUT_S = 60.0
+_LINE_TIMEOUT_S = 60
 _LONGEST_SOCKET_PATH = 100
 
 
@@ -71,7 +74,7 @@ class ReplayCounts:
 @dataclass
 class _Spooled:
     path: Path
-    state: str = "wanted"  # wanted, fetching, ready, failed
+    state: Literal["wanted", "fetching", "ready", "taken", "failed"] = "wanted"
     error: DrkitError | None = None
 
 
@@ -79,19 +82,24 @@ class _Spooled:
 class WalServer:
     """Reads ahead and answers; made by `open_wal_server`.
 
-    ``error`` is what could not be read, ``withheld`` why something was not handed out.
+    What is ready lies in the folder `ready` of the spool under the name that PostgreSQL asks for, and its
+    ``restore_command`` moves it away (`drkit.engines.postgres_recovery.fetch_command`), which costs next to nothing.
+    For everything else it asks the socket. ``error`` is what could not be read, ``withheld`` why something was not
+    handed out.
     """
 
     log: ReplayLog
     reader: LogReader
     spool: Path
+    owner: Owner
     advance: Callable[[int], object] | None = None
     counts: ReplayCounts = field(default_factory=ReplayCounts)
     error: DrkitError | None = None
     withheld: DrkitError | None = None
 
     def __post_init__(self) -> None:
-        self._names = self.log.asked_names()
+        self._numbers = self.log.asked_names()
+        self._names = {number: name for name, number in self._numbers.items()}
         self._guard = TablespaceGuard(self.log.policy)
         self._entries: dict[int, _Spooled] = {}
         self._served: set[int] = set()
@@ -100,6 +108,14 @@ class WalServer:
         self._closing = False
         self._ahead = max(2, min(_MOST_AHEAD, SPOOL_BYTES // self.log.segment_bytes))
         self._threads = [threading.Thread(target=self._fetch_ahead, daemon=True) for _ in range(_FETCHERS)]
+        self.ready.mkdir(mode=0o700)
+        self.owner.take(self.ready)
+        self.spool.chmod(0o711)
+
+    @property
+    def ready(self) -> Path:
+        """Return the folder that the server takes files from."""
+        return ready_folder(self.spool)
 
     def start(self) -> None:
         """Begin to read ahead."""
@@ -116,7 +132,10 @@ class WalServer:
 
     def answer(self, line: socket.socket) -> None:
         """Answer one request; the protocol is that of `drkit.wal_client`."""
-        line.settimeout(_LINE_TIMEOUT_S)
+        # A time-out of Python's would make many small calls of one large one, each of which waits for the interpreter.
+        line.settimeout(None)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            line.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _LINE_TIMEOUT_S, 0))
         with line, contextlib.suppress(OSError):
             request = _read_request(line)
             if not request.startswith("fetch "):
@@ -138,24 +157,28 @@ class WalServer:
             content = self.log.histories.get(parse_history_name(name))
             line.sendall(b"absent\n" if content is None else b"ok %d\n%b" % (len(content), content))
             return
-        number = self._names.get(name)
+        number = self._numbers.get(name)
         if number is None:
             line.sendall(b"absent\n")
             return
         path = self._wait_for(number)
-        with path.open("rb") as file:
+        # The folder is the server's own: what it may have put there instead is not followed.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:  # noqa: PTH123
             size_bytes = os.fstat(file.fileno()).st_size
             line.sendall(f"ok {size_bytes}\n".encode())
             line.sendfile(file)
-        self._note_served(number, size_bytes)
+        with self._changed:
+            self._note_served(number)
 
     def _wait_for(self, number: int) -> Path:
         """Return the spooled file; raise what kept it from being there. It may be one that was served before."""
         with self._changed:
-            entry = self._entries.get(number)
-            self.counts.waited += entry is None or entry.state != "ready"
-            if entry is None:
-                entry = self._entries[number] = self._new_entry(number)
+            self._note_taken()
+            entry = self._entries.setdefault(number, self._new_entry(number))
+            self.counts.waited += entry.state != "ready"
+            if entry.state == "taken":  # a server that starts over asks again
+                entry.state = "wanted"
             self._position = max(self._position, number)
             self._changed.notify_all()
             self._changed.wait_for(lambda: entry.state in ("ready", "failed") or self._closing)
@@ -165,30 +188,32 @@ class WalServer:
                 raise SourceError("the restore is ending")
             return entry.path
 
-    def _note_served(self, number: int, size_bytes: int) -> None:
-        with self._changed:
-            if number not in self._served:  # a server that starts over asks again
-                self._served.add(number)
-                self.counts.served += 1
-                self.counts.served_bytes += size_bytes
-            self._drop_before(number - _KEPT_SERVED)
-            self._changed.notify_all()
-        if self.advance:
-            self.advance(size_bytes)
+    def _note_taken(self) -> None:
+        """Look which files the server has moved away."""
+        for number, entry in sorted(self._entries.items()):
+            if entry.state == "ready" and not entry.path.exists():
+                self._note_served(number)
 
-    def _drop_before(self, number: int) -> None:
-        for old in [known for known, entry in self._entries.items() if known < number and entry.state == "ready"]:
-            self._entries.pop(old).path.unlink(missing_ok=True)
+    def _note_served(self, number: int) -> None:
+        self._position = max(self._position, number + 1)
+        if number not in self._served:
+            self._served.add(number)
+            self.counts.served += 1
+            self.counts.served_bytes += self.log.segment_bytes
+            if self.advance:
+                self.advance(self.log.segment_bytes)
+        self._entries[number].path.unlink(missing_ok=True)
+        self._entries[number].state = "taken"
+        self._changed.notify_all()
 
     def _new_entry(self, number: int) -> _Spooled:
-        return _Spooled(self.spool / f"{number:08d}")
+        return _Spooled(self.ready / self._names[number])
 
     def _fetch_ahead(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._next_wanted() is not None)
-                number = self._next_wanted()
-                if self._closing or number is None:
+                number = self._wait_for_work()
+                if number is None:
                     return
                 entry = self._entries.setdefault(number, self._new_entry(number))
                 entry.state = "fetching"
@@ -200,7 +225,17 @@ class WalServer:
             else:
                 self._settle(entry, "ready", None)
 
-    def _settle(self, entry: _Spooled, state: str, error: DrkitError | None) -> None:
+    def _wait_for_work(self) -> int | None:
+        """Return what to fetch next, None at the end; look now and then what the server has taken."""
+        while not self._closing:
+            number = self._next_wanted()
+            if number is not None:
+                return number
+            self._changed.wait(timeout=_LOOK_EVERY_S)
+            self._note_taken()
+        return None
+
+    def _settle(self, entry: _Spooled, state: Literal["ready", "failed"], error: DrkitError | None) -> None:
         with self._changed:
             entry.state, entry.error = state, error
             self._changed.notify_all()
@@ -218,8 +253,10 @@ class WalServer:
     def _fetch(self, number: int, path: Path) -> None:
         """Decrypt one file into the spool, filled up with zeros to a whole segment; check what replay would do."""
         stored = self.log.files[number]
-        unfinished = path.with_suffix(".part")
+        unfinished = self.spool / f"{number}.unfinished"
         with unfinished.open("w+b", buffering=0) as file:
+            os.fchmod(file.fileno(), 0o600)
+            self.owner.take(file.fileno())
             self.reader.copy(stored, file, self.log.segment_bytes)
             file.truncate(self.log.segment_bytes)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -230,6 +267,11 @@ class WalServer:
         with memoryview(content) as view:
             check_identity(view, name, self.log)
             self._guard.check(number, name, view)
+
+
+def ready_folder(spool: Path) -> Path:
+    """Return where in a spool the files lie that a server may take."""
+    return spool / "ready"
 
 
 class TablespaceGuard:
@@ -297,11 +339,10 @@ def _read_request(line: socket.socket) -> str:
 
 
 @contextmanager
-def open_wal_server(server: WalServer, socket_path: Path, owner_uid: int) -> Iterator[WalServer]:
-    """Answer at ``socket_path``, which only that user and we may use, until the context ends."""
+def open_wal_server(server: WalServer, socket_path: Path) -> Iterator[WalServer]:
+    """Answer at ``socket_path``, which only the server's owner and we may use, until the context ends."""
     listener = _bound(socket_path)
-    if owner_uid != os.geteuid():
-        os.chown(socket_path, owner_uid, -1)
+    server.owner.take(socket_path)
     stopping = threading.Event()
     accepting = threading.Thread(target=_accept, args=(listener, server, stopping), name="wal", daemon=True)
     server.start()

@@ -339,10 +339,10 @@ def open_replay(
     )
     with open_server(site.place) as server:
         with reporter.progress("replay", plan.wal_bytes) as progress:
-            wal = WalServer(plan.replay_log, reader, site.spool, progress.advance)
-            command = fetch_command(client.python, client.program, site.socket)
+            wal = WalServer(plan.replay_log, reader, site.spool, site.owner, progress.advance)
+            command = fetch_command(wal.ready, client.python, client.program, site.socket)
             write_recovery(site.place.data, recovery_settings(plan.target, command), keep=False)
-            with open_wal_server(wal, site.socket, site.owner.uid):
+            with open_wal_server(wal, site.socket):
                 _start(server, only_known(settings, plan.major), wal, plan)
         recovered = read_recovered(site.place.url)
         _require_reached(plan, recovered)

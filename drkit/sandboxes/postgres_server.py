@@ -131,7 +131,6 @@ class RestoredServer:
             "data_directory": str(self.place.data),
             "hba_file": str(folder / "pg_hba.conf"),
             "ident_file": str(folder / "pg_ident.conf"),
-            "external_pid_file": "",
             "unix_socket_directories": '"' + str(folder).replace('"', '""') + '"',
             "unix_socket_permissions": "0700",
             "port": "5432",

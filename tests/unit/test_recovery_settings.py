@@ -77,20 +77,32 @@ def test_the_fetch_command_survives_odd_paths(tmp_path: Path) -> None:
     folder = tmp_path / ODD
     folder.mkdir()
     client = folder / "client"
-    client.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    client.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 1\n')
     client.chmod(0o755)
-    command = expanded(fetch_command(client, folder / "wal_client.py", folder / "wal"), "0001", "pg_wal/RECOVERYXLOG")
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
+    text = fetch_command(folder / "ready", client, folder / "wal_client.py", folder / "wal")
+    command = expanded(text, "0001", f"{tmp_path}/RECOVERYXLOG")
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+
+    done = run()
+    assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines() == [
         "-I",
         "-S",
         str(folder / "wal_client.py"),
         "fetch",
         "0001",
-        "pg_wal/RECOVERYXLOG",
+        f"{tmp_path}/RECOVERYXLOG",
         "--socket",
         str(folder / "wal"),
     ]
+    (folder / "ready").mkdir()
+    (folder / "ready" / "0001").write_text("wal")
+    done = run()
+    assert (done.returncode, done.stdout) == (0, ""), "what is ready is taken, and nobody is asked"
+    assert (tmp_path / "RECOVERYXLOG").read_text() == "wal"
+    assert list((folder / "ready").iterdir()) == []
 
 
 def test_the_folder_command_tells_absent_from_unreadable(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 from drkit import wal_client
 from drkit.errors import DrkitError, IntegrityError, RecoveryGap
 from drkit.operations.data_folder import MARKER, claimed, inspect_target
+from drkit.operations.extraction import Owner
 from drkit.operations.replay import ReplayLog, TablespaceGuard, WalServer, open_wal_server
 from drkit.operations.stored_log import StoredFile
 from drkit.recovery import LogFile
@@ -68,8 +70,8 @@ def serving(
     log = ReplayLog([*files, last], {2: b"1\t0/300000\tx\n"}, SIZE, str(CLUSTER), **changes)
     spool = tmp_path / "spool"
     spool.mkdir()
-    server = WalServer(log, reader, spool)  # type: ignore[arg-type]
-    with open_wal_server(server, tmp_path / "socket", tmp_path.stat().st_uid):
+    server = WalServer(log, reader, spool, Owner(os.geteuid(), os.getegid()))  # type: ignore[arg-type]
+    with open_wal_server(server, tmp_path / "socket"):
         yield server, reader
 
 
@@ -124,15 +126,46 @@ def test_wal_of_another_cluster_or_size_is_refused(tmp_path: Path) -> None:
 def test_it_reads_ahead_of_the_server_but_not_without_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drkit.operations.replay.SPOOL_BYTES", 8 * SIZE)
     with serving(tmp_path, count=60) as (server, reader):
-        until(lambda: len(list(server.spool.iterdir())) == 8)
+        until(lambda: len(list(server.ready.iterdir())) == 8)
         time.sleep(0.1)
         assert len(reader.asked) == 8
         for number in range(1, 61):
             until(lambda: reader.asked.count(name_of(number)))  # noqa: B023
             assert fetch(tmp_path, name_of(number))[0] == 0
-            assert len(list(server.spool.iterdir())) <= 16
+            assert len(list(server.ready.iterdir())) <= 16
         assert sorted(set(reader.asked)) == sorted(item.file.name for item in server.log.files)
         assert len(reader.asked) == len(set(reader.asked))
+
+
+def test_a_file_that_was_moved_away_is_counted_and_fetched_again_when_it_is_asked_for(tmp_path: Path) -> None:
+    with serving(tmp_path) as (server, reader):
+        until(lambda: (server.ready / name_of(1)).exists())
+        (server.ready / name_of(1)).rename(tmp_path / "pg_wal")
+        until(lambda: server.counts.served == 1)
+        assert fetch(tmp_path, name_of(1)) == (0, content_of(1)), "a recovery that starts over asks again"
+        assert reader.asked.count(name_of(1)) == 2
+        assert server.counts.served == 1
+
+
+def test_the_end_of_recovery_asks_once_more_for_what_was_taken_in_any_way(tmp_path: Path) -> None:
+    with serving(tmp_path) as (server, _):
+        assert fetch(tmp_path, name_of(1))[0] == 0
+        until(lambda: (server.ready / name_of(3)).exists())
+        for number in (2, 3):
+            (server.ready / name_of(number)).rename(tmp_path / "pg_wal")
+        assert fetch(tmp_path, name_of(3)) == (0, content_of(3))
+        assert fetch(tmp_path, name_of(1)) == (0, content_of(1))
+
+
+def test_the_server_cannot_make_us_read_what_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    with serving(tmp_path) as (server, _):
+        until(lambda: (server.ready / name_of(1)).exists())
+        (server.ready / name_of(1)).unlink()
+        (server.ready / name_of(1)).symlink_to(tmp_path / "secret")
+        status, content = fetch(tmp_path, name_of(1))
+        assert status == 255
+        assert b"secret" not in content
 
 
 def test_what_is_not_there_yet_is_waited_for_and_counted(tmp_path: Path) -> None:
