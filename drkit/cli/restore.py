@@ -13,7 +13,7 @@ from drkit.cli import common_options, output_of, site_option
 
 if TYPE_CHECKING:
     from drkit.operations import Workplace
-    from drkit.operations.restore_base import FolderResult
+    from drkit.operations.restore_into import FolderResult
 
 _AT_HELP = "WHEN: ISO 8601 with an offset, or latest; with --into also immediate, lsn:…, name:… or xid:…."
 
@@ -143,7 +143,8 @@ def _restore_folder(ctx: click.Context, options: _Options, workplace: Workplace)
     from drkit.cli.moments import when_option
     from drkit.key_files import ask_passphrase
     from drkit.operations.choosing import identities_in_reach
-    from drkit.operations.restore_base import BaseRequest, plan_base_restore, restore_into
+    from drkit.operations.restore_base import BaseRequest, plan_base_restore
+    from drkit.operations.restore_into import restore_into
     from drkit.operations.restore_plan import describe_plan, plan_document
 
     output = output_of(ctx)

@@ -7,35 +7,28 @@ room, stored bytes that are not what was signed.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from drkit.binaries import postgres_binary
 from drkit.engines.postgres_recovery import (
     Recovered,
     ReplayTarget,
-    add_missing_config,
     explain_failure,
     fetch_command,
-    folder_command,
     only_known,
     read_recovered,
     recovery_settings,
     replay_settings,
-    safe_settings,
-    set_places_aside,
     write_recovery,
 )
 from drkit.errors import IntegrityError, RecoveryGap, SourceError
@@ -43,18 +36,14 @@ from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details
-from drkit.operations.data_folder import TargetFolder, claimed, hand_over, inspect_target
 from drkit.operations.extraction import Extraction, Owner
 from drkit.operations.replay import (
     SPOOL_BYTES,
     ReplayLog,
-    TablespaceGuard,
     WalServer,
-    check_identity,
     open_wal_server,
 )
-from drkit.operations.restore import FetchedObject, RestorePlan, believed_copies, copies_passed_over, fetch
-from drkit.operations.running import recorded_run
+from drkit.operations.restore import FetchedObject, RestorePlan, believed_copies
 from drkit.operations.selection import PolicyArtifacts, find_artifacts
 from drkit.operations.stored_log import (
     LogReader,
@@ -70,15 +59,13 @@ from drkit.operations.stored_log import (
 from drkit.process import Command, run
 from drkit.recovery import LogState, RecoveryPlan, plan_recovery
 from drkit.sandboxes.machine import core_count, memory_available_bytes
-from drkit.sandboxes.postgres_server import RestoredServer, ServerPlace, folder_fits_socket, open_server
+from drkit.sandboxes.postgres_server import RestoredServer, ServerPlace, open_server
 from drkit.stream import Meter, prefetch
 from drkit.units import MIB, When, format_bytes, format_count, format_moment
 from drkit.wal import format_lsn, parse_lsn
 
 TABLESPACES = "tablespaces"
 CAPTURED_CONFIG = "captured-config"
-LOCAL_WAL = "wal-to-replay"
-_SPOOL = "drkit-spool"
 _SPARE_BYTES = 256 * MIB
 _SYSTEM_PYTHONS = ("/usr/bin/python3", "/usr/local/bin/python3")
 _LONGEST_REPLAY_S = 20 * 86400.0
@@ -407,44 +394,6 @@ def _runs(python: Path, user: str | None) -> bool:
     return done.status == 0
 
 
-# Restore --into -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FolderResult:
-    """What came of a restore into a folder; ``replayed`` is None when it was not started."""
-
-    plan: BasePlan
-    folder: Path
-    replayed: Replayed | None
-    phases_s: dict[str, float]
-    notes: tuple[str, ...]
-    took_s: float
-    run_id: str
-
-
-def restore_into(workplace: Workplace, plan: BasePlan, into: Path, reporter: Reporter, *, start: bool) -> FolderResult:
-    """Carry out a plan: fetch and verify, extract, replay, and leave a server that is stopped in good order.
-
-    Without ``start`` the WAL is laid out in the folder, and the server replays it when somebody starts it. Raise before
-    the folder is touched when it cannot take the restore or the stored bytes are not right; whatever fails later leaves
-    the folder empty.
-    """
-    require_machine(plan)
-    target = inspect_target(into, plan.need_bytes(start=start))
-    if start:
-        postgres_binary("postgres", plan.major)
-    policy = plan.request.policy
-    with recorded_run(workplace.catalog, workplace.clock, "restore", policy, alone=f"restore/{target.path}") as running:
-        clock_s = time.monotonic()
-        job = _FolderJob(workplace, plan, target, reporter)
-        reporter.line(f"restore {policy}  base {plan.entry.manifest.artifact_id}  into {target.path}")
-        replayed = job.run(start=start)
-        running.outcome = {"artifact_id": plan.entry.manifest.artifact_id, "folder": str(target.path)}
-        took_s = time.monotonic() - clock_s
-        return FolderResult(plan, target.path, replayed, job.phases.seconds, tuple(job.notes), took_s, running.run_id)
-
-
 def require_machine(plan: BasePlan) -> None:
     """Raise SourceError where the files of the base fit no server of this machine (T29)."""
     recorded = str(plan.base.details["server"].get("machine") or "")
@@ -458,137 +407,6 @@ def require_machine(plan: BasePlan) -> None:
 
 def _same_kind(machine: str) -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
-
-
-class _FolderJob:
-    """One restore into a folder in progress."""
-
-    def __init__(self, workplace: Workplace, plan: BasePlan, target: TargetFolder, reporter: Reporter) -> None:
-        self.workplace = workplace
-        self.plan = plan
-        self.target = target
-        self.reporter = reporter
-        self.phases = Phases()
-        self.notes: list[str] = []
-
-    @property
-    def data(self) -> Path:
-        return self.target.path
-
-    def run(self, *, start: bool) -> Replayed | None:
-        """Do the steps in order."""
-        with self.phases.timed("fetch"):
-            fetched = fetch(self.workplace, self.plan.base, self.workplace.work_folder, self.reporter)
-        self.notes += copies_passed_over(self.plan.base, fetched)
-        self.reporter.line(f"  fetch       {format_bytes(self.plan.base.stored_bytes)} read, digests equal")
-        with claimed(self.target):
-            extraction = self._extract(fetched)
-            replayed = self._replay(extraction) if start else None
-            if not start:
-                self._lay_out(extraction)
-            self._finish_config(write_signal=not start)
-            with self.phases.timed("sync"):
-                extraction.sync()
-            return replayed
-
-    def _extract(self, fetched: Sequence[FetchedObject]) -> Extraction:
-        extraction = new_extraction(self.data, self.data / TABLESPACES, self.target.owner)
-        with self.phases.timed("write"):
-            extract(self.plan, fetched, extraction, self.reporter, self.plan.request.jobs)
-            extraction.remap()
-        took_s = max(self.phases.seconds["write"], 0.001)
-        rate = format_bytes(self.plan.base.plain_bytes / took_s)
-        self.reporter.line(f"  write       {format_bytes(self.plan.base.plain_bytes)}  {rate}/s")
-        return extraction
-
-    def _lay_out(self, extraction: Extraction) -> None:
-        """Put all WAL of the plan into the folder, for a server that somebody else starts."""
-        folder = self.data / LOCAL_WAL
-        folder.mkdir(mode=0o700)
-        self.target.owner.take(folder)
-        log = self.plan.replay_log
-        reader = LogReader(self.workplace, self.plan.base.identities)
-        guard = TablespaceGuard(log.policy)
-        with self.phases.timed("fetch WAL"), self.reporter.progress("wal", self.plan.wal_bytes) as progress:
-            for name, number in log.asked_names().items():
-                content = reader.read(log.files[number], log.segment_bytes)
-                check_identity(content, name, log)
-                progress.advance(log.segment_bytes)
-                try:
-                    guard.check(number, name, content)
-                except RecoveryGap as error:
-                    if not log.has_target:
-                        raise
-                    self.notes.append(f"{name} is left out, and the target may lie before it: {error.message}")
-                else:
-                    self._write(folder / name, content.ljust(log.segment_bytes, b"\0"))
-            for timeline, content in log.histories.items():
-                self._write(folder / f"{timeline:08X}.history", content)
-        extraction.write_control_file()
-        hand_over(self.target)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            self.target.owner.take(descriptor)
-            file.write(content)
-
-    def _replay(self, extraction: Extraction) -> Replayed:
-        # What ALTER SYSTEM had set on the source comes back after the replay, which must not be bent by it.
-        altered = self.data / "postgresql.auto.conf"
-        self._altered = altered.read_bytes() if altered.exists() else b""
-        spool = self.data / _SPOOL
-        spool.mkdir(mode=0o700)
-        with self._run_folder() as run_folder:
-            place = ServerPlace(
-                self.data, run_folder, self.plan.major, self.target.user, superuser_of(self.plan.base.details)
-            )
-            site = ReplaySite(place, spool, self.target.owner)
-            extraction.write_control_file()
-            hand_over(self.target)
-            with ExitStack() as stack:
-                with self.phases.timed("replay"):
-                    lent = open_replay(self.workplace, self.plan, site, self.reporter)
-                    server, replayed = stack.enter_context(lent)
-                self.reporter.line(f"  replay      {describe_replayed(replayed)}")
-                with self.phases.timed("stop"):
-                    server.stop()
-        shutil.rmtree(spool)
-        altered.unlink(missing_ok=True)
-        self._write(altered, self._altered)
-        return replayed
-
-    @contextmanager
-    def _run_folder(self) -> Iterator[Path]:
-        """Lend a private folder of the owner's for sockets and settings; its path has to be short."""
-        folder = Path(tempfile.mkdtemp(prefix="drkit-replay-"))
-        try:
-            if not folder_fits_socket(folder):
-                raise SourceError(f"the path of the temporary folder {folder} is too long for a socket")
-            self.target.owner.take(folder)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _finish_config(self, *, write_signal: bool) -> None:
-        """Leave settings with which the folder can be started, and that do nothing to the source's surroundings."""
-        recorded = self.plan.facts.get("settings", {})
-        settings = safe_settings(self.plan.major)
-        if write_signal:
-            settings |= recovery_settings(self.plan.target, folder_command(self.data / LOCAL_WAL))
-        removed = write_recovery(self.data, settings, keep=True)
-        if not write_signal:
-            (self.data / "recovery.signal").unlink()
-        if removed:
-            self.notes.append(f"taken out of postgresql.auto.conf: {', '.join(removed)}")
-        aside = set_places_aside(self.data)
-        if aside:
-            self.notes.append(f"set aside in postgresql.conf, because it names the source's places: {', '.join(aside)}")
-        added = add_missing_config(self.data, recorded)
-        if added:
-            captured = f"; the source's own are in {CAPTURED_CONFIG}" if (self.data / CAPTURED_CONFIG).exists() else ""
-            self.notes.append(f"written because the source kept its own elsewhere: {', '.join(added)}{captured}")
-        self.notes.append("archiving is off; when this becomes the server to keep: alter system reset archive_mode")
 
 
 def superuser_of(details: dict[str, Any]) -> str:
