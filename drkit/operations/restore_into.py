@@ -184,15 +184,25 @@ class _FolderJob:
 
     @contextmanager
     def _run_folder(self) -> Iterator[Path]:
-        """Lend a private folder of the owner's for sockets and settings; its path has to be short."""
-        folder = Path(tempfile.mkdtemp(prefix="drkit-replay-"))
+        """Lend a private folder of the owner's for sockets and settings; its path has to be short.
+
+        It lies beside this process's work folder, under a name by which what a killed process left is found.
+        """
+        work = self.workplace.work_folder
+        outer = Path(tempfile.mkdtemp(prefix=f"{work.name.rpartition('-')[0]}-", dir=work.parent))
         try:
+            outer.chmod(0o711)
+            folder = outer / "run"
+            folder.mkdir(mode=0o700)
             if not folder_fits_socket(folder):
-                raise SourceError(f"the path of the temporary folder {folder} is too long for a socket")
+                raise SourceError(
+                    f"the path of the temporary folder {folder} is too long for a socket",
+                    hints=["name a shorter one: export TMPDIR=/tmp"],
+                )
             self.target.owner.take(folder)
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(outer, ignore_errors=True)
 
     def _finish_config(self, *, write_signal: bool) -> None:
         """Leave settings with which the folder can be started, and that do nothing to the source's surroundings."""

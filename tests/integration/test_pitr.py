@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -295,5 +296,6 @@ def test_a_restore_that_is_killed_starts_clean_the_next_time(scene: Scene, when:
             time.sleep(0.05)
         done = walk.restore("--into", str(into), "--at", "immediate")
         assert done.returncode == 0, done.stderr
+        assert list(Path(tempfile.gettempdir()).glob(f"drkit-work-*-{child.pid}-*")) == []
         with started(walk.server, into) as server:
             assert server.execute("select state from status") == [("four",)]
