@@ -101,9 +101,6 @@ def sources(postgres: PostgresServer, chinook: str) -> Iterator[list[str]]:
     postgres.execute("create table t (word text primary key); insert into t values ('Ärger'), ('Zebra')", "icu")
     postgres.create_database(made[-1], "create table t as select 1 as one")
     yield [chinook, *made]
-    for (subscription,) in postgres.execute("select subname::text from pg_subscription", "objects"):
-        postgres.execute(f"alter subscription {subscription} set (slot_name = none)", "objects")
-        postgres.execute(f"drop subscription {subscription}", "objects")
     for name in made:
         postgres.drop_database(name)
 
