@@ -46,7 +46,7 @@ class Document(BaseModel):
     an older document keeps its bytes.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
     LATER_FIELDS: ClassVar[frozenset[str]] = frozenset()
 
     def to_bytes(self) -> bytes:

@@ -197,11 +197,9 @@ class Producer(_Child):
         view = memoryview(buffer)
         filled = 0
         while True:
-            try:
-                count = os.readv(descriptor, [view[filled:]])
-            except BlockingIOError:
-                self._wait_for(select.POLLIN)
-                continue
+            # Asked first, since it mostly has to wait: pg_dump writes 4 KiB at a time.
+            self._wait_for(select.POLLIN)
+            count = os.readv(descriptor, [view[filled:]])
             if count == 0:
                 break
             filled += count

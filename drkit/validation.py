@@ -42,7 +42,9 @@ Whole = Annotated[int, Field(strict=True, ge=0)]
 class Section(BaseModel):
     """A mapping of a configuration file: immutable, and a key that it does not know is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True, defer_build=True
+    )
 
 
 def validate(

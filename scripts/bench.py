@@ -30,8 +30,8 @@ SETTINGS = {
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
-    "shared_buffers": "1GB",
-    "max_wal_size": "8GB",
+    "shared_buffers": "128MB",
+    "max_wal_size": "1GB",
     "autovacuum": "on",
 }
 

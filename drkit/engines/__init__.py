@@ -1,7 +1,7 @@
 """Engines know one database technology each: they turn it into named byte streams and back.
 
 This file is the contract. An engine knows nothing of stores, compression, encryption or manifests; operations/ join
-it to them. `registry.ENGINES` is the plain dict in which `operations` look one up by the policy's words.
+it to them. `registry.find_engine` looks one up by the policy's words.
 """
 
 from __future__ import annotations

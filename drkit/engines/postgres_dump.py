@@ -268,6 +268,9 @@ class _DumpSession:
         return lambda connection: check_database(connection, self._server, facts.name, self._options.exclude_tables)
 
     def _take_fingerprint(self, guard: Guard) -> Fingerprint:
+        if self._options.fingerprint == "counts":
+            # Counting ends long before the dump does; a second process would only take a core from it.
+            guard.connection.execute("set max_parallel_workers_per_gather = 0")
         return fingerprint_database(
             guard.connection,
             mode=self._options.fingerprint,

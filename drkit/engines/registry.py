@@ -1,22 +1,26 @@
-"""The engines that drkit has, by the words that a policy uses for them."""
+"""The engines that drkit has, by the words that a policy uses for them; each is imported when it is first asked for."""
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+from typing import cast
+
 from drkit.engines import Engine
-from drkit.engines.postgres_base import PostgresBase
-from drkit.engines.postgres_dump import PostgresDump
 from drkit.errors import ConfigError
 
-ENGINES: dict[tuple[str, str], Engine] = {
-    ("postgres", "dump"): PostgresDump(),
-    ("postgres", "base"): PostgresBase(),
+_ENGINES = {
+    ("postgres", "dump"): "drkit.engines.postgres_dump:PostgresDump",
+    ("postgres", "base"): "drkit.engines.postgres_base:PostgresBase",
 }
 
 
+@cache
 def find_engine(engine: str, method: str) -> Engine:
     """Return the engine for a policy's words; raise ConfigError for one that this drkit cannot run."""
-    found = ENGINES.get((engine, method))
+    found = _ENGINES.get((engine, method))
     if found is None:
-        runs = ", ".join(f"{engine} {method}" for engine, method in ENGINES)
+        runs = ", ".join(f"{engine} {method}" for engine, method in _ENGINES)
         raise ConfigError(f"this drkit cannot run {engine} {method}", details=[f"it runs {runs}"])
-    return found
+    module, _, name = found.partition(":")
+    return cast("Engine", getattr(import_module(module), name)())

@@ -18,13 +18,13 @@ from drkit.engines import BackupOptions, BackupSession
 from drkit.engines.postgres_client import connect, parse_url
 from drkit.engines.postgres_expected import expected_after_dump
 from drkit.engines.postgres_fingerprint import fingerprint_database
-from drkit.engines.registry import ENGINES
+from drkit.engines.registry import find_engine
 from drkit.errors import DrkitError, SourceError
 from drkit.fingerprint import compare_fingerprints
 from drkit.model import Difference, Fingerprint
 from tests.fixtures.postgres import PASSWORD, PostgresServer
 
-ENGINE = ENGINES["postgres", "dump"]
+ENGINE = find_engine("postgres", "dump")
 
 
 class Taken:

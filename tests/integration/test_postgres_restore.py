@@ -16,7 +16,7 @@ from drkit.credentials import Secret
 from drkit.engines import BackupOptions, LoadResult, RestoreOptions
 from drkit.engines import postgres_restore as restore_module
 from drkit.engines.postgres_inventory import stable_expression
-from drkit.engines.registry import ENGINES
+from drkit.engines.registry import find_engine
 from drkit.errors import IntegrityError, SourceError
 from drkit.fingerprint import compare_fingerprints, describe_difference
 from drkit.sandboxes import SandboxRequest, ScratchServer
@@ -25,7 +25,7 @@ from drkit.units import MIB
 from tests.fixtures.postgres import DATA, PostgresServer, postgres_bin
 from tests.integration.test_sandbox import MAJOR, MemoryLedger
 
-ENGINE = ENGINES["postgres", "dump"]
+ENGINE = find_engine("postgres", "dump")
 SECRET_PART = "test-pass"
 
 
