@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import select
 import shlex
 import signal
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from drkit.errors import SourceError
 from drkit.units import CHUNK_BYTES
@@ -69,6 +71,12 @@ class Completed:
     status: int
     stdout: bytes
     stderr: str
+
+
+class _Identity(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[str | int]
 
 
 class _StderrTail:
@@ -317,8 +325,8 @@ def run(command: Command, *, stdin: bytes = b"", timeout_s: float = 60, check: b
 
 
 def _start(command: Command, *, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
-    identity = {"user": command.user, "group": command.user, "extra_groups": []} if command.user else {}
     try:
+        identity = _identity(command.user) if command.user else {}
         process: subprocess.Popen[bytes] = subprocess.Popen(
             list(command.argv),
             stdin=stdin,
@@ -328,11 +336,20 @@ def _start(command: Command, *, stdin: int, stdout: int) -> subprocess.Popen[byt
             cwd=command.cwd,
             start_new_session=True,
             bufsize=0,
-            **identity,  # type: ignore[call-overload]
+            **identity,
         )
-    except (OSError, KeyError) as error:
+    except OSError as error:
         raise SourceError(f"cannot start {command.argv[0]}: {error}") from error
     return process
+
+
+def _identity(user: str) -> _Identity:
+    """Return what makes a child ``user``'s, in that user's primary group, whatever the group is called."""
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise SourceError(f"there is no user {user} on this host", hints=[f"getent passwd {user}"]) from None
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
 def _kill_group(leader: int) -> None:

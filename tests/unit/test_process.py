@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -282,3 +284,25 @@ class TestIdentity:
     @pytest.mark.parametrize("text", ["", "nonsense", "host/pid@mark", "/12"])
     def test_what_cannot_be_read_is_nobody_here(self, text: str) -> None:
         assert not ProcessIdentity.parse(text).is_known_dead()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a child as somebody else")
+def test_a_child_gets_its_users_primary_group_whatever_that_is_called() -> None:
+    account = next(entry for entry in pwd.getpwall() if _group_of(entry.pw_gid) not in (entry.pw_name, ""))
+    done = run(Command(["/usr/bin/id", "-u"], user=account.pw_name))
+    assert int(done.stdout) == account.pw_uid
+    done = run(Command(["/usr/bin/id", "-G"], user=account.pw_name))
+    assert [int(number) for number in done.stdout.split()] == [account.pw_gid]
+
+
+def _group_of(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a child as somebody else")
+def test_a_user_that_is_not_there_is_named() -> None:
+    with pytest.raises(SourceError, match="there is no user nobody-of-that-name on this host"):
+        run(Command(["/usr/bin/id"], user="nobody-of-that-name"))
