@@ -24,7 +24,6 @@ from drkit.errors import SourceError
 from drkit.process import Command, Consumer, open_consumer, run
 
 _LONGEST_LOAD_S = 7 * 86400.0
-_MOST_ENTRIES_AT_ONCE = 1000  # each takes several locks of a lock table of some thousands
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,12 @@ class ArchiveLoad:
         """Load all but materialized views' rows, event triggers and the extensions ``left_out``.
 
         Large objects have no rows to share out and go through pg_restore's own single connection, with all the rest.
-        So does everything into a scratch server: in one transaction its rows are not logged, which saves more work
-        than several connections share.
         """
         first = [entry for entry in self._entries if _is_first(entry, left_out)]
         jobs = self._loading.options.jobs
-        if jobs < 2 or self._head.has_large_objects or self._loading.options.scratch:
+        if jobs < 2 or self._head.has_large_objects:
             wanted = self._list("first", first)
-            self._stream(wanted, single=len(first) < _MOST_ENTRIES_AT_ONCE and not self._head.has_large_objects)
+            self._stream(wanted)
             sections = ["--section=post-data"]
         else:
             wanted = self._list("rest", [entry for entry in first if not entry.is_a("TABLE DATA")])
@@ -125,12 +122,9 @@ class ArchiveLoad:
             done = run(Command(argv, env=self._loading.environment), timeout_s=_LONGEST_LOAD_S)
         self._note(done.stderr.splitlines())
 
-    def _stream(self, wanted: Path, *, single: bool) -> None:
-        """Load definitions and data through one connection; in a scratch server in one transaction, if it may be."""
+    def _stream(self, wanted: Path) -> None:
+        """Load definitions and data through one connection."""
         argv = [*self._arguments(), "--section=pre-data", "--section=data", f"--use-list={wanted}"]
-        if single and self._loading.options.scratch:
-            # With wal_level = minimal, rows that come in the transaction that made their table are not logged.
-            argv.append("--single-transaction")
         with self._explained(), self._consumer(argv) as consumer:
             _feed(consumer, self._head.chunks)
             self._note(consumer.stderr_lines)
