@@ -48,7 +48,9 @@ METHODS: Mapping[str, Mapping[str, Method]] = {
         "dump": Method(options=("lock_timeout", "idle_timeout")),
         "base": Method(options=("via", "parallel", "max_rate", "idle_timeout")),
         "wal": Method(
-            continuous=True, needs="base", options=("receive", "max_unshipped", "synchronous", "slot", "idle_timeout")
+            continuous=True,
+            needs="base",
+            options=("receive", "max_unshipped", "synchronous", "slot", "heartbeat", "idle_timeout"),
         ),
     },
     "mongodb": {
@@ -138,6 +140,12 @@ def _slot_name(text: str) -> str:
     return text
 
 
+def _interval(duration: timedelta) -> timedelta:
+    if duration < timedelta(seconds=1):
+        raise ValueError(f"{write_duration(duration)} is too often; once a second is the most")
+    return duration
+
+
 def _store_name(name: str, info: ValidationInfo) -> str:
     stores = (info.context or {}).get("stores")
     return name if stores is None else known_name(name, stores, "a store of the site")
@@ -163,6 +171,7 @@ Recipient = Annotated[Text, AfterValidator(_recipient)]
 StoreName = Annotated[Text, AfterValidator(_store_name)]
 SourceUrl = Annotated[Text, AfterValidator(_source_url)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+Interval = Annotated[Duration, AfterValidator(_interval)]
 SlotName = Annotated[Text, AfterValidator(_slot_name)]
 EngineWord = Literal["postgres", "mongodb"]
 MethodWord = Literal["dump", "base", "wal", "oplog"]
@@ -233,6 +242,12 @@ class BackupRule(Section):
         description="wal only: the replication slot, made when it is missing; drkit_ and the policy's name when left "
         "out.",
         examples=["drkit_orders"],
+    )
+    heartbeat: Interval | None = Field(
+        default=None,
+        description="wal only: drkit serve writes a row into the table drkit.heartbeat of the target's database this "
+        "often, by which drills prove to the row which moment came back; no such table when left out.",
+        examples=["10s"],
     )
     max_rate: Rate | None = Field(
         default=None,

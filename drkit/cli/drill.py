@@ -116,6 +116,7 @@ def _recovered(outcome: DrillOutcome) -> dict[str, Any] | None:
         "restored_to_at": format_utc(found.restored_to_at),
         "segments": found.segments,
         "wal_bytes": found.wal_bytes,
+        "heartbeat": found.heartbeat.document() if found.heartbeat else None,
     }
 
 

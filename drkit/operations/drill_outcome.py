@@ -12,7 +12,7 @@ from typing import Literal
 from drkit.errors import DrkitError
 from drkit.model import ArtifactEntry, Difference
 from drkit.policy import DrillRule, Policy
-from drkit.units import format_duration, format_moment
+from drkit.units import format_duration, format_moment, format_utc
 
 LEVELS = ("exists", "intact", "loads", "replays", "same-data", "works")
 Result = Literal["passed", "failed", "not run", "not applicable"]
@@ -30,6 +30,25 @@ class DrillRequest:
 
 
 @dataclass(frozen=True)
+class HeartbeatProof:
+    """What the heartbeats that came back say: how many, the newest one, and how many contradict the moment."""
+
+    count: int
+    newest: int
+    newest_at: datetime
+    contradictions: int
+
+    def document(self) -> dict[str, int | str]:
+        """Return it for records and scripts."""
+        return {
+            "count": self.count,
+            "newest": self.newest,
+            "newest_at": format_utc(self.newest_at),
+            "contradictions": self.contradictions,
+        }
+
+
+@dataclass(frozen=True)
 class Recovery:
     """How far a replay got: the timeline that was followed, the position, and the newest commit that came back."""
 
@@ -39,6 +58,7 @@ class Recovery:
     restored_to_at: datetime
     segments: int = 0
     wal_bytes: int = 0
+    heartbeat: HeartbeatProof | None = None
 
 
 @dataclass

@@ -10,14 +10,16 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from drkit.engines.postgres_heartbeat import describe_heartbeats, judge_heartbeats, read_heartbeats
 from drkit.engines.registry import find_engine
 from drkit.operations import Workplace
 from drkit.operations.drill_frame import DrillFrame
-from drkit.operations.drill_outcome import DrillRequest, Recovery, describe_pick
+from drkit.operations.drill_outcome import DrillRequest, HeartbeatProof, LevelOutcome, Recovery, describe_pick
 from drkit.operations.extraction import Extraction, Owner
 from drkit.operations.restore import copies_passed_over, fetch
 from drkit.operations.restore_base import (
@@ -46,7 +48,7 @@ from drkit.stream import Meter, drain
 from drkit.units import When, format_bytes, format_count, format_duration, format_moment
 
 BASE = "base"
-_PROOFS = ("verify files", "amcheck", "checksums")
+_PROOFS = ("verify files", "heartbeats", "amcheck", "checksums")
 """Phases in which something is proven that a restore in earnest would not wait for; they do not count for RTO."""
 _EDGE_SHARE = 0.5
 _JUST_AFTER = timedelta(milliseconds=1)
@@ -186,6 +188,7 @@ class ReplayDrill(DrillFrame):
                 self.outcome.recovered = _recovery(plan, replayed)
                 self.outcome.scratch["version"] = site.place.version
                 level.summary = f"postgres {site.place.version}, {describe_replayed(replayed)}"
+                self._prove_heartbeats(replayed, site, level)
             self._stamp_rto()
             if "same-data" in self.wanted:
                 self._same_data(server, replayed)
@@ -194,6 +197,27 @@ class ReplayDrill(DrillFrame):
                     engine = find_engine(plan.entry.manifest.engine, plan.entry.manifest.method)
                     self.run_checks(_databases(replayed), engine, site.place.url, works)
                 self._stamp_rto()
+
+    def _prove_heartbeats(self, replayed: Replayed, site: ReplaySite, level: LevelOutcome) -> None:
+        """Prove the moment to the row, where the policy has heartbeats written."""
+        rule, recovery = self.policy.rule("wal"), self.outcome.recovered
+        if rule is None or rule.heartbeat is None or recovery is None:
+            return
+        moment = recovery.restored_to_at
+        with self.phase("heartbeats"):
+            found = read_heartbeats(site.place.url, replayed.recovered.databases, self.policy.policy, moment)
+        if found is None:
+            self.outcome.findings.append(
+                f"the moment is not proven to the row: no table drkit.heartbeat came back of {format_moment(moment)};"
+                " heartbeats began later, or the table was dropped"
+            )
+            return
+        level.lines += judge_heartbeats(found, moment)
+        level.summary += f"; {describe_heartbeats(found)}"
+        if level.lines:
+            level.result = "failed"
+        proof = HeartbeatProof(found.count, found.newest, found.newest_at, len(level.lines))
+        self.outcome.recovered = replace(recovery, heartbeat=proof)
 
     def _same_data(self, server: RestoredServer, replayed: Replayed) -> None:
         """Prove that no page and no index is broken: counts of the moment that was replayed to are nowhere recorded."""

@@ -148,6 +148,7 @@ def _recovered(outcome: DrillOutcome) -> dict[str, Any] | None:
         "newest_commit_at": format_utc(found.newest_commit_at),
         "segments": found.segments,
         "wal_bytes": found.wal_bytes,
+        **({"heartbeat": found.heartbeat.document()} if found.heartbeat else {}),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from drkit.errors import Busy, CatalogError, DrkitError, StoreError
 from drkit.operations import Reporter, Workplace
+from drkit.operations.heartbeat import HeartbeatWriter
 from drkit.operations.positions import Watcher
 from drkit.operations.push import PushServer
 from drkit.operations.receive import Receiver, Setting
@@ -156,6 +157,8 @@ class LogShipping:
             Watcher(setting),
             Receiver(setting) if streams else PushServer(setting),
         ]
+        if self._rule.heartbeat is not None:
+            duties.append(HeartbeatWriter(setting, self._rule.heartbeat))
         self.tell("group", "running", f"spool {spool.folder}")
         with running_duties(duties, self.tell):
             stopping.wait()

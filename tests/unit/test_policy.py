@@ -244,6 +244,10 @@ def test_there_is_a_shipped_example() -> None:
             '20:25: backups[2].slot: "Orders-1" is not a slot name; PostgreSQL takes a to z, digits and _, at most 63',
         ),
         (
+            changed("  - method: wal", "  - {method: wal, heartbeat: 100ms}"),
+            "20:30: backups[2].heartbeat: 100ms is too often; once a second is the most",
+        ),
+        (
             changed("  - method: wal", "  - {method: wal, receive: push}"),
             '20:28: backups[2].receive: "push" is not stream or archive',
         ),
