@@ -1,4 +1,4 @@
-"""Measure drkit beside the plain shell pipelines; print seconds, bytes and ratios, assert nothing.
+"""Measure drkit beside the plain shell pipelines and pgBackRest; print seconds, bytes and ratios, assert nothing.
 
 Both sides run alternately on one server with one database, and the best run of each counts: what disturbs a run only
 ever makes it slower.
@@ -11,107 +11,16 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench_place import DRKIT, Bench, bench, make_database, report, write_policy
+from bench_recovery import bench_base, bench_replay, bench_wal
 
 from drkit.operations.init import NewSite, init_site
-from tests.fixtures.postgres import PostgresServer, as_server_user, running_postgres
-
-DRKIT = str(Path(sys.executable).parent / "drkit")
-SETTINGS = {
-    "fsync": "on",
-    "full_page_writes": "on",
-    "synchronous_commit": "on",
-    "shared_buffers": "128MB",
-    "max_wal_size": "1GB",
-    "autovacuum": "on",
-}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The server, the site with its policies, and a folder for what is measured."""
-
-    server: PostgresServer
-    site: NewSite
-    folder: Path
-    repeats: int
-
-    def shell(self, script: str, **variables: str) -> float:
-        """Run a bash pipeline with pipefail and return its seconds."""
-        env = {**os.environ, "PATH": f"{self.server.bin}:{os.environ['PATH']}", **variables}
-        started = time.perf_counter()
-        subprocess.run(["bash", "-c", f"set -euo pipefail; {script}"], check=True, env=env)
-        return time.perf_counter() - started
-
-    def drkit(self, *words: str) -> float:
-        """Run the real command line and return its seconds."""
-        started = time.perf_counter()
-        done = subprocess.run(
-            [DRKIT, "--site", str(self.site.site_file), *words], check=False, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise SystemExit(f"drkit {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
-        return time.perf_counter() - started
-
-    def alternately(self, sides: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-        """Run every side in turn, several times, and return the best seconds of each."""
-        best: dict[str, float] = {}
-        for number in range(self.repeats):
-            for name, run in sides.items():
-                seconds = run()
-                print(f"  run {number + 1}  {name:<16} {seconds:7.2f} s", flush=True)
-                best[name] = min(seconds, best.get(name, seconds))
-        return best
-
-
-@contextmanager
-def bench(repeats: int) -> Iterator[Bench]:
-    """Start a server with ordinary settings and make a site; remove both at the end."""
-    with running_postgres(**SETTINGS) as server, tempfile.TemporaryDirectory(prefix="drkit-bench-") as name:
-        folder = Path(name)
-        site = init_site(folder / "site", principal="bench@example.org")
-        site.policy_file.unlink()
-        yield Bench(server, site, folder, repeats)
-
-
-def make_database(bench: Bench, name: str, scale: int) -> int:
-    """Fill a pgbench database and return its size in bytes."""
-    bench.server.create_database(name)
-    pgbench = [str(bench.server.bin / "pgbench"), "-i", "-q", "-s", str(scale), "-I", "dtGvp"]
-    url = [f"--host={bench.server.folder}", f"--port={bench.server.port}", "--username=postgres", name]
-    subprocess.run([*pgbench, *url], check=True, capture_output=True, **as_server_user())
-    bench.server.execute("checkpoint")
-    return int(bench.server.execute("select pg_database_size(current_database())", name)[0][0])
-
-
-def write_policy(bench: Bench, name: str, database: str, fingerprint: str) -> None:
-    """Write a policy that dumps one database."""
-    secret = bench.site.folder / "keys" / "bench-url"
-    secret.touch(mode=0o600)
-    secret.write_text(bench.server.url("postgres").reveal())
-    recipients = f"{bench.site.restore.recipient}, {bench.site.escrow.recipient}"
-    (bench.site.folder / "policies" / f"{name}.yaml").write_text(
-        f"policy: {name}\ntarget: {{engine: postgres, url: 'file:keys/bench-url', databases: [{database}]}}\n"
-        f"backups: [{{method: dump}}]\nstores: [primary]\nfingerprint: {fingerprint}\n"
-        f"encryption: {{recipients: [{recipients}]}}\n"
-    )
-
-
-def report(title: str, best: Mapping[str, float], base: str, promises: Mapping[str, float]) -> None:
-    """Print the best seconds of each side and its ratio to ``base``, beside the ratio that is promised."""
-    print(title)
-    for name, seconds in best.items():
-        promise = f"   promised at most {promises[name]:.2f}" if name in promises else ""
-        print(f"  {name:<16} {seconds:7.2f} s   {seconds / best[base]:5.2f} x{promise}", flush=True)
 
 
 def pipe_of_dump(bench: Bench, database: str, target: Path) -> Callable[[], float]:
@@ -263,7 +172,15 @@ def fill_catalog(site: NewSite, count: int) -> None:
     catalog.close()
 
 
-BENCHES = {"backup": bench_backup, "restore": bench_restore, "memory": bench_memory, "startup": bench_startup}
+BENCHES = {
+    "backup": bench_backup,
+    "restore": bench_restore,
+    "memory": bench_memory,
+    "startup": bench_startup,
+    "base": bench_base,
+    "wal": bench_wal,
+    "replay": bench_replay,
+}
 
 
 def main() -> None:

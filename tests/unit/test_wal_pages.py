@@ -6,6 +6,8 @@ import struct
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drkit.errors import IntegrityError
 from drkit.wal import Segment
@@ -68,6 +70,19 @@ def test_records_that_reach_over_pages() -> None:
     facts = inspect(with_records(long, nearly, cut, commit_record(NOON + timedelta(hours=1))), SEGMENT.name)
     assert facts.first_commit_at == NOON
     assert facts.last_commit_at == NOON + timedelta(hours=1)
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(min_value=0, max_value=2 * PAGE)), min_size=1, max_size=40))
+def test_no_commit_is_overlooked_wherever_it_lies(sizes: list[int | None]) -> None:
+    records, commits = [], []
+    for number, size in enumerate(sizes):
+        if size is None:
+            commits.append(NOON + timedelta(seconds=number))
+            records.append(commit_record(commits[-1]))
+        else:
+            records.append(record(0, 0x20, b"\x01" * (size // 8 * 8)))
+    facts = inspect(with_records(*records), SEGMENT.name)
+    assert (facts.first_commit_at, facts.last_commit_at) == ((commits[0], commits[-1]) if commits else (None, None))
 
 
 def test_the_last_record_counts_only_when_all_of_it_is_there() -> None:

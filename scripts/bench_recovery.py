@@ -1,0 +1,276 @@
+"""Base backups, the log and recovery, beside pgBackRest and beside pg_basebackup | zstd | age.
+
+Both back up the same server with zstd level 1, encryption and two processes or threads. pgBackRest is Debian's package.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench_place import DRKIT, Bench, bench, make_database, report
+
+from tests.fixtures.postgres import PostgresServer, as_server_user, free_port
+
+_SEGMENT_BYTES = 16 << 20
+_READY_S = 120
+_ARCHIVING = {"archive_mode": "on", "archive_command": "true", "max_wal_senders": "6"}
+
+
+@dataclass(frozen=True)
+class BackRest:
+    """pgBackRest with a repository of its own, run as the server's user."""
+
+    folder: Path
+    config: Path
+
+    def command(self, *words: str) -> list[str]:
+        """Return its command line; options come before the command's own arguments."""
+        return ["pgbackrest", f"--config={self.config}", "--stanza=bench", *words]
+
+    def run(self, *words: str) -> float:
+        """Run it and return its seconds."""
+        started = time.perf_counter()
+        done = subprocess.run(
+            self.command(*words), check=False, capture_output=True, text=True, cwd=self.folder, **as_server_user()
+        )
+        if done.returncode:
+            raise SystemExit(f"pgbackrest {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
+        return time.perf_counter() - started
+
+
+def make_backrest(server: PostgresServer) -> BackRest:
+    """Configure pgBackRest for the server."""
+    if shutil.which("pgbackrest") is None:
+        raise SystemExit("pgbackrest is not installed: apt-get install pgbackrest")
+    folder = server.folder / "pgbackrest"
+    folder.mkdir()
+    config = folder / "pgbackrest.conf"
+    config.write_text(
+        f"[global]\nrepo1-path={folder}/repo\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=bench\n"
+        f"compress-type=zst\ncompress-level=1\nprocess-max=2\nstart-fast=y\nlog-level-console=error\n"
+        f"log-level-file=off\nlog-path={folder}\nlock-path={folder}/lock\nspool-path={folder}/spool\n"
+        f"[bench]\npg1-path={server.folder}/data\npg1-port={server.port}\npg1-socket-path={server.folder}\n"
+        "pg1-user=postgres\n"
+    )
+    for path in (folder, config):
+        shutil.chown(path, "postgres", "postgres")
+    made = BackRest(folder, config)
+    made.run("stanza-create")
+    return made
+
+
+def write_rules(place: Bench, name: str, *rules: str) -> None:
+    """Write a policy with the given backup rules."""
+    secret = place.site.folder / "keys" / "bench-url"
+    secret.touch(mode=0o600)
+    secret.write_text(place.server.url("postgres").reveal())
+    recipients = f"{place.site.restore.recipient}, {place.site.escrow.recipient}"
+    (place.site.folder / "policies" / f"{name}.yaml").write_text(
+        f"policy: {name}\ntarget: {{engine: postgres, url: 'file:keys/bench-url'}}\n"
+        f"backups: [{', '.join(rules)}]\nstores: [primary]\nencryption: {{recipients: [{recipients}]}}\n"
+    )
+
+
+def bench_base(scale: int, repeats: int) -> None:
+    """Take a base backup in both ways, against the pipe and against pgBackRest."""
+    with bench(repeats, **_ARCHIVING) as place:
+        size = make_database(place, "b", scale)
+        rest = make_backrest(place.server)
+        write_rules(place, "streamed", "{method: base, via: stream}")
+        write_rules(place, "local", "{method: base, via: local, parallel: 2}")
+        pipe = (
+            f"pg_basebackup -D - -Ft -X fetch --checkpoint=fast -h {place.server.folder} -p {place.server.port}"
+            ' -U postgres | zstd -1 -T2 -q | age -r "$RECIPIENT" > "$TARGET"'
+        )
+        recipient, target = place.site.restore.recipient, str(place.folder / "base.age")
+        best = place.alternately(
+            {
+                "pipe": lambda: place.shell(pipe, RECIPIENT=recipient, TARGET=target),
+                "pgbackrest": lambda: rest.run("backup", "--type=full", "--no-archive-check"),
+                "drkit stream": lambda: place.drkit("backup", "streamed", "--method", "base"),
+                "drkit local": lambda: place.drkit("backup", "local", "--method", "base"),
+            }
+        )
+        title = f"base backup of a server with {size / 1e9:.2f} GB"
+        report(f"{title}, beside the pipe", best, "pipe", {"drkit stream": 1.0})
+        report(f"{title}, beside pgBackRest", best, "pgbackrest", {"drkit local": 0.75})
+
+
+@contextmanager
+def serving(place: Bench, policy: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `drkit serve` until the context ends."""
+    socket = place.site.folder / "var" / "wal" / policy / "socket"
+    process = subprocess.Popen(
+        [DRKIT, "--site", str(place.site.site_file), "serve", policy],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(socket.exists, "drkit serve listens")
+        for folder in [socket.parent, *socket.parent.parents[:4]]:
+            folder.chmod(folder.stat().st_mode | 0o011)
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=_READY_S)
+
+
+def wait_until(holds: Callable[[], object], what: str) -> None:
+    """Wait until it holds; give up after two minutes."""
+    until_s = time.monotonic() + _READY_S
+    while not holds():
+        if time.monotonic() > until_s:
+            raise SystemExit(f"waited in vain until {what}")
+        time.sleep(0.005)
+
+
+def archive_command(place: Bench, policy: str) -> str:
+    """Return the archive_command that drkit prints."""
+    words = [DRKIT, "--site", str(place.site.site_file), "--json", "wal", "command", policy]
+    answer = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+    return str(answer["settings"]["archive_command"])
+
+
+def set_archiver(server: PostgresServer, command: str) -> None:
+    """Give the server another archive_command."""
+    server.execute("alter system set archive_command = '{}'".format(command.replace("'", "''")))
+    server.execute("select pg_reload_conf()")
+
+
+def fill_log(place: Bench, segments: int) -> None:
+    """Let the server write some segments that wait for an archiver."""
+    for _ in range(segments):
+        place.server.execute(
+            "insert into bench_log select repeat(md5(i::text), 20) from generate_series(1, 20000) as i"
+        )
+        place.server.execute("select pg_switch_wal()")
+
+
+def drain(place: Bench, command: str, segments: int) -> float:
+    """Let so many segments wait, then hand them to an archiver; return the seconds until the last one is archived."""
+    set_archiver(place.server, "false")
+    fill_log(place, segments)
+    place.server.execute("select pg_stat_reset_shared('archiver')")
+    waiting = place.server.folder / "data" / "pg_wal" / "archive_status"
+    set_archiver(place.server, command)
+    started = time.perf_counter()
+    # The archiver sleeps for up to a minute after a failure, unless another segment wakes it.
+    place.server.execute("select pg_switch_wal()")
+    wait_until(lambda: not list(waiting.glob("*.ready")), "all segments are archived")
+    return time.perf_counter() - started
+
+
+def pushes(place: Bench, command: str, segments: int) -> list[float]:
+    """Push new segments one by one as the server would; return the milliseconds of each."""
+    set_archiver(place.server, "false")
+    fill_log(place, segments)
+    data = place.server.folder / "data"
+    took = []
+    for ready in sorted((data / "pg_wal" / "archive_status").glob("*.ready")):
+        line = command.replace("%p", f"pg_wal/{ready.stem}").replace("%f", ready.stem)
+        started = time.perf_counter()
+        subprocess.run(["sh", "-c", line], check=True, cwd=data, capture_output=True, **as_server_user())
+        took.append((time.perf_counter() - started) * 1000)
+    set_archiver(place.server, "true")
+    place.server.execute("select pg_switch_wal()")
+    wait_until(lambda: not list((data / "pg_wal" / "archive_status").glob("*.ready")), "nothing waits any more")
+    return took
+
+
+def bench_wal(scale: int, repeats: int) -> None:
+    """Measure what archive_command costs the server for each segment, and how fast a backlog goes."""
+    del scale
+    segments = 24
+    with bench(repeats, **_ARCHIVING, wal_keep_size="2GB") as place:
+        rest = make_backrest(place.server)
+        push = " ".join(rest.command("archive-push"))
+        write_rules(place, "pushed", "{method: base}", "{method: wal, receive: archive}")
+        place.server.execute("create table bench_log (row text)")
+        with serving(place, "pushed"):
+            ours = archive_command(place, "pushed")
+            sides = {
+                "pgbackrest": f"{push} %p",
+                "pgbackrest async": f"{push} --archive-async %p",
+                "drkit": ours,
+            }
+            best = place.alternately(
+                {name: lambda command=command: drain(place, command, segments) for name, command in sides.items()}
+            )
+            megabytes = segments * _SEGMENT_BYTES / 1e6
+            for name, seconds in best.items():
+                print(f"  {name:<16} {megabytes / seconds:7.0f} MB/s", flush=True)
+            report("drain of a backlog", best, "pgbackrest async", {"drkit": 1.0})
+            for name, command in {"pgbackrest": f"{push} %p", "drkit": ours}.items():
+                took = pushes(place, command, segments)
+                p95 = statistics.quantiles(took, n=20)[-1]
+                print(f"  push by {name:<12} median {statistics.median(took):6.1f} ms   p95 {p95:6.1f} ms", flush=True)
+        print("promised: p95 under 30 ms and below pgBackRest's; drain at least pgBackRest's")
+
+
+def first_query(place: Bench, data: Path, user: dict[str, object]) -> None:
+    """Start a restored server and ask it one question."""
+    port = str(free_port())
+    pg_ctl = [str(place.server.bin / "pg_ctl"), "-D", str(data), "-w", "-t", "600", "-l", str(data / "bench.log")]
+    options = f"-p {port} -k {data} -c listen_addresses="
+    subprocess.run([*pg_ctl, "-o", options, "start"], check=True, capture_output=True, cwd=data, **user)
+    query = [str(place.server.bin / "psql"), "-h", str(data), "-p", port, "-U", "postgres", "-Atc"]
+    wait_until(
+        lambda: (
+            subprocess.run([*query, "select pg_is_in_recovery()"], capture_output=True, check=True).stdout == b"f\n"
+        ),
+        "recovery has ended",
+    )
+    subprocess.run([*query, "select count(*) from bench_log", "postgres"], check=True, capture_output=True)
+    subprocess.run([*pg_ctl, "-m", "immediate", "stop"], check=True, capture_output=True, cwd=data, **user)
+
+
+def bench_replay(scale: int, repeats: int) -> None:
+    """Recover from nothing to the first query: base backup, log, replay."""
+    segments = 24
+    with bench(repeats, **_ARCHIVING, wal_keep_size="4GB") as place:
+        size = make_database(place, "b", scale)
+        rest = make_backrest(place.server)
+        write_rules(place, "pushed", "{method: base, via: local, parallel: 2}", "{method: wal, receive: archive}")
+        place.server.execute("create table bench_log (row text)")
+        push = " ".join(rest.command("archive-push"))
+        with serving(place, "pushed"):
+            both = f"{push} %p && {archive_command(place, 'pushed')}"
+            set_archiver(place.server, both)
+            rest.run("backup", "--type=full")
+            place.drkit("backup", "pushed", "--method", "base")
+            drain(place, both, segments)
+
+        def backrest() -> float:
+            data = rest.folder / "restored"
+            shutil.rmtree(data, ignore_errors=True)
+            started = time.perf_counter()
+            rest.run("restore", f"--pg1-path={data}", "--archive-mode=off", "--type=default")
+            first_query(place, data, as_server_user())
+            return time.perf_counter() - started
+
+        def drkit() -> float:
+            data = place.server.folder / "drkit-restored"
+            shutil.rmtree(data, ignore_errors=True)
+            data.mkdir(mode=0o700)
+            shutil.chown(data, "postgres", "postgres")
+            started = time.perf_counter()
+            place.drkit("restore", "pushed", "--into", str(data))
+            first_query(place, data, as_server_user())
+            return time.perf_counter() - started
+
+        best = place.alternately({"pgbackrest": backrest, "drkit": drkit})
+        report(
+            f"restore of {size / 1e9:.2f} GB and {segments} segments to the first query",
+            best,
+            "pgbackrest",
+            {"drkit": 0.8},
+        )
