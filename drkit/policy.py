@@ -328,6 +328,11 @@ class DrillRule(Section):
         examples=["works"],
     )
     checks: tuple[Check, ...] = Field(default=(), description="Questions to the restored data, asked at level works.")
+    timeout: Duration = Field(
+        default=timedelta(hours=12),
+        description="How long it may take; then it is ended, its server taken away, and its verdict is timed_out.",
+        examples=["4h"],
+    )
 
 
 class Policy(Section):

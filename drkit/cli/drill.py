@@ -40,8 +40,8 @@ def drill(
 ) -> None:
     """Restore POLICY into a throw-away server and prove that the data came back.
 
-    Exit codes: 0 passed; 11 the drill failed or an objective was missed; 5, 6 inconclusive, the drill's own server or
-    the store was at fault.
+    Exit codes: 0 passed; 11 the drill failed, ran out of its time or missed an objective; 5, 6 inconclusive, the
+    drill's own server or the store was at fault.
     """
     from drkit.app import open_app
     from drkit.cli.moments import moment_option
@@ -70,7 +70,7 @@ def exit_code(outcome: DrillOutcome, failed: int) -> int:
     """Return the exit code of a drill: a missed objective counts as failed, other findings do not."""
     if outcome.verdict == "inconclusive":
         return outcome.error.exit_code if outcome.error else failed
-    return failed if outcome.verdict == "failed" or outcome.missed_objectives else 0
+    return failed if outcome.verdict in ("failed", "timed_out") or outcome.missed_objectives else 0
 
 
 def drill_document(outcome: DrillOutcome) -> dict[str, Any]:
@@ -82,6 +82,7 @@ def drill_document(outcome: DrillOutcome) -> dict[str, Any]:
         "drill": outcome.request.rule.name,
         "artifact_id": entry.manifest.artifact_id if entry else None,
         "verdict": outcome.verdict,
+        "ended_in": outcome.ended_in,
         "level": outcome.request.rule.level,
         "levels": {
             name: {"result": level.result, "summary": level.summary, "lines": level.lines}

@@ -23,6 +23,7 @@ from drkit.keys import KeyFile
 from drkit.model import Fingerprint
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details
+from drkit.operations.drill_deadline import OutOfTime, deadline
 from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
@@ -50,7 +51,8 @@ def run_drill(
     """Drill one policy and return what was found; only a drill that could not be begun raises.
 
     Whatever stops the drill on its way becomes its verdict: a damaged artifact or a load that fails is ``failed``, a
-    store out of reach or a scratch server that does not start is ``inconclusive``.
+    store out of reach or a scratch server that does not start is ``inconclusive``. A drill that outlives its rule's
+    time-out is ended and ``timed_out``; only the main thread can be, so it must be called there.
     """
     if request.rule.level == "replays" and all(rule.method != "base" for rule in policy.backups):
         raise ConfigError(
@@ -64,7 +66,10 @@ def run_drill(
         outcome = DrillOutcome(policy, request, running.run_id, now, seed, request.at or now)
         try:
             kind = ReplayDrill if is_replayed(workplace, policy, request) else _Drill
-            kind(workplace, outcome, identities, reporter).run()
+            with deadline(request.rule.timeout):
+                kind(workplace, outcome, identities, reporter).run()
+        except OutOfTime:
+            outcome.run_out_of_time()
         except (IntegrityError, KeyUnavailable, RecoveryGap) as error:
             outcome.error, outcome.verdict = error, "failed"
         except (StoreError, SourceError) as error:

@@ -12,6 +12,7 @@ from drkit.engines import Engine
 from drkit.errors import ConfigError, DrkitError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError
 from drkit.keys import KeyFile
 from drkit.operations import Reporter, Workplace
+from drkit.operations.drill_deadline import OutOfTime, call_off
 from drkit.operations.drill_outcome import LEVELS, DrillOutcome, LevelOutcome
 from drkit.units import format_count
 
@@ -34,6 +35,7 @@ class DrillFrame:
 
     def tear_down(self, lent: ExitStack) -> None:
         """Take the server away; one that stays is a copy of somebody's data, and no drill with it has passed."""
+        call_off()
         try:
             lent.close()
         except SourceError as error:
@@ -49,16 +51,27 @@ class DrillFrame:
         """Add the body's time to a phase."""
         began_s = time.monotonic()
         try:
-            yield
+            with self._timed(name):
+                yield
         finally:
             self.outcome.phases_s[name] = self.outcome.phases_s.get(name, 0.0) + time.monotonic() - began_s
 
     @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Remember the innermost phase or level that the drill was in when its time was over."""
+        try:
+            yield
+        except OutOfTime:
+            self.outcome.ended_in = self.outcome.ended_in or name
+            raise
+
+    @contextmanager
     def level(self, name: str) -> Iterator[LevelOutcome]:
-        """Record how a level ends and say it; a failed one ends the drill."""
+        """Record how a level ends and say it; a failed one ends the drill, and one without time is ``not run``."""
         level = self.outcome.levels[name]
         try:
-            yield level
+            with self._timed(name):
+                yield level
         except IntegrityError as error:
             # Damage that shows while loading is the artifact's, not the load's.
             self.failed("intact" if name == "loads" else name, error)

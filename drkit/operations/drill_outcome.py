@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Literal
 
-from drkit.errors import DrkitError
+from drkit.errors import DrkitError, SourceError
 from drkit.model import ArtifactEntry, Difference
 from drkit.policy import DrillRule, Policy
 from drkit.units import format_duration, format_moment, format_utc
 
 LEVELS = ("exists", "intact", "loads", "replays", "same-data", "works")
 Result = Literal["passed", "failed", "not run", "not applicable"]
-Verdict = Literal["passed", "passed_with_findings", "failed", "inconclusive", "cancelled"]
+Verdict = Literal["passed", "passed_with_findings", "failed", "inconclusive", "timed_out", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ class LevelOutcome:
 
 @dataclass
 class DrillOutcome:
-    """Everything that a drill found; `drkit.operations.evidence` makes the signed record of it."""
+    """Everything that a drill found; `drkit.operations.evidence` makes the signed record of it.
+
+    ``ended_in`` is the phase in which a drill was that ran out of its time.
+    """
 
     policy: Policy
     request: DrillRequest
@@ -90,6 +93,7 @@ class DrillOutcome:
     findings: list[str] = field(default_factory=list)
     error: DrkitError | None = None
     verdict: Verdict = "inconclusive"
+    ended_in: str | None = None
     scratch: dict[str, str] = field(default_factory=dict)
     teardown: str = "nothing was made"
     leaked: bool = False
@@ -151,6 +155,22 @@ class DrillOutcome:
         self.verdict = "passed_with_findings" if self.findings else "passed"
 
 
+    def run_out_of_time(self) -> None:
+        """Judge a drill that was ended because its time was over; what had failed before stays failed."""
+        rule = self.request.rule
+        self.ended_in = self.ended_in or "select"
+        self.rto = None
+        self.verdict = "failed" if self.failed_level else "timed_out"
+        self.error = SourceError(
+            f"drill {rule.name} of {self.policy.policy} did not end within {format_duration(rule.timeout)} and was"
+            f" stopped in phase {self.ended_in}",
+            hints=[
+                f"set a longer timeout for drill {rule.name} in {self.policy.path}",
+                f"drkit drill {self.policy.policy} --level intact   (needs no server)",
+            ],
+        )
+
+
 def _rpo_advice(policy: Policy, goal: timedelta) -> str:
     methods = {rule.method for rule in policy.backups}
     if methods == {"dump"}:
@@ -207,6 +227,8 @@ def describe_outcome(outcome: DrillOutcome) -> str:
     verdict = outcome.verdict.replace("_", " ").upper()
     if outcome.verdict == "failed":
         lines += _after_failure(outcome)
+    elif outcome.verdict == "timed_out":
+        lines += _after_time_out(outcome)
     elif outcome.verdict == "inconclusive":
         assert outcome.error is not None
         lines.append(f"INCONCLUSIVE: the drill itself could not go on: {outcome.error.message}")
@@ -223,6 +245,16 @@ def _objective(word: str, measured: timedelta | None, goal: timedelta | None) ->
     if goal is None:
         return f"{word} {format_duration(measured)} (no objective)"
     return f"{word} {format_duration(measured)} of {format_duration(goal)}{': MISSED' if measured > goal else ''}"
+
+
+def _after_time_out(outcome: DrillOutcome) -> list[str]:
+    assert outcome.error is not None
+    proven = [name for name, level in outcome.levels.items() if level.result == "passed"]
+    return [
+        f"TIMED OUT: {outcome.error.message}",
+        f"  Proven until then: {', '.join(proven) or 'nothing'}. The artifact was not judged any further.",
+        *(f"  hint: {hint}" for hint in outcome.error.hints),
+    ]
 
 
 def _after_failure(outcome: DrillOutcome) -> list[str]:

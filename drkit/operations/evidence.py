@@ -29,10 +29,11 @@ from drkit.units import format_utc
 class DrillRecord(Document):
     """The signed record of one drill; times are whole milliseconds, because canonical JSON has no floats.
 
-    ``recovered`` says how far a replay got; it is absent where nothing was replayed.
+    ``recovered`` says how far a replay got; it is absent where nothing was replayed. ``ended_in`` is the phase in which
+    a drill was that ran out of its time, absent from all others.
     """
 
-    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"recovered"})
+    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"recovered", "ended_in"})
 
     format: Literal["drkit-evidence"] = "drkit-evidence"
     version: Literal[1] = 1
@@ -64,6 +65,7 @@ class DrillRecord(Document):
     previous: Sha256 | None
     details: str
     recovered: dict[str, Any] | None = None
+    ended_in: str | None = None
 
 
 def record_drill(workplace: Workplace, outcome: DrillOutcome, reporter: Reporter) -> None:
@@ -135,6 +137,7 @@ def _record(workplace: Workplace, outcome: DrillOutcome) -> DrillRecord:
         previous=_previous(workplace, outcome.policy),
         details=_sealed_details(outcome),
         recovered=_recovered(outcome),
+        ended_in=outcome.ended_in,
     )
 
 

@@ -18,6 +18,7 @@ from drkit.signing import MANIFEST_NAMESPACE, sign
 from tests.fixtures.postgres import PostgresServer
 from tests.fixtures.site import ReadySite
 
+SLEEP = "select pg_sleep(600) is null"
 CHECKS = """\
 objectives: {{rpo: {rpo}, rto: 1h}}
 drills:
@@ -248,3 +249,46 @@ def test_a_dump_has_nothing_to_replay(site: ReadySite) -> None:
     done = site.drkit("drill", "shop", "--level", "replays")
     assert done.returncode == 3
     assert "a dump has nothing to replay" in done.stderr
+
+
+def set_timeout(site: ReadySite, timeout: str) -> None:
+    policy = site.folder / "policies" / "shop.yaml"
+    policy.write_text(policy.read_text().replace("level: works", f"level: works\n    timeout: {timeout}"))
+
+
+def timed_out_record(site: ReadySite) -> dict[str, Any]:
+    """Return the newest drill's signed record, after seeing that nothing is left of its server."""
+    assert list((site.folder / "scratch").glob("*")) == []
+    newest = json.loads(site.drkit("drills", "--json").stdout)["drills"][0]
+    record = site.store_folder / bucket.evidence_key("shop", newest["run_id"])
+    assert site.drkit("evidence", "verify", str(record)).returncode == 0
+    said: dict[str, Any] = json.loads(record.read_bytes())
+    assert said["rto_ms"] is None, "what was not finished was not measured"
+    assert said["teardown"] == "nothing left behind"
+    return said
+
+
+def test_a_drill_that_outlives_its_time_while_it_asks_is_ended(site: ReadySite) -> None:
+    set_timeout(site, "12s")
+    policy = site.folder / "policies" / "shop.yaml"
+    policy.write_text(policy.read_text().replace("select count(*) = 0 from artist where name is null", SLEEP))
+    status, document, said = drill(site)
+    assert (status, document["verdict"], document["ended_in"]) == (11, "timed_out", "checks")
+    assert results(document)["same-data"] == "passed"
+    assert results(document)["works"] == "not run", "a level that did not end is neither passed nor failed"
+    assert "Traceback" not in said
+    record = timed_out_record(site)
+    assert (record["verdict"], record["ended_in"]) == ("timed_out", "checks")
+
+
+def test_a_drill_whose_tool_hangs_is_ended_at_its_time(site: ReadySite, tmp_path: Path) -> None:
+    set_timeout(site, "8s")
+    hung = tmp_path / "pg_restore"
+    hung.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'pg_restore (PostgreSQL) 15.99' && exit 0\nsleep 600\n")
+    hung.chmod(0o755)
+    done = site.drkit("drill", "shop", env={"DRKIT_POSTGRES_BIN": str(tmp_path)})
+    assert done.returncode == 11, done.stderr
+    assert "TIMED OUT: drill rehearsal of shop did not end within 8.0 s and was stopped in phase load" in done.stdout
+    assert "Proven until then: exists, intact." in done.stdout
+    record = timed_out_record(site)
+    assert (record["verdict"], record["ended_in"], record["levels"]["loads"]) == ("timed_out", "load", "not run")
