@@ -13,7 +13,9 @@ from drkit.errors import SourceError
 from drkit.process import Command, run
 
 FOLDERS_VARIABLE = "DRKIT_POSTGRES_BIN"
-_SERVER_TOOLS = frozenset({"initdb", "postgres", "pg_ctl", "pg_controldata", "pg_resetwal", "pg_verifybackup"})
+_SERVER_TOOLS = frozenset(
+    {"initdb", "postgres", "pg_ctl", "pg_controldata", "pg_resetwal", "pg_verifybackup", "pg_combinebackup"}
+)
 _VERSION = re.compile(rb"\(PostgreSQL\) (\d+)(?:\.(\d+))?")
 _INSTALLED = (
     "/usr/lib/postgresql/*/bin",

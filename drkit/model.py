@@ -17,7 +17,8 @@ from drkit.canonical import canonical_json, parse_json
 from drkit.errors import IntegrityError
 from drkit.units import format_utc
 
-SUPPORTED_FEATURES: frozenset[str] = frozenset()
+INCREMENTAL_FEATURE = "incremental-base"
+SUPPORTED_FEATURES: frozenset[str] = frozenset({INCREMENTAL_FEATURE})
 
 Fingerprint = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """What a database holds: kind -> name -> facts, such as ``{"table": {"public.orders": {"rows": 3, "digest": "…"}}}``.

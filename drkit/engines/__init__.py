@@ -18,10 +18,28 @@ from drkit.model import ChildRecord, Difference, Fingerprint, LogPosition
 
 
 @dataclass(frozen=True)
+class ParentBase:
+    """The base backup that an incremental one is to hold the changes since; ``lineage`` names what it builds on itself.
+
+    ``backup_manifest`` is a file with the parent's manifest as PostgreSQL or drkit wrote it. ``checksums`` says whether
+    the server had them then, ``degraded`` whether damaged pages are in the parent.
+    """
+
+    artifact_id: str
+    lineage: tuple[str, ...]
+    backup_manifest: Path
+    timeline: int
+    system_identifier: str
+    checksums: bool
+    degraded: bool = False
+
+
+@dataclass(frozen=True)
 class BackupOptions:
     """What a policy asks of a backup. No databases means all of the server's. Times are in seconds.
 
     ``via``, ``parallel`` and ``rate_bytes_s`` (of plain bytes; no limit when None) are for engines that copy files.
+    With a ``parent`` only what changed since it is wanted.
     """
 
     databases: tuple[str, ...] = ()
@@ -33,6 +51,7 @@ class BackupOptions:
     via: Literal["stream", "local"] = "stream"
     parallel: int = 1
     rate_bytes_s: int | None = None
+    parent: ParentBase | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,8 @@ class Preflight:
     """What was found before anything was read: one line for the screen, versions for the manifest.
 
     Up to ``parallel`` parts may be open at once, each read by a thread of its own. They are opened in the order of
-    ``parts``, and one may wait for those before it.
+    ``parts``, and one may wait for those before it. ``parent`` is the artifact that this one holds the changes since;
+    None for a full one, also where an incremental one was asked for: then a warning says why.
     """
 
     summary: str
@@ -62,6 +82,7 @@ class Preflight:
     parts: Sequence[Part]
     warnings: Sequence[str] = ()
     parallel: int = 1
+    parent: ParentBase | None = None
 
 
 class BackupSession(Protocol):

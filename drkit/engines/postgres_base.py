@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from drkit.credentials import Secret
-from drkit.engines import BackupOptions, BackupSession, Part, Preflight, RestoreOptions, RestoreSession
+from drkit.engines import BackupOptions, BackupSession, ParentBase, Part, Preflight, RestoreOptions, RestoreSession
 from drkit.engines.postgres_base_facts import (
     BaseFacts,
     EndFacts,
@@ -47,6 +48,9 @@ class PostgresBase:
             connection = stack.enter_context(connect(endpoint))
             endpoint = pinned(endpoint, connection)
             facts = check_base_server(connection, endpoint)
+            if options.parent is not None:
+                # The server itself finds the changed blocks: an incremental base comes from it, whatever the rule says.
+                options = replace(options, via="stream")
             source: _Source
             if options.via == "local":
                 source = LocalBackup(connection, endpoint, facts, options)
@@ -94,6 +98,14 @@ class _Source(Protocol):
     @property
     def parallel(self) -> int:
         """Return how many parts may be open at once."""
+
+    @property
+    def parent(self) -> ParentBase | None:
+        """Return the base that only the changes since are copied; None for a full one."""
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        """Return why a full base is taken where an incremental one was asked for."""
 
     @property
     def system_identifier(self) -> str:
@@ -147,12 +159,20 @@ class _BaseSession:
         facts = self._facts
         summary = [
             f"postgres {facts.version} at {self._endpoint.server}" + (" (standby)" if facts.in_recovery else ""),
-            format_bytes(sum(part.expected_bytes or 0 for part in self._parts)),
+            *([] if self._source.parent else [format_bytes(sum(part.expected_bytes or 0 for part in self._parts))]),
             format_count(len(self._source.locations), "tablespace"),
             self._source.summary,
         ]
         tools = {"postgres": facts.version}
-        return Preflight(", ".join(summary), tools, self._parts, facts.warnings, parallel=self._source.parallel)
+        warnings = [*facts.warnings, *self._source.reasons]
+        return Preflight(
+            ", ".join(summary),
+            tools,
+            self._parts,
+            warnings,
+            parallel=self._source.parallel,
+            parent=self._source.parent,
+        )
 
     @contextmanager
     def open_part(self, part: Part) -> Iterator[Iterator[bytes]]:
@@ -227,6 +247,7 @@ class _BaseSession:
         facts, position, config = self._facts, self.position, self._facts.config
         return {
             "via": self._options.via,
+            "parent": self._source.parent.artifact_id if self._source.parent else None,
             "start_lsn": position.start_lsn,
             "stop_lsn": position.stop_lsn,
             "timeline": position.timeline,
@@ -236,7 +257,7 @@ class _BaseSession:
                 for oid, location in sorted(self._source.locations.items())
             ],
             "checksums": facts.checksums,
-            "checksums_verified": facts.checksums and self._options.via == "stream",
+            "checksums_verified": facts.checksums,
             "damage": list(self._source.damage),
             "settings": dict(facts.settings),
             "databases": [{"name": item.name, "oid": item.oid, **item.settings} for item in facts.databases],

@@ -33,6 +33,7 @@ RECORDED_SETTINGS = (
     "block_size",
     "wal_block_size",
     "data_checksums",
+    "summarize_wal",
     "fsync",
     "full_page_writes",
     "track_commit_timestamp",

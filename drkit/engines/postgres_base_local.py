@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 
-from drkit.engines import BackupOptions, Part
+from drkit.engines import BackupOptions, ParentBase, Part
 from drkit.engines.postgres_base_facts import SYSTEM_TAIL_DIGITS, BaseFacts
 from drkit.engines.postgres_base_files import (
     CONTROL_FILE,
@@ -35,8 +35,9 @@ from drkit.engines.postgres_base_files import (
     readable,
     spread,
 )
-from drkit.engines.postgres_base_manifest import backup_manifest
+from drkit.engines.postgres_base_manifest import OLDEST_VERSION_2_MAJOR, backup_manifest
 from drkit.engines.postgres_client import Endpoint
+from drkit.engines.postgres_pages import BadPage, PageCheck, PageLayout, damaged, describe_damage
 from drkit.errors import SourceError
 from drkit.model import LogPosition
 from drkit.units import format_count
@@ -75,7 +76,8 @@ class LocalBackup:
     Lives in the session of ``connection``: when that is lost, the server forgets the backup and the stop fails.
     """
 
-    damage: Sequence[str] = ()
+    reasons: Sequence[str] = ()
+    parent: ParentBase | None = None
 
     def __init__(
         self, connection: psycopg.Connection[Any], endpoint: Endpoint, facts: BaseFacts, options: BackupOptions
@@ -88,6 +90,9 @@ class LocalBackup:
         self._ended: dict[str, threading.Event] = {}
         self._broken = threading.Event()
         self._streams: list[TarStream] = []
+        self._checks: list[PageCheck] = []
+        self._layout: PageLayout | None = None
+        self._start_lsn = 0
         self._listing = Listing((), (), ())
         self.parallel = options.parallel
         self.locations: dict[int, str] = {}
@@ -101,7 +106,12 @@ class LocalBackup:
         slot = f"drkit_base_{secrets.token_hex(6)}"
         self._connection.execute("select pg_create_physical_replication_slot(%s, true, true)", [slot])
         renamed = self._facts.major >= _RENAMED_MAJOR
-        self._connection.execute(f"select {'pg_backup_start(%s, true)' if renamed else _OLD_START}", ["drkit"])
+        begin = f"select {'pg_backup_start(%s, true)' if renamed else _OLD_START}::text"
+        row = self._connection.execute(begin, ["drkit"]).fetchone()
+        assert row is not None
+        self._start_lsn = parse_lsn(row[0])
+        if self._facts.checksums:
+            self._layout = _read_layout(self._connection)
         self._listing = list_data_folder(self._root, self._facts.major)
         roots = [("base", self._root, "", self._listing)]
         for oid in self._facts.tablespaces:
@@ -128,15 +138,24 @@ class LocalBackup:
     @property
     def summary(self) -> str:
         """Return how the files come, for the screen."""
-        checksums = "not verified" if self._facts.checksums else "off"
+        checksums = "verified" if self._facts.checksums else "off"
         return f"from {self._root} with {format_count(self.parallel, 'thread')}, page checksums {checksums}"
 
     @property
     def warnings(self) -> list[str]:
-        """Return what lies in the data folder and is not copied."""
-        return [
+        """Return which files have damaged pages, and what lies in the data folder and is not copied."""
+        skipped = [
             f"{self._root / name} is neither a file nor a folder, and is not copied" for name in self._listing.skipped
         ]
+        return [*describe_damage(self._damaged()), *skipped]
+
+    @property
+    def damage(self) -> list[str]:
+        """Return every page whose checksum is wrong, by file and block (T28)."""
+        return [str(page) for page in self._damaged()]
+
+    def _damaged(self) -> list[BadPage]:
+        return damaged(self._checks, parse_lsn(self.position.stop_lsn) if self.position else None)
 
     def parts(self) -> list[Part]:
         """Return the tars, of which `base` has what only the stop gives, and the manifest of them all."""
@@ -161,7 +180,8 @@ class LocalBackup:
             if self.position is None:
                 raise SourceError("the base backup was not stopped")
             copied = chain.from_iterable(stream.copied for stream in self._streams)
-            yield iter([backup_manifest(copied, self.position)])
+            named = self._facts.major >= OLDEST_VERSION_2_MAJOR
+            yield iter([backup_manifest(copied, self.position, self.system_identifier if named else None)])
             return
         try:
             entries = self._files(self._heaps[part.name]) if part.name in self._heaps else self._stop()
@@ -183,7 +203,10 @@ class LocalBackup:
                     raise SourceError("another part of the base backup failed")
 
     def _files(self, heap: _Heap) -> Iterator[bytes]:
-        stream = TarStream(heap.root, heap.prefix)
+        pages = PageCheck(self._layout, self._start_lsn, heap.prefix) if self._layout else None
+        if pages is not None:
+            self._checks.append(pages)
+        stream = TarStream(heap.root, heap.prefix, pages)
         self._streams.append(stream)
         yield from stream.folders(heap.folders)
         yield from stream.files(heap.files)
@@ -269,6 +292,15 @@ def _steady(path: Path) -> bytes:
                 return content
             content = again
     raise SourceError(f"{path} changed each time that it was read")
+
+
+def _read_layout(connection: psycopg.Connection[Any]) -> PageLayout:
+    """Return how the server divides its files; both numbers are fixed when it is compiled."""
+    row = connection.execute(
+        "select current_setting('block_size')::int, setting::int from pg_settings where name = 'segment_size'"
+    ).fetchone()
+    assert row is not None
+    return PageLayout(*row)
 
 
 def _require_rights(connection: psycopg.Connection[Any], facts: BaseFacts) -> None:

@@ -15,8 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from drkit.engines import BackupOptions, Part
+from drkit.engines import BackupOptions, ParentBase, Part
 from drkit.engines.postgres_base_facts import SYSTEM_TAIL_DIGITS, BaseFacts
+from drkit.engines.postgres_base_incremental import (
+    NOT_READY,
+    check_incremental_server,
+    check_same_cluster,
+    not_ready,
+    read_manifest,
+    reason_for_full,
+)
 from drkit.engines.postgres_client import Endpoint, translated
 from drkit.engines.postgres_replication import Replication, Row
 from drkit.errors import SourceError
@@ -56,6 +64,8 @@ class StreamedBackup:
         self._endpoint = endpoint
         self._facts = facts
         self._rate_bytes_s = options.rate_bytes_s
+        self.parent: ParentBase | None = options.parent
+        self.reasons: list[str] = []
         self._single_copy = facts.major >= _SINGLE_COPY_MAJOR
         self._messages: Iterator[tuple[int, Any]] = iter(())
         self._opened: tuple[int, Any] | None = None
@@ -66,19 +76,47 @@ class StreamedBackup:
 
     def start(self) -> None:
         """Keep the WAL, start the backup and read its header; returns when the server's checkpoint is done."""
-        self.system_identifier = str(self._replication.rows("IDENTIFY_SYSTEM")[0][0])
+        if self.parent is not None:
+            check_incremental_server(self._endpoint, self._facts)
+        identifier, timeline, *_ = self._replication.rows("IDENTIFY_SYSTEM")[0]
+        self.system_identifier = str(identifier)
+        if self.parent is not None:
+            self._settle_parent(self.parent, int(timeline or 0))
         slot = f"drkit_base_{secrets.token_hex(6)}"
         self._replication.rows(f"CREATE_REPLICATION_SLOT {slot} TEMPORARY PHYSICAL RESERVE_WAL")
-        self._replication.send(_command(self._rate_bytes_s, single_copy=self._single_copy))
-        (position,) = self._replication.next_rows(timeout_s=_CHECKPOINT_S)
-        self._start_lsn, _ = _position(position)
+        if self.parent is not None:
+            self._replication.upload("UPLOAD_MANIFEST", read_manifest(self.parent.backup_manifest))
+        incremental = self.parent is not None
+        self._replication.send(_command(self._rate_bytes_s, single_copy=self._single_copy, incremental=incremental))
+        self._start_lsn = self._started()
         self._archives = [_archive(row) for row in self._replication.next_rows()]
         self._messages = self._typed_messages() if self._single_copy else self._copy_each()
+
+    def _settle_parent(self, parent: ParentBase, timeline: int) -> None:
+        """Refuse what is no parent of this server's backups; go without one where a full base is what is right."""
+        check_same_cluster(self._endpoint, parent, self.system_identifier)
+        reason = reason_for_full(self._facts, parent, timeline)
+        if reason:
+            self.reasons.append(f"a full base instead of an incremental one: {reason}")
+            self.parent = None
+
+    def _started(self) -> str:
+        """Return where the backup begins; raise SourceError when the server cannot take it, and say why."""
+        try:
+            (position,) = self._replication.next_rows(timeout_s=_CHECKPOINT_S)
+        except SourceError as error:
+            if self.parent is not None and getattr(error.__cause__, "sqlstate", None) == NOT_READY:
+                raise not_ready(self._endpoint, self.parent, str(error.__cause__)) from error
+            raise
+        return _position(position)[0]
 
     @property
     def summary(self) -> str:
         """Return how the files come, for the screen."""
-        return "over the replication protocol, page checksums " + ("verified" if self._facts.checksums else "off")
+        changes = f"changes since {self.parent.artifact_id}, " if self.parent else ""
+        return f"{changes}over the replication protocol, page checksums " + (
+            "verified" if self._facts.checksums else "off"
+        )
 
     @property
     def locations(self) -> dict[int, str]:
@@ -87,8 +125,10 @@ class StreamedBackup:
 
     def parts(self) -> list[Part]:
         """Return the parts in the order in which the server sends them."""
+        # What the server counts for its header are whole files, also for an incremental backup.
         tars = [
-            Part(archive.part, *self._facts.describe(archive.oid), archive.size_bytes) for archive in self._archives
+            Part(archive.part, *self._facts.describe(archive.oid), None if self.parent else archive.size_bytes)
+            for archive in self._archives
         ]
         return [*tars, Part("backup-manifest", "manifest", "manifest")]
 
@@ -187,7 +227,7 @@ class StreamedBackup:
         )
 
 
-def _command(rate_bytes_s: int | None, *, single_copy: bool) -> str:
+def _command(rate_bytes_s: int | None, *, single_copy: bool, incremental: bool) -> str:
     """Return the command.
 
     The backup manifest has CRC-32C: SHA-256, which drkit takes of every part anyway, would make the one process that
@@ -202,9 +242,10 @@ def _command(rate_bytes_s: int | None, *, single_copy: bool) -> str:
             f"{rate} TABLESPACE_MAP MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
         )
     rate = f", MAX_RATE {rate_kib_s}" if limited else ""
+    changes = "INCREMENTAL, " if incremental else ""
     return (
-        "BASE_BACKUP (LABEL 'drkit', PROGRESS, CHECKPOINT 'fast', WAL, WAIT false, TABLESPACE_MAP, MANIFEST 'yes',"
-        f" MANIFEST_CHECKSUMS 'CRC32C'{rate})"
+        f"BASE_BACKUP (LABEL 'drkit', {changes}PROGRESS, CHECKPOINT 'fast', WAL, WAIT false, TABLESPACE_MAP,"
+        f" MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{rate})"
     )
 
 

@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -64,6 +64,35 @@ class Replication:
         """Start a command whose results are read one by one."""
         with translated(self._endpoint):
             self._pgconn.send_query(command.encode())
+
+    def upload(self, command: str, chunks: Iterable[bytes]) -> None:
+        """Run a command that takes a copy from us; raise SourceError when the server refuses it or takes nothing."""
+        with translated(self._endpoint):
+            self._pgconn.send_query(command.encode())
+        result = self._next_result(None)
+        with translated(self._endpoint):
+            if result is None or result.status != pq.ExecStatus.COPY_IN:
+                raise self._error_of(result) or self._unexpected("it does not take what it was to be sent")
+            for chunk in chunks:
+                self._pgconn.put_copy_data(chunk)
+                self._flush()
+            self._pgconn.put_copy_end()
+            self._flush()
+            failure = self.end()
+            if failure is not None:
+                raise failure
+
+    def _flush(self) -> None:
+        """Send what libpq holds; the server may want to be heard meanwhile."""
+        until_s = time.monotonic() + self._idle_timeout_s
+        poll = select.poll()
+        poll.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
+        while self._pgconn.flush():
+            for _, event in poll.poll(1000):
+                if event & select.POLLIN:
+                    self._pgconn.consume_input()
+            if time.monotonic() > until_s:
+                raise SourceError(f"{self._endpoint.server} took nothing for {self._idle_timeout_s:g} s")
 
     def next_rows(self, *, timeout_s: float | None = None) -> list[Row]:
         """Return the rows of the next result; raise SourceError when it is an error or something else than rows."""

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from drkit import __version__, age, bucket
 from drkit.canonical import canonical_json
 from drkit.chain import Link, next_link
 from drkit.credentials import resolve
-from drkit.engines import BackupOptions, BackupSession, Engine, Part
+from drkit.engines import BackupOptions, BackupSession, Engine, ParentBase, Part
 from drkit.engines.registry import find_engine
-from drkit.errors import IntegrityError, StoreError
+from drkit.errors import ConfigError, IntegrityError, StoreError
 from drkit.fingerprint import total_rows
 from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.model import (
+    INCREMENTAL_FEATURE,
     ArtifactEntry,
     Checksum,
     Compression,
@@ -34,6 +36,7 @@ from drkit.model import (
 )
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import ForeignManifest, open_sealed, recorded_version
+from drkit.operations.base_chain import BASE, MANIFEST_KIND, find_parent, forget_older, keep, kept_manifest
 from drkit.operations.copying import copy_artifact
 from drkit.operations.repository import ensure_repository, join_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
@@ -69,16 +72,24 @@ class _Sealing:
     recipients: Sequence[age.Recipient]
 
 
-def back_up(workplace: Workplace, policy: Policy, rule: BackupRule, reporter: Reporter) -> BackupResult:
-    """Take one backup of ``policy`` by ``rule`` and commit it.
+def back_up(
+    workplace: Workplace, policy: Policy, rule: BackupRule, reporter: Reporter, *, incremental: bool = False
+) -> BackupResult:
+    """Take one backup of ``policy`` by ``rule`` and commit it; with ``incremental`` only what changed since the newest.
 
     Raise the error that ended it; then no manifest exists, and what was uploaded is an orphan that nothing refers to.
     A required copy that fails raises too, although the manifest in the first store stands: `drkit store copy` goes on.
     """
+    if incremental and rule.method != BASE:
+        raise ConfigError(
+            f"a {rule.method} cannot be incremental, only a base backup",
+            hints=[f"drkit backup {policy.policy} --method base --incremental"],
+        )
     engine = find_engine(policy.target.engine, rule.method)
     recipients = recipients_of(policy.encryption.recipients, accept_single_key=policy.encryption.accept_single_key)
     with recorded_run(workplace.catalog, workplace.clock, "backup", policy.policy) as running:
         job = _Job(workplace, policy, reporter, running, recipients)
+        job.parent = find_parent(workplace, policy.policy) if incremental else None
         result = job.run(engine, rule)
         running.outcome = {"artifact_id": result.entry.manifest.artifact_id, "stores": list(result.entry.stores)}
         return result
@@ -104,6 +115,7 @@ class _Job:
         self.started_at = running.run.started_at
         self.stop = Stop()
         self.sealing = _Sealing(policy, workplace.stores[policy.stores[0]], new_id(self.started_at), recipients)
+        self.parent: ParentBase | None = None
 
     def run(self, engine: Engine, rule: BackupRule) -> BackupResult:
         """Do the steps in order."""
@@ -166,6 +178,7 @@ class _Job:
             via=rule.via,
             parallel=rule.parallel,
             rate_bytes_s=rule.max_rate,
+            parent=self.parent,
         )
 
     def _stream(self, session: BackupSession, part: Part) -> ObjectRecord:
@@ -176,7 +189,7 @@ class _Job:
             plain, stored = Meter(progress.advance), Meter()
             with (
                 session.open_part(part) as source,
-                prefetch(plain.measure(self.stop.watch(source))) as ahead,
+                prefetch(plain.measure(self.stop.watch(self._kept(part, source)))) as ahead,
                 prefetch(compress(ahead, self.policy.compression_level)) as packed,
             ):
                 info = self.sealing.store.put(key, stored.measure(age.encrypt(packed, self.sealing.recipients)))
@@ -198,6 +211,14 @@ class _Job:
             checksum=info.checksum,
         )
 
+    def _kept(self, part: Part, source: Iterator[bytes]) -> Iterator[bytes]:
+        """Keep the backup manifest on this host as well: the next incremental base builds on it."""
+        return keep(source, self._kept_manifest) if part.kind == MANIFEST_KIND else source
+
+    @property
+    def _kept_manifest(self) -> Path:
+        return kept_manifest(self.workplace.site, self.policy.policy, self.sealing.artifact_id)
+
     def _manifest(
         self,
         repo_id: str,
@@ -208,7 +229,10 @@ class _Job:
     ) -> Manifest:
         seq, parents = next_link(self._links())
         sealed = b"".join(age.encrypt([canonical_json(details)], self.sealing.recipients))
+        parent = session.preflight.parent
         return Manifest(
+            features=(INCREMENTAL_FEATURE,) if parent else (),
+            depends_on=(*parent.lineage, parent.artifact_id) if parent else (),
             repo_id=repo_id,
             policy=self.policy.policy,
             artifact_id=self.sealing.artifact_id,
@@ -297,6 +321,8 @@ class _Job:
         store.put(key, [data])
         entry = ArtifactEntry(manifest, hashlib.sha256(data).hexdigest(), (store.name,), details)
         self.workplace.catalog.index_artifact(entry)
+        if manifest.method == BASE:
+            forget_older(self._kept_manifest)
         return entry
 
     def _copy(self, entry: ArtifactEntry, took_s: dict[str, float], clock_s: float) -> ArtifactEntry:

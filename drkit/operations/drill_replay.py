@@ -21,7 +21,6 @@ from drkit.operations import Workplace
 from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import DrillRequest, HeartbeatProof, LevelOutcome, Recovery, describe_pick
 from drkit.operations.extraction import Extraction, Owner
-from drkit.operations.restore import copies_passed_over, fetch
 from drkit.operations.restore_base import (
     BasePlan,
     BaseRequest,
@@ -29,13 +28,13 @@ from drkit.operations.restore_base import (
     Replayed,
     ReplaySite,
     describe_replayed,
-    extract,
     open_replay,
     plan_base_restore,
     read_sources,
     require_machine,
     superuser_of,
 )
+from drkit.operations.restore_files import extract, fetch_base, passed_over
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.stored_log import LogReader
 from drkit.operations.verify import verify_exists
@@ -137,23 +136,24 @@ class ReplayDrill(DrillFrame):
     def _read_all(self, plan: BasePlan) -> None:
         """Prove level intact alone: read, decrypt and compare every byte, of the WAL as well."""
         with self.level("intact") as level, self.phase("fetch"):
-            fetched = fetch(self.workplace, plan.base, self.workplace.work_folder, self.reporter)
-            self.outcome.findings += copies_passed_over(plan.base, fetched)
-            for item in fetched:
-                with item.open(plan.base, Meter()) as chunks:
-                    drain(chunks)
+            fetched = fetch_base(self.workplace, plan, self.reporter)
+            self.outcome.findings += passed_over(fetched)
+            for member in fetched:
+                for item in member.objects:
+                    with item.open(member.plan, Meter()) as chunks:
+                        drain(chunks)
             reader = LogReader(self.workplace, self.identities)
             for stored in plan.segments:
                 reader.read(stored, plan.segment_bytes)
-            stored_bytes = plan.base.stored_bytes + sum(stored.file.stored_bytes for stored in plan.segments)
+            stored_bytes = plan.stored_bytes + sum(stored.file.stored_bytes for stored in plan.segments)
             level.summary = f"{format_bytes(stored_bytes)} read, decrypted, digests equal"
 
     def _restore(self, plan: BasePlan) -> None:
         """Restore as in production, into a folder that is lent for it, and prove it there."""
         with self.level("intact") as intact, self.phase("fetch"):
-            fetched = fetch(self.workplace, plan.base, self.workplace.work_folder, self.reporter)
-            self.outcome.findings += copies_passed_over(plan.base, fetched)
-            intact.summary = f"{format_bytes(plan.base.stored_bytes)} read, digests equal; decrypted while written"
+            fetched = fetch_base(self.workplace, plan, self.reporter)
+            self.outcome.findings += passed_over(fetched)
+            intact.summary = f"{format_bytes(plan.stored_bytes)} read, digests equal; decrypted while written"
         with self._scratch(plan) as folder:
             place = ServerPlace(folder.data, folder.folder, plan.major, folder.user, superuser_of(plan.base.details))
             with self.level("loads") as level:
@@ -162,12 +162,13 @@ class ReplayDrill(DrillFrame):
                 owner.take(folder.data)
                 extraction = Extraction(folder.data, folder.folder / "tablespaces", folder.folder / "config", owner)
                 with self.phase("write"):
-                    extract(plan, fetched, extraction, self.reporter, plan.request.jobs)
+                    extract(plan, fetched, extraction, self.reporter)
                     extraction.write_control_file()
                 folder.hand_over()
                 with self.phase("verify files"):
                     verified = verify_files(place)
-                level.summary = f"{format_bytes(plan.base.plain_bytes)} written, {verified}"
+                chain = f"combined from {len(plan.members)} bases, " if plan.builds_on else ""
+                level.summary = f"{format_bytes(plan.plain_bytes)} written, {chain}{verified}"
             if "replays" in self.wanted:
                 extraction.remap()
                 self._prove(plan, ReplaySite(place, self._spool(folder), owner))

@@ -41,6 +41,11 @@ class Owner:
         if self.uid != os.geteuid():
             os.chown(path, self.uid, self.gid)
 
+    def take_entry(self, path: Path) -> None:
+        """Give the entry itself to the owner, also when it is a link."""
+        if self.uid != os.geteuid():
+            os.chown(path, self.uid, self.gid, follow_symlinks=False)
+
 
 class Extraction:
     """One data folder that is being written; `write` may be called by several threads, once for each part."""
@@ -146,6 +151,33 @@ class Extraction:
                 missing = ", ".join(sorted(known - self.oids))
                 raise IntegrityError(f"the backup has no files of tablespace {missing}")
 
+    def adopt(self, folder: Path, oids: set[str]) -> None:
+        """Take over a whole data folder, made from several, with the tablespaces that already are in their place."""
+        control = folder / CONTROL_FILE
+        with _written(self.data):
+            self._control = control.read_bytes()
+            control.unlink()
+            for item in [*folder.iterdir()]:
+                item.rename(self.data / item.name)
+                self._take_all(self.data / item.name)
+            for oid in oids:
+                self._take_all(self._tablespaces / oid)
+            if oids:
+                self._owner.take(self._tablespaces)
+        self.oids = oids
+
+    def _take_all(self, path: Path) -> None:
+        """Give a file or a folder and all in it to the owner, links themselves instead of what they lead to."""
+        for folder, names, files in os.walk(path):
+            for name in [*names, *files]:
+                self._owner.take_entry(Path(folder) / name)
+        self._owner.take_entry(path)
+
+    @property
+    def tablespaces(self) -> Path:
+        """Return the folder of the tablespaces' folders."""
+        return self._tablespaces
+
     def remap(self) -> None:
         """Rewrite tablespace_map; after this the backup manifest does not fit it any more."""
         path = self.data / "tablespace_map"
@@ -163,8 +195,7 @@ class Extraction:
 
     def _link(self, link: Path, target: Path) -> None:
         link.symlink_to(target)
-        if self._owner.uid != os.geteuid():
-            os.chown(link, self._owner.uid, self._owner.gid, follow_symlinks=False)
+        self._owner.take_entry(link)
 
     def write_control_file(self) -> None:
         """Write the control file, without which no server starts here, and make it last."""

@@ -11,8 +11,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from drkit.binaries import postgres_binary
 from drkit.engines.postgres_recovery import (
     Recovered,
     ReplayTarget,
@@ -36,6 +36,7 @@ from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details
+from drkit.operations.base_chain import lineage, restorable, why_unrestorable
 from drkit.operations.extraction import Extraction, Owner
 from drkit.operations.replay import (
     SPOOL_BYTES,
@@ -43,7 +44,7 @@ from drkit.operations.replay import (
     WalServer,
     open_wal_server,
 )
-from drkit.operations.restore import FetchedObject, RestorePlan, believed_copies
+from drkit.operations.restore import RestorePlan, believed_copies
 from drkit.operations.selection import PolicyArtifacts, find_artifacts
 from drkit.operations.stored_log import (
     LogReader,
@@ -60,12 +61,12 @@ from drkit.process import Command, run
 from drkit.recovery import LogState, RecoveryPlan, plan_recovery
 from drkit.sandboxes.machine import core_count, memory_available_bytes
 from drkit.sandboxes.postgres_server import RestoredServer, ServerPlace, open_server
-from drkit.stream import Meter, prefetch
 from drkit.units import MIB, When, format_bytes, format_count, format_moment
 from drkit.wal import format_lsn, parse_lsn
 
 TABLESPACES = "tablespaces"
 CAPTURED_CONFIG = "captured-config"
+COMBINE_TOOL = "pg_combinebackup"
 _SPARE_BYTES = 256 * MIB
 _SYSTEM_PYTHONS = ("/usr/bin/python3", "/usr/local/bin/python3")
 _LONGEST_REPLAY_S = 20 * 86400.0
@@ -98,7 +99,7 @@ def read_sources(workplace: Workplace, policy: str, identities: Sequence[KeyFile
     found = find_artifacts(workplace, policy)
     logs = read_logs(workplace, policy, {entry.manifest.repo_id for entry in found.entries})
     histories = read_histories(logs, LogReader(workplace, identities))
-    state = log_state(logs, base_points(found.entries), parsed_histories(histories), policy)
+    state = log_state(logs, base_points(restorable(found)), parsed_histories(histories), policy)
     return BaseSources(found, logs, histories, state)
 
 
@@ -113,11 +114,27 @@ class BasePlan:
     histories: dict[int, bytes]
     segment_bytes: int
     warnings: tuple[str, ...] = ()
+    builds_on: tuple[RestorePlan, ...] = ()
 
     @property
     def entry(self) -> ArtifactEntry:
         """Return the base artifact."""
         return self.base.entry
+
+    @property
+    def members(self) -> tuple[RestorePlan, ...]:
+        """Return every artifact whose files are needed: the full base first, the one to restore last."""
+        return (*self.builds_on, self.base)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes to fetch."""
+        return sum(member.stored_bytes for member in self.members)
+
+    @property
+    def plain_bytes(self) -> int:
+        """Return the bytes to write."""
+        return sum(member.plain_bytes for member in self.members)
 
     @property
     def major(self) -> int:
@@ -146,9 +163,13 @@ class BasePlan:
         return ReplayTarget(self.recovery.target, self.recovery.timeline, self.recovery.inclusive)
 
     def need_bytes(self, *, start: bool) -> int:
-        """Return the room that the folder needs: the files, and the WAL that lies there at one time."""
+        """Return the room that the folder needs: the files, and the WAL that lies there at one time.
+
+        What an incremental base is combined from lies there beside the outcome, which is no larger than all of that.
+        """
         wal_bytes = min(self.wal_bytes, SPOOL_BYTES) if start else self.wal_bytes
-        return self.base.plain_bytes + wal_bytes + _SPARE_BYTES
+        files_bytes = 2 * self.plain_bytes if self.builds_on else self.plain_bytes
+        return files_bytes + wal_bytes + _SPARE_BYTES
 
     @cached_property
     def replay_log(self) -> ReplayLog:
@@ -180,10 +201,18 @@ def plan_base_restore(
     if "base" not in details:
         raise IntegrityError(f"artifact {entry.manifest.artifact_id} does not say what a base backup has to say")
     base = RestorePlan(entry, details, entry.manifest.objects, tuple(identities), None, passed_over)
+    builds_on = tuple(_member(workplace, item, identities) for item in lineage(sources.artifacts, chosen))
     files = tuple(sources.logs.files[item.name] for item in recovery.files)
     _refuse_doubt(sources.artifacts, recovery, request)
     warnings = (*recovery.warnings, *_warnings(sources, files))
-    return BasePlan(request, recovery, base, files, sources.histories, sources.logs.segment_bytes, warnings)
+    return BasePlan(request, recovery, base, files, sources.histories, sources.logs.segment_bytes, warnings, builds_on)
+
+
+def _member(workplace: Workplace, chosen: ArtifactEntry, identities: Sequence[KeyFile]) -> RestorePlan:
+    """Plan to fetch what an incremental base builds on; raise as `plan_base_restore` does."""
+    entry, passed_over = believed_copies(workplace, chosen)
+    details = open_details(entry.manifest, identities)
+    return RestorePlan(entry, details, entry.manifest.objects, tuple(identities), None, passed_over)
 
 
 def _recovery(sources: BaseSources, request: BaseRequest, now: datetime) -> RecoveryPlan:
@@ -193,7 +222,11 @@ def _recovery(sources: BaseSources, request: BaseRequest, now: datetime) -> Reco
     try:
         return plan_recovery(state, request.when, timeline=request.timeline, now=now, inclusive=request.inclusive)
     except RecoveryGap as error:
-        doubts = [*(f"not believed: {item.message}" for item in sources.artifacts.refused), *sources.logs.doubts]
+        doubts = [
+            *(f"not believed: {item.message}" for item in sources.artifacts.refused),
+            *filter(None, (why_unrestorable(sources.artifacts, entry) for entry in sources.artifacts.entries)),
+            *sources.logs.doubts,
+        ]
         raise RecoveryGap(error.message, details=[*error.details, *doubts], hints=error.hints) from error
 
 
@@ -202,6 +235,9 @@ def _base_by_id(sources: BaseSources, request: BaseRequest) -> str:
     matches = [base.artifact_id for base in sources.state.bases if base.artifact_id.startswith(prefix)]
     if len(matches) == 1:
         return matches[0]
+    for entry in sources.artifacts.entries:
+        if entry.manifest.artifact_id.startswith(prefix):
+            lineage(sources.artifacts, entry)
     which = "no base" if not matches else f"{len(matches)} bases"
     raise RecoveryGap(
         f"{which} of policy {request.policy} begins with {request.artifact_id}", hints=[f"drkit list {request.policy}"]
@@ -216,12 +252,14 @@ def _refuse_doubt(found: PolicyArtifacts, recovery: RecoveryPlan, request: BaseR
     """Refuse the end of what is there when a base that reached further was there once and is gone."""
     if request.when.kind not in ("latest", "immediate") or request.artifact_id is not None:
         return
-    for entry in [*found.unexplained, *found.out_of_reach]:
+    gone = [(entry, f"is gone from {', '.join(entry.stores)}") for entry in [*found.unexplained, *found.out_of_reach]]
+    broken = [(entry, why) for entry in found.entries if (why := why_unrestorable(found, entry))]
+    for entry, why in [*gone, *broken]:
         position = entry.manifest.position
         if position is not None and parse_lsn(position.stop_lsn) > recovery.end_lsn:
             raise IntegrityError(
                 f"base {entry.manifest.artifact_id} of {format_moment(entry.manifest.covers.to_at)} is newer than all"
-                f" that can be reached, and is gone from {', '.join(entry.stores)}",
+                f" that can be reached, and {why}",
                 hints=[
                     f"drkit check {request.policy}",
                     f"drkit restore {request.policy} --artifact {recovery.base.artifact_id} --into DIR",
@@ -255,30 +293,6 @@ class Phases:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began_s
-
-
-def extract(
-    plan: BasePlan, fetched: Sequence[FetchedObject], extraction: Extraction, reporter: Reporter, jobs: int
-) -> None:
-    """Write all parts, up to ``jobs`` at once, each digest compared; tablespaces linked, no control file yet.
-
-    Raise IntegrityError when a part is not what was signed, SourceError when the folder cannot be written.
-    """
-    with reporter.progress("write", plan.base.plain_bytes) as progress, ThreadPoolExecutor(jobs, "extract") as pool:
-        largest_first = sorted(fetched, key=lambda item: item.record.plain_bytes, reverse=True)
-        running = [pool.submit(_write_part, plan, item, extraction, progress.advance) for item in largest_first]
-        try:
-            for future in running:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    extraction.finish()
-
-
-def _write_part(plan: BasePlan, item: FetchedObject, extraction: Extraction, advance: Callable[[int], object]) -> None:
-    with item.open(plan.base, Meter(advance)) as plain, prefetch(plain) as ahead:
-        extraction.write(item.record.part, item.record.kind, ahead)
 
 
 def new_extraction(data: Path, tablespaces: Path, owner: Owner) -> Extraction:
@@ -395,7 +409,7 @@ def _runs(python: Path, user: str | None) -> bool:
 
 
 def require_machine(plan: BasePlan) -> None:
-    """Raise SourceError where the files of the base fit no server of this machine (T29)."""
+    """Raise SourceError where the files fit no server of this machine (T29), or cannot be put together here."""
     recorded = str(plan.base.details["server"].get("machine") or "")
     here = platform.machine()
     if recorded and _same_kind(recorded) != _same_kind(here):
@@ -403,6 +417,8 @@ def require_machine(plan: BasePlan) -> None:
             f"base {plan.entry.manifest.artifact_id} is of a {recorded} machine, and its files do not fit this {here}",
             hints=["restore on a machine of the same kind, or restore a dump"],
         )
+    if plan.builds_on:
+        postgres_binary(COMBINE_TOOL, plan.major)
 
 
 def _same_kind(machine: str) -> str:

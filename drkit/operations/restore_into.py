@@ -25,7 +25,6 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.data_folder import TargetFolder, claimed, hand_over, inspect_target
 from drkit.operations.extraction import Extraction
 from drkit.operations.replay import TablespaceGuard, check_identity
-from drkit.operations.restore import FetchedObject, copies_passed_over, fetch
 from drkit.operations.restore_base import (
     CAPTURED_CONFIG,
     TABLESPACES,
@@ -34,12 +33,12 @@ from drkit.operations.restore_base import (
     Replayed,
     ReplaySite,
     describe_replayed,
-    extract,
     new_extraction,
     open_replay,
     require_machine,
     superuser_of,
 )
+from drkit.operations.restore_files import FetchedMember, extract, fetch_base, passed_over
 from drkit.operations.running import recorded_run
 from drkit.operations.stored_log import LogReader
 from drkit.sandboxes.postgres_server import ServerPlace, folder_fits_socket
@@ -102,9 +101,9 @@ class _FolderJob:
     def run(self, *, start: bool) -> Replayed | None:
         """Do the steps in order."""
         with self.phases.timed("fetch"):
-            fetched = fetch(self.workplace, self.plan.base, self.workplace.work_folder, self.reporter)
-        self.notes += copies_passed_over(self.plan.base, fetched)
-        self.reporter.line(f"  fetch       {format_bytes(self.plan.base.stored_bytes)} read, digests equal")
+            fetched = fetch_base(self.workplace, self.plan, self.reporter)
+        self.notes += passed_over(fetched)
+        self.reporter.line(f"  fetch       {format_bytes(self.plan.stored_bytes)} read, digests equal")
         with claimed(self.target):
             extraction = self._extract(fetched)
             replayed = self._replay(extraction) if start else None
@@ -115,14 +114,15 @@ class _FolderJob:
                 extraction.sync()
             return replayed
 
-    def _extract(self, fetched: Sequence[FetchedObject]) -> Extraction:
+    def _extract(self, fetched: Sequence[FetchedMember]) -> Extraction:
         extraction = new_extraction(self.data, self.data / TABLESPACES, self.target.owner)
         with self.phases.timed("write"):
-            extract(self.plan, fetched, extraction, self.reporter, self.plan.request.jobs)
+            extract(self.plan, fetched, extraction, self.reporter)
             extraction.remap()
         took_s = max(self.phases.seconds["write"], 0.001)
-        rate = format_bytes(self.plan.base.plain_bytes / took_s)
-        self.reporter.line(f"  write       {format_bytes(self.plan.base.plain_bytes)}  {rate}/s")
+        rate = format_bytes(self.plan.plain_bytes / took_s)
+        chain = f"  combined from {len(self.plan.members)} bases" if self.plan.builds_on else ""
+        self.reporter.line(f"  write       {format_bytes(self.plan.plain_bytes)}  {rate}/s{chain}")
         return extraction
 
     def _lay_out(self, extraction: Extraction) -> None:

@@ -28,6 +28,7 @@ def _lines(plan: BasePlan, expected: Expectation | None, into: Path | None, *, s
         f"  base       {manifest.artifact_id}  {format_moment(manifest.covers.to_at)}"
         f"   {format_bytes(plan.base.stored_bytes)} stored, {format_bytes(plan.base.plain_bytes)} on disk"
     )
+    yield from _chain(plan)
     yield f"  wal        {_wal(plan)}"
     yield from _commits(plan)
     yield from (f"  warning    {warning}" for warning in plan.warnings)
@@ -41,6 +42,17 @@ def _lines(plan: BasePlan, expected: Expectation | None, into: Path | None, *, s
     where = f" in {into} (there are {format_bytes(_free_bytes(into))})" if into else ""
     names = ", ".join(key.name for key in plan.base.identities)
     yield f"  needs      {need} free{where}, postgres {plan.major}, identity {names} (opens it)"
+
+
+def _chain(plan: BasePlan) -> Iterator[str]:
+    """Say what an incremental base builds on, the newest first."""
+    for member in reversed(plan.builds_on):
+        manifest = member.entry.manifest
+        kind = "incremental" if manifest.depends_on else "full"
+        yield (
+            f"  built on   {manifest.artifact_id}  {format_moment(manifest.covers.to_at)}"
+            f"   {format_bytes(member.stored_bytes)} stored, {format_bytes(member.plain_bytes)}, {kind}"
+        )
 
 
 def _target(plan: BasePlan) -> str:
@@ -109,6 +121,7 @@ def plan_document(workplace: Workplace, plan: BasePlan, *, start: bool) -> dict[
             "stores": list(plan.entry.stores),
             "stored_bytes": plan.base.stored_bytes,
             "plain_bytes": plan.base.plain_bytes,
+            "depends_on": list(manifest.depends_on),
         },
         "wal": [
             {
@@ -191,7 +204,7 @@ def expect(workplace: Workplace, plan: BasePlan) -> Expectation | None:
     for record in workplace.catalog.evidence(policy=plan.request.policy):
         rates = _rates(workplace, record)
         if rates:
-            sizes = {"fetch": plan.base.stored_bytes, "write": plan.base.plain_bytes, "replay": plan.wal_bytes}
+            sizes = {"fetch": plan.stored_bytes, "write": plan.plain_bytes, "replay": plan.wal_bytes}
             seconds = {phase: sizes[phase] * rates[phase] for phase in sizes if phase in rates}
             return Expectation(seconds, parse_utc(str(record["started_at"])))
     return None
@@ -202,7 +215,7 @@ def _rates(workplace: Workplace, record: Mapping[str, Any]) -> dict[str, float]:
     recovered, phases = record.get("recovered"), record.get("phases_ms", {})
     known = [item.manifest for item in workplace.catalog.artifacts(str(record.get("policy")))]
     manifest = next((item for item in known if item.artifact_id == record.get("artifact_id")), None)
-    if not recovered or manifest is None:
+    if not recovered or manifest is None or manifest.depends_on:  # a chain is combined, which has a speed of its own
         return {}
     sizes = {"fetch": manifest.stored_bytes, "write": manifest.plain_bytes, "replay": int(recovered["wal_bytes"])}
     return {phase: phases[phase] / 1000 / size for phase, size in sizes.items() if size and phase in phases}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from drkit.catalog import Catalog
 from drkit.model import ArtifactEntry, Finding
 from drkit.operations import Workplace
+from drkit.operations.base_chain import restorable
 from drkit.operations.selection import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
 from drkit.operations.stored_log import PolicyLogs, base_points, log_state, read_logs
@@ -83,7 +84,7 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
     """Read a policy's artifacts, log manifests and drills; raise StoreError when no store can be reached."""
     found = find_artifacts(workplace, policy)
     logs = read_logs(workplace, policy, {entry.manifest.repo_id for entry in found.entries})
-    bases = base_points(found.entries)
+    bases = base_points(restorable(found))
     state = log_state(logs, bases, dict(_histories(logs)), policy)
     windows = find_windows(state)
     exposure = _last_seen(workplace, policy)

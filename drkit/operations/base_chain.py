@@ -1,0 +1,206 @@
+"""Incremental bases and what they build on: finding a parent for the next one, and all that a restore of one needs.
+
+The host that takes backups cannot read them, and yet the server wants the parent's backup manifest to say what changed
+since. So that one file of the newest base is kept here, private, and believed only when it has the digest that the
+parent's signed manifest records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from drkit.engines import ParentBase
+from drkit.errors import IntegrityError, KeyUnavailable, RecoveryGap, StoreError
+from drkit.keys import KeyFile, load_identities
+from drkit.model import ArtifactEntry, ObjectRecord
+from drkit.operations import Workplace
+from drkit.operations.artifacts import open_details, open_plain, open_sealed, store_order
+from drkit.operations.selection import PolicyArtifacts, choose_artifact, find_artifacts
+from drkit.operations.verify import verify_exists
+from drkit.site import Site
+from drkit.units import MIB
+
+BASE = "base"
+MANIFEST_KIND = "manifest"
+_SUFFIX = ".backup-manifest"
+
+
+def lineage(found: PolicyArtifacts, entry: ArtifactEntry) -> list[ArtifactEntry]:
+    """Return what an artifact builds on, the full base first; empty for a full one.
+
+    Raise RecoveryGap naming the first that no store has, IntegrityError for one that is there and not believed.
+    """
+    manifest = entry.manifest
+    there = {item.manifest.artifact_id: item for item in found.entries}
+    for needed in manifest.depends_on:
+        if needed in there:
+            continue
+        words = f"base {manifest.artifact_id} cannot be restored: it builds on {needed}"
+        hints = [f"drkit check {manifest.policy}", f"drkit backup {manifest.policy} --method base   (a full one)"]
+        refused = next((item for item in found.refused if item.artifact_id == needed), None)
+        if refused is not None:
+            raise IntegrityError(f"{words}, which is not believed", details=[refused.message], hints=hints)
+        unreached = [f"not reached: {error.message}" for error in found.unreachable]
+        raise RecoveryGap(f"{words}, which is in no store that can be read", details=unreached, hints=hints)
+    return [there[needed] for needed in manifest.depends_on]
+
+
+def why_unrestorable(found: PolicyArtifacts, entry: ArtifactEntry) -> str:
+    """Return what is missing of the chain that an artifact is the end of, or the empty string."""
+    try:
+        lineage(found, entry)
+    except (RecoveryGap, IntegrityError) as error:
+        return error.message
+    return ""
+
+
+def restorable(found: PolicyArtifacts) -> list[ArtifactEntry]:
+    """Return the artifacts of which no part of the chain is missing."""
+    return [entry for entry in found.entries if not why_unrestorable(found, entry)]
+
+
+def require_lineage(workplace: Workplace, entry: ArtifactEntry) -> None:
+    """Raise IntegrityError when something that an artifact builds on is missing or not believed."""
+    if entry.manifest.depends_on:
+        broken = why_unrestorable(find_artifacts(workplace, entry.manifest.policy), entry)
+        if broken:
+            raise IntegrityError(broken)
+
+
+def find_parent(workplace: Workplace, policy: str) -> ParentBase:
+    """Return the newest base of a policy, for the next incremental one to build on.
+
+    Raise RecoveryGap when there is none, IntegrityError when it or something that it builds on is damaged or gone,
+    KeyUnavailable when its backup manifest is not kept on this host and no identity here opens the stored one.
+    """
+    found = find_artifacts(workplace, policy)
+    entry = _newest_base(found, policy)
+    members = [*lineage(found, entry), entry]
+    for member in members:
+        _require_sound(workplace, member)
+    details = entry.details or _opened(workplace, entry, lambda keys: open_details(entry.manifest, keys))
+    assert entry.manifest.position is not None
+    return ParentBase(
+        artifact_id=entry.manifest.artifact_id,
+        lineage=entry.manifest.depends_on,
+        backup_manifest=_backup_manifest(workplace, entry),
+        timeline=entry.manifest.position.timeline,
+        system_identifier=str(details["server"]["system_identifier"]),
+        checksums=bool(details["base"]["checksums"]),
+        degraded=any(member.manifest.degraded for member in members),
+    )
+
+
+def _newest_base(found: PolicyArtifacts, policy: str) -> ArtifactEntry:
+    full = f"drkit backup {policy} --method base   (a full one)"
+    try:
+        return choose_artifact(found, policy, method=BASE)
+    except RecoveryGap as error:
+        raise RecoveryGap(
+            f"policy {policy} has no base that an incremental one could build on", details=error.details, hints=[full]
+        ) from error
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"no incremental base can be taken: {error.message}",
+            details=error.details,
+            hints=[f"drkit check {policy}", full],
+        ) from error
+
+
+def _require_sound(workplace: Workplace, entry: ArtifactEntry) -> None:
+    """Raise the first store's error unless one of them has the whole artifact, by signature, sizes and checksums."""
+    failures: list[IntegrityError | StoreError] = []
+    for store in store_order(workplace, entry).values():
+        try:
+            verify_exists(workplace, store, entry)
+        except (IntegrityError, StoreError) as error:
+            failures.append(error)
+        else:
+            return
+    policy, artifact_id = entry.manifest.policy, entry.manifest.artifact_id
+    raise type(failures[0])(
+        f"no incremental base can be taken: base {artifact_id} is not sound: {failures[0].message}",
+        details=[error.message for error in failures[1:]],
+        hints=[f"drkit verify {artifact_id}", f"drkit backup {policy} --method base   (a full one)"],
+    ) from failures[0]
+
+
+# The parent's backup manifest -----------------------------------------------------------------------------------------
+
+
+def kept_manifest(site: Site, policy: str, artifact_id: str) -> Path:
+    """Return where the backup manifest of a base is kept."""
+    return site.folder / "var" / "bases" / policy / f"{artifact_id}{_SUFFIX}"
+
+
+def keep(chunks: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """Pass chunks on and write them to a private file as well."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            yield chunk
+
+
+def forget_older(path: Path) -> None:
+    """Remove the kept manifests of other bases than the one that was just committed."""
+    for other in path.parent.glob(f"*{_SUFFIX}"):
+        if other != path:
+            other.unlink(missing_ok=True)
+
+
+def _backup_manifest(workplace: Workplace, entry: ArtifactEntry) -> Path:
+    """Return a file with the backup manifest that was signed: the kept one, or else the stored one, opened."""
+    manifest = entry.manifest
+    record = next(item for item in manifest.objects if item.kind == MANIFEST_KIND)
+    kept = kept_manifest(workplace.site, manifest.policy, manifest.artifact_id)
+    if _is_recorded(kept, record):
+        return kept
+    target = workplace.work_folder / kept.name
+    _opened(workplace, entry, lambda keys: _fetch(workplace, entry, record, keys, target))
+    return target
+
+
+def _is_recorded(path: Path, record: ObjectRecord) -> bool:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return False
+    return digest == record.plain_sha256
+
+
+def _fetch(
+    workplace: Workplace, entry: ArtifactEntry, record: ObjectRecord, keys: list[KeyFile], target: Path
+) -> Mapping[str, Any]:
+    store = next(iter(store_order(workplace, entry).values()))
+    identities = [key.identity for key in keys]
+    with (
+        open_sealed(store, entry.manifest, record) as sealed,
+        open_plain(sealed, record, identities) as plain,
+        target.open("wb", buffering=MIB) as file,
+    ):
+        for chunk in plain:
+            file.write(chunk)
+    return {}
+
+
+def _opened(
+    workplace: Workplace, entry: ArtifactEntry, read: Callable[[list[KeyFile]], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Read what is sealed, where this host has an identity for it; nobody is asked for a passphrase."""
+    manifest = entry.manifest
+    try:
+        return read(load_identities(workplace.site.keys.identities, None))
+    except KeyUnavailable as error:
+        raise KeyUnavailable(
+            f"the backup manifest of base {manifest.artifact_id} is not kept on this host, and no identity here opens"
+            " the stored one",
+            details=[error.message, *error.details],
+            hints=[f"drkit backup {manifest.policy} --method base   (a full one)"],
+        ) from error
