@@ -12,6 +12,7 @@ from drkit.errors import ConfigError
 _ENGINES = {
     ("postgres", "dump"): "drkit.engines.postgres_dump:PostgresDump",
     ("postgres", "base"): "drkit.engines.postgres_base:PostgresBase",
+    ("mongodb", "dump"): "drkit.engines.mongodb_dump:MongodbDump",
 }
 
 

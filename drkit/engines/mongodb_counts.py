@@ -1,0 +1,69 @@
+"""Whether a dump has as many documents as the server had: mongodump's own word is not enough.
+
+Counts are exact (an aggregation); what the server estimates from its metadata is wrong after a crash.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from drkit.engines.mongodb_client import Client
+from drkit.engines.mongodb_fingerprint import collection_name
+from drkit.errors import SourceError
+from drkit.mongo_archive import ArchiveSummary
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Documents by ``database.collection`` at about one moment; ``oplog_ts`` is the newest entry of the oplog then."""
+
+    documents: Mapping[str, int]
+    oplog_ts: Any = None
+
+
+def read_counts(client: Client, database: str, collections: Iterable[str]) -> Counts:
+    """Count the documents of each collection; one that is gone has none."""
+    oplog_ts = client.admin.command("hello").get("lastWrite", {}).get("opTime", {}).get("ts")
+    documents = {f"{database}.{name}": client[database][name].count_documents({}) for name in collections}
+    return Counts(documents, oplog_ts)
+
+
+def require_whole(client: Client, summary: ArchiveSummary, before: Counts, after: Counts) -> None:
+    """Raise SourceError naming a collection that has fewer or more documents in the archive than it can have.
+
+    It may have any number between the counts before and after; where documents came and went meanwhile, the oplog says
+    how many.
+    """
+    dumped = {collection_name(item): item.documents for item in summary.collections}
+    for name, first in before.documents.items():
+        last = after.documents[name]
+        if name not in dumped:
+            if last:
+                raise SourceError(f"collection {name} has {last:,} documents, and mongodump left it out")
+            continue
+        if min(first, last) <= dumped[name] <= max(first, last):
+            continue
+        inserted, deleted = _changes_since(client, name, before.oplog_ts)
+        if not first - deleted <= dumped[name] <= first + inserted:
+            raise SourceError(
+                f"collection {name}: mongodump wrote {dumped[name]:,} documents,"
+                f" and there were {first:,} before and {last:,} after",
+                details=[f"the oplog has {inserted:,} inserted and {deleted:,} deleted meanwhile"],
+                hints=["the dump is not whole, although mongodump says so: look at the server's log, and try again"],
+            )
+
+
+def _changes_since(client: Client, name: str, oplog_ts: Any) -> tuple[int, int]:
+    """Return how many documents of a collection were inserted and deleted since; 0 where there is no oplog to ask."""
+    if oplog_ts is None:
+        return 0, 0
+    wanted = {"op": 1, "ns": 1, "o.applyOps.op": 1, "o.applyOps.ns": 1}
+    changes: Counter[str] = Counter()
+    for entry in client["local"]["oplog.rs"].find({"ts": {"$gt": oplog_ts}}, projection=wanted):
+        for change in (entry, *(entry.get("o") or {}).get("applyOps", ())):
+            if change.get("ns") == name:
+                changes[change["op"]] += 1
+    return changes["i"], changes["d"]

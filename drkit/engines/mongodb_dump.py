@@ -1,0 +1,242 @@
+"""Engine `mongodb`, method `dump`: mongodump's archive of each database, looked through while it streams.
+
+A failed mongodump can leave an archive that is perfect in itself: a cursor that broke leaves a shorter collection with
+the right checksum. So a dump counts only if mongodump exits with 0, the archive is sound to its end, and every
+collection has as many documents as the server counted before and after, give or take what its oplog says changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from drkit.credentials import Secret
+from drkit.engines import BackupOptions, BackupSession, Part, Preflight, RestoreOptions, RestoreSession
+from drkit.engines.mongodb_client import (
+    Client,
+    Endpoint,
+    ServerFacts,
+    blamed_on_mongodump,
+    connect,
+    dump_argv,
+    parse_url,
+    read_clock,
+    read_server,
+    tool_config,
+)
+from drkit.engines.mongodb_counts import Counts, read_counts, require_whole
+from drkit.engines.mongodb_fingerprint import fingerprint_of, uuids_of
+from drkit.errors import SourceError
+from drkit.model import ChildRecord, Difference, Fingerprint
+from drkit.mongo_archive import ArchiveReader, ArchiveSummary
+from drkit.mongo_binaries import mongo_binary, mongo_tool_version
+from drkit.process import Command, open_producer
+from drkit.units import format_bytes, format_count, format_utc
+
+
+class MongodbDump:
+    """The engine that the registry holds; stateless."""
+
+    name = "mongodb"
+    method = "dump"
+
+    @contextmanager
+    def open_backup(self, url: Secret, options: BackupOptions) -> Iterator[BackupSession]:
+        """Connect, run the preflight and lend the session; see `Engine.open_backup`."""
+        endpoint = parse_url(url)
+        with connect(endpoint) as client:
+            server = read_server(client)
+            plans = _plan(client, endpoint, server, options)
+        with tool_config(endpoint, options.work_folder) as config:
+            yield _DumpSession(endpoint, options, server, plans, config)
+
+    def open_restore(self, url: Secret, options: RestoreOptions) -> AbstractContextManager[RestoreSession]:
+        """Connect to the target and check that the load can work."""
+        from drkit.engines import mongodb_restore
+
+        return mongodb_restore.open_restore(url, options)
+
+    def fingerprint(self, url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
+        """Take the fingerprint of restored parts."""
+        from drkit.engines import mongodb_restore
+
+        return mongodb_restore.read_fingerprints(url, options)
+
+    def expected(self, difference: Difference) -> str:  # noqa: ARG002 an archive carries all that is compared
+        """Return the empty string: nothing that is compared is lost on the way."""
+        return ""
+
+    def run_check(self, url: Secret, part: Mapping[str, Any], query: str) -> Any:
+        """Run one check of a policy, an aggregation pipeline, against a restored database."""
+        from drkit.engines import mongodb_restore
+
+        return mongodb_restore.run_check(url, part, query)
+
+
+@dataclass(frozen=True)
+class DatabasePlan:
+    """One database to dump: its collections that have documents of their own, and those that are left out."""
+
+    name: str
+    size_bytes: int
+    collections: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+
+
+def _plan(client: Client, endpoint: Endpoint, server: ServerFacts, options: BackupOptions) -> list[DatabasePlan]:
+    """Return what to dump of each database; raise SourceError naming databases that are not there."""
+    missing = sorted(set(options.databases) - set(server.sizes_bytes))
+    if missing:
+        there = ", ".join(server.sizes_bytes) or "none"
+        raise SourceError(f"{endpoint.server} has no database {', '.join(missing)}", details=[f"it has {there}"])
+    if not server.sizes_bytes:
+        raise SourceError(f"{endpoint.server} has no database to back up")
+    return [_plan_database(client, name, server, options) for name in options.databases or sorted(server.sizes_bytes)]
+
+
+def _plan_database(client: Client, name: str, server: ServerFacts, options: BackupOptions) -> DatabasePlan:
+    found = sorted(
+        str(item["name"]) for item in client[name].list_collections() if item.get("type", "collection") == "collection"
+    )
+    excluded = [
+        item for item in found if any(fnmatchcase(f"{name}.{item}", pattern) for pattern in options.exclude_tables)
+    ]
+    kept = tuple(item for item in found if item not in excluded and not item.startswith("system."))
+    return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded))
+
+
+class _DumpSession:
+    """One backup in progress."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        options: BackupOptions,
+        server: ServerFacts,
+        plans: Sequence[DatabasePlan],
+        config: Path,
+    ) -> None:
+        self._endpoint = endpoint
+        self._options = options
+        self._server = server
+        self._config = config
+        self._plans = {f"database-{number}": plan for number, plan in enumerate(plans, 1)}
+        self._mongodump = mongo_binary("mongodump")
+        self._part_details: dict[str, dict[str, Any]] = {}
+        self._snapshots: list[datetime] = []
+        self._children: list[ChildRecord] = []
+        self._preflight = self._examine()
+
+    def _examine(self) -> Preflight:
+        version = mongo_tool_version(self._mongodump)
+        plans = self._plans
+        summary = ", ".join(
+            [
+                f"mongodb {self._server.label} at {self._endpoint.server}",
+                f"mongodump {version}",
+                format_count(len(plans), "database"),
+                format_bytes(sum(plan.size_bytes for plan in plans.values())),
+                format_count(sum(len(plan.collections) for plan in plans.values()), "collection"),
+            ]
+        )
+        parts = [Part(name, "database", plan.name, plan.size_bytes) for name, plan in plans.items()]
+        warnings = [
+            "collections are read one after another: what is written meanwhile may be in some and not in others"
+        ]
+        if self._options.exclude_tables and not any(plan.excluded for plan in plans.values()):
+            warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
+        return Preflight(summary, {"mongodb": self._server.label, "mongodump": version}, parts, warnings)
+
+    @property
+    def preflight(self) -> Preflight:
+        """Return what was found before the start."""
+        return self._preflight
+
+    @property
+    def snapshot_at(self) -> datetime:
+        """Return when the first part was begun, by the server's clock."""
+        if not self._snapshots:
+            raise SourceError("no part was streamed yet, so the backup shows no moment")
+        return min(self._snapshots)
+
+    @property
+    def position(self) -> None:
+        """Return nothing: a dump has no place in the log."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Return nothing: whatever goes wrong with a dump ends it."""
+        return ()
+
+    @property
+    def degraded(self) -> bool:
+        """Return False: a document that cannot be read ends the dump."""
+        return False
+
+    @property
+    def children(self) -> Sequence[ChildRecord]:
+        """Return the children that ran, with their exit status."""
+        return tuple(self._children)
+
+    def details(self) -> dict[str, Any]:
+        """Return what only key holders may read."""
+        server = {
+            "version": self._server.version,
+            "major": self._server.major,
+            "product": self._server.product or "MongoDB",
+            "replica_set": self._server.replica_set,
+            "address": self._endpoint.server,
+            "one_snapshot": False,
+        }
+        return {"server": server, "parts": self._part_details}
+
+    @contextmanager
+    def open_part(self, part: Part) -> Iterator[Iterator[bytes]]:
+        """Stream the archive of one database; see `BackupSession.open_part`."""
+        plan = self._plans[part.name]
+        with connect(self._endpoint) as client:
+            snapshot_at = read_clock(client)
+            before = read_counts(client, plan.name, plan.collections)
+        self._snapshots.append(snapshot_at)
+        facts = {
+            "label": plan.name,
+            "kind": "database",
+            "snapshot_at": format_utc(snapshot_at),
+            "size_bytes": plan.size_bytes,
+            "excluded": list(plan.excluded),
+        }
+        command = Command(dump_argv(self._mongodump, self._config, plan.name, plan.excluded))
+        with self._producing(part.name, command) as chunks:
+            yield self._watched(part.name, chunks, facts, before)
+
+    def _watched(self, part: str, chunks: Iterator[bytes], facts: Mapping[str, Any], before: Counts) -> Iterator[bytes]:
+        """Yield ``chunks``; after the last, raise SourceError unless the archive is sound and has every document."""
+        reader = ArchiveReader(digests=self._options.fingerprint == "digests")
+        plan = self._plans[part]
+        with blamed_on_mongodump(plan.name):
+            for chunk in chunks:
+                reader.feed(chunk)
+                yield chunk
+            summary = reader.finish()
+        self._require_whole(plan, summary, before)
+        self._part_details[part] = {**facts, "fingerprint": fingerprint_of(summary), "uuids": uuids_of(summary)}
+
+    def _require_whole(self, plan: DatabasePlan, summary: ArchiveSummary, before: Counts) -> None:
+        with connect(self._endpoint) as client:
+            after = read_counts(client, plan.name, plan.collections)
+            require_whole(client, summary, before, after)
+
+    @contextmanager
+    def _producing(self, part: str, command: Command) -> Iterator[Iterator[bytes]]:
+        with open_producer(command, idle_timeout_s=self._options.idle_timeout_s) as producer:
+            try:
+                yield producer.chunks()
+            finally:
+                producer.kill()
+                status = -1 if producer.status is None else producer.status
+                self._children.append(ChildRecord(tool=command.tool, part=part, exit_status=status))

@@ -1,0 +1,51 @@
+"""The fingerprint of a MongoDB database: what an archive of mongodump holds, by collection, view and index.
+
+It is made of the bytes of the archive, at backup time and of a restored copy alike, so nothing is read twice and
+equal fingerprints mean equal documents. UUIDs change with every restore and are no part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from drkit.model import Fingerprint
+from drkit.mongo_archive import ArchiveSummary, CollectionSummary
+
+
+def fingerprint_of(summary: ArchiveSummary) -> Fingerprint:
+    """Return kind -> name -> facts; names are ``database.collection``, of an index with its own name added."""
+    kinds: dict[str, dict[str, dict[str, Any]]] = {"collection": {}, "view": {}, "index": {}}
+    for item in summary.collections:
+        name = collection_name(item)
+        options = _spelled(item.definition.get("options") or {})
+        if item.kind == "view":
+            kinds["view"][name] = {"definition": options}
+            continue
+        facts: dict[str, Any] = {"form": item.kind, "options": options, "rows": item.documents}
+        kinds["collection"][name] = facts if item.digest is None else {**facts, "digest": item.digest}
+        for index in item.definition.get("indexes") or ():
+            kinds["index"][f"{name}.{index.get('name')}"] = {"definition": _spelled(index, without=("ns",))}
+    return {kind: items for kind, items in kinds.items() if items}
+
+
+def uuids_of(summary: ArchiveSummary) -> dict[str, str]:
+    """Return the UUID of each collection, as it was at the source."""
+    return {collection_name(item): str(item.definition.get("uuid", "")) for item in summary.collections}
+
+
+def collection_name(item: CollectionSummary) -> str:
+    """Return ``database.collection``."""
+    return f"{item.database}.{item.name}"
+
+
+def has_digests(fingerprint: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> bool:
+    """Tell whether the collections of a recorded fingerprint have digests; without collections there is nothing to."""
+    return all("digest" in facts for facts in fingerprint.get("collection", {}).values())
+
+
+def _spelled(document: Mapping[str, Any], without: Iterable[str] = ()) -> str:
+    """Write Extended JSON in one spelling: servers list options in any order, but order matters inside of them."""
+    kept = {key: document[key] for key in sorted(document) if key not in set(without)}
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
