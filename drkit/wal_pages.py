@@ -135,22 +135,22 @@ class _Pages:
         """
         content = self.content[page * PAGE_BYTES : (page + 1) * PAGE_BYTES].tobytes()
         managers = content[_MANAGER_AT::8]
-        found = managers.find(_TRANSACTION)
+        found = managers.find(_TRANSACTION, self._header_bytes(page) // 8)
         while found >= 0:
-            if content[8 * found + _MANAGER_AT - 1] & _OPERATION in _COMMITS:
+            if _may_be_commit(content, 8 * found):
                 return True
             found = managers.find(_TRANSACTION, found + 1)
-        return self._ends_within_a_header(page)
+        return any(_may_be_commit(self._header_across(page, begun), 0) for begun in (8, 16))
 
-    def _ends_within_a_header(self, page: int) -> bool:
+    def _header_across(self, page: int, begun: int) -> bytes:
+        """Return the header of a record of which only the first 8 or 16 bytes lie in a page; empty if there is none."""
         end = (page + 1) * PAGE_BYTES
         if page + 1 >= self.count:
-            return False
-        _, info, _, _, remaining = _SHORT.unpack_from(self.content, end)
-        return bool(info & _CONTINUED) and any(
-            int.from_bytes(self.content[end - begun : end - begun + 4], "little") == begun + remaining
-            for begun in (8, 16)
-        )
+            return b""
+        remaining = _SHORT.unpack_from(self.content, end)[4]
+        if int.from_bytes(self.content[end - begun : end - begun + 4], "little") != begun + remaining:
+            return b""
+        return self._bytes_at(page, PAGE_BYTES - self._header_bytes(page) - begun, _RECORD.size)
 
     def _records(self, page: int) -> Iterator[bytes]:
         """Yield the whole records that begin in a page; one may reach into the next pages."""
@@ -209,6 +209,19 @@ class _Pages:
 
 def _aligned(size_bytes: int) -> int:
     return -(-size_bytes // 8) * 8
+
+
+def _may_be_commit(content: bytes, position: int) -> bool:
+    """Tell whether the bytes there can be the header of a commit; two of them are padding and zero."""
+    if position + _RECORD.size > len(content):
+        return False
+    total_bytes, _, _, info, manager, _ = _RECORD.unpack_from(content, position)
+    return (
+        total_bytes > _RECORD.size
+        and manager == _TRANSACTION
+        and info & _OPERATION in _COMMITS
+        and content[position + _MANAGER_AT + 1 : position + _MANAGER_AT + 3] == b"\0\0"
+    )
 
 
 def _commit_stamp(record: bytes) -> datetime | None:
