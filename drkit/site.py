@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationI
 from drkit.credentials import check_reference, has_password, is_reference, mask_url, scheme_of
 from drkit.documents import SourceDocument, read_document, shown_path
 from drkit.errors import ConfigError, Problem
-from drkit.policy import Name, Policy
+from drkit.policy import Duration, Name, Policy
 from drkit.policy_rules import cross_checks
 from drkit.site_file import DEFAULT_CATALOG, SITE_FILE, find_site
 from drkit.validation import Flag, Section, Text, refuse, validate
@@ -23,6 +23,7 @@ _S3_ONLY = (
     "region",
     "endpoint",
     "object_lock",
+    "lock_for",
     "path_style",
     "ca_bundle",
     "access_key",
@@ -86,7 +87,13 @@ class StoreConfig(Section):
         default=None, description="s3: another endpoint than AWS's.", examples=["https://s3.example.org"]
     )
     object_lock: Literal["governance", "compliance"] | None = Field(
-        default=None, description="s3: lock every object until the artifact's planned end.", examples=["compliance"]
+        default=None,
+        description="s3: lock every object when it is written, so that nobody (compliance), or only whoever may bypass "
+        "it (governance), can remove it; the bucket must have been made with Object Lock.",
+        examples=["compliance"],
+    )
+    lock_for: Duration | None = Field(
+        default=None, description="With object_lock: for how long from then on; 30d when left out.", examples=["30d"]
     )
     path_style: Flag = Field(
         default=False, description="s3: the bucket in the path, as many other servers than AWS want it."
@@ -316,4 +323,6 @@ def _store_problems(document: SourceDocument) -> list[Problem]:
         if len(pair) == 1:
             other = "secret_key" if pair == ["access_key"] else "access_key"
             problems.append(document.problem(("stores", name, pair[0]), f"is given without {other}"))
+        if "lock_for" in given and "object_lock" not in given:
+            problems.append(document.problem(("stores", name, "lock_for"), "is given without object_lock"))
     return problems

@@ -41,12 +41,18 @@ def probe(ctx: click.Context, name: str) -> None:
     output = output_of(ctx)
     site = load_site(site_option(ctx), os.environ, Path.cwd())
     _check_name(site, name)
-    with open_stores(site) as stores:
+    with open_stores(_unlocked(site)) as stores:
         found = probe_store(stores[name], utc_now)
     problems = [*found.problems, *_unmet_wishes(site, name, found)]
     _remember(site, found, problems)
     output.result("store-probe", _document(found, problems), "\n".join(_lines(found, problems)))
     ctx.exit(EXIT_PROBLEMS if problems else 0)
+
+
+def _unlocked(site: Site) -> Site:
+    """Return the site with stores that lock nothing: what the probe writes it must be able to remove."""
+    stores = {name: store.model_copy(update={"object_lock": None}) for name, store in site.stores.items()}
+    return site.model_copy(update={"stores": stores})
 
 
 def _remember(site: Site, found: StoreProbe, problems: list[str]) -> None:
@@ -72,7 +78,7 @@ def _unmet_wishes(site: Site, name: str, found: StoreProbe) -> list[str]:
     locks = any(item.name == "object lock" and item.verdict == "yes" for item in found.abilities)
     if not wished or locks:
         return []
-    return [f"the site wants object_lock: {wished}, and the bucket was not made with Object Lock"]
+    return [f"the site wants object_lock: {wished}, and the bucket has no Object Lock: every backup is refused"]
 
 
 def _document(found: StoreProbe, problems: list[str]) -> dict[str, Any]:

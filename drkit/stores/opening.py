@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from drkit.credentials import Secret
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from drkit.stores.s3_connection import AccessKeys
 
 _SCHEMES = "file:, s3: and memory:"
+_LOCK_FOR = timedelta(days=30)
 _memory_stores: dict[str, Store] = {}
 
 
@@ -23,7 +25,7 @@ class StoreSettings(Protocol):
     """What the site says of one store; `drkit.site.StoreConfig` has these fields.
 
     ``access_key``, ``secret_key`` and ``session_token`` are secret references; without them boto3 looks where it always
-    looks. ``object_lock`` is the retention mode, or None.
+    looks. ``object_lock`` is the retention mode, or None; ``lock_for`` is how long a lock holds, 30 days when None.
     """
 
     @property
@@ -37,7 +39,9 @@ class StoreSettings(Protocol):
     @property
     def ca_bundle(self) -> Path | None: ...  # noqa: D102
     @property
-    def object_lock(self) -> str | None: ...  # noqa: D102
+    def object_lock(self) -> Literal["governance", "compliance"] | None: ...  # noqa: D102
+    @property
+    def lock_for(self) -> timedelta | None: ...  # noqa: D102
     @property
     def access_key(self) -> str | None: ...  # noqa: D102
     @property
@@ -86,7 +90,7 @@ def _open_memory(name: str, url: str) -> Store:
 def _open_s3(name: str, config: StoreSettings, site_folder: Path, resolve: Callable[[str], Secret]) -> Store:
     from drkit.stores.retrying import RetryingStore
     from drkit.stores.s3 import S3Store
-    from drkit.stores.s3_connection import S3Options
+    from drkit.stores.s3_connection import ObjectLock, S3Options
 
     parts = urlsplit(config.url)
     if not parts.netloc or parts.username or parts.query or parts.fragment:
@@ -105,6 +109,7 @@ def _open_s3(name: str, config: StoreSettings, site_folder: Path, resolve: Calla
         path_style=config.path_style,
         ca_bundle=ca_bundle,
         keys=_keys(name, config, resolve),
+        lock=ObjectLock(config.object_lock, config.lock_for or _LOCK_FOR) if config.object_lock else None,
     )
     return RetryingStore(S3Store(name, options))
 

@@ -59,16 +59,21 @@ class S3Store:
     def put(self, key: str, chunks: Iterable[bytes]) -> ObjectInfo:
         """Create an object (`Store.put`): up to one part by a single request, more as a multipart upload.
 
-        A 409 at the end of an upload (somebody else is completing the same key) is asked again a few times. When it
-        stays, S3 wants all parts anew, and ``chunks`` is spent: that is StoreUnavailable, and the caller starts over.
+        Where the site wants locks and the bucket has none, nothing is written: StoreError names the bucket. A 409 at
+        the end of an upload (somebody else is completing the same key) is asked again a few times. When it stays, S3
+        wants all parts anew, and ``chunks`` is spent: that is StoreUnavailable, and the caller starts over.
         """
         check_key(key)
+        self._check_lock()
         parts = cut(chunks, self._size_of)
         beginning = list(itertools.islice(parts, 2))
         if len(beginning) == 1:
-            create_only = {"IfNoneMatch": "*"}
+            create_only = {"IfNoneMatch": "*", **self._connection.lock_arguments()}
             return self._with_algorithm(lambda algorithm: self._write_whole(key, beginning[0], algorithm, create_only))
-        return self._put_large(key, itertools.chain(_drained(beginning), parts))
+        written = self._put_large(key, itertools.chain(_drained(beginning), parts))
+        if self._options.lock:
+            self._lock(key, written.version_id)
+        return written
 
     def replace(self, key: str, content: bytes, *, expected: str | None) -> ObjectInfo:
         """Write a small object if its revision, the ETag, is still ``expected`` (`Store.replace`).
@@ -194,13 +199,15 @@ class S3Store:
         return created
 
     def _write_whole(
-        self, key: str, body: bytes, algorithm: Algorithm, condition: dict[str, str], *, confirm: bool = True
+        self, key: str, body: bytes, algorithm: Algorithm, condition: dict[str, Any], *, confirm: bool = True
     ) -> ObjectInfo:
         digest = algorithm.digest(body)
         content = Content(algorithm, self._size_of, multipart=False, size_bytes=len(body), digests=[digest])
         request = functools.partial(
             self._connection.call, "put_object", Key=f"{self._folder}{key}", Body=body, **algorithm.argument(digest)
         )
+        if algorithm.name and "ObjectLockMode" in condition:
+            condition = {**condition, "ChecksumAlgorithm": algorithm.name}  # which some servers then insist on
         confirmed = self._confirm if confirm else _as_answered
         return self._commit(key, content, functools.partial(request, **condition), confirmed)
 
@@ -254,7 +261,8 @@ class S3Store:
         if stored.size_bytes == content.size_bytes and not damaged:
             return _with_part_size(stored, content)
         if stored.revision == answer.get("ETag"):
-            self.delete(key, version_id=stored.version_id)
+            # A locked version stays, and a marker over it does for the next try.
+            self.delete(key, version_id=None if self._options.lock else stored.version_id)
         raise StoreUnavailable(
             f"store {self.name} does not hold {key} as it was sent",
             details=[
@@ -293,6 +301,19 @@ class S3Store:
             if status_of(error) == 404:
                 raise self._connection.no_bucket() from error
         self._bucket_seen = True
+
+    def _lock(self, key: str, version_id: str | None) -> None:
+        """Lock what an upload made once more: some servers forget what was asked for when it began."""
+        until = {name.removeprefix("ObjectLock"): value for name, value in self._connection.lock_arguments().items()}
+        version = {"VersionId": version_id} if version_id else {}
+        with self._connection.translated(key):
+            self._connection.call("put_object_retention", Key=f"{self._folder}{key}", Retention=until, **version)
+
+    def _check_lock(self) -> None:
+        """Raise StoreError when the site wants locks and the bucket has none: what is not locked can be removed."""
+        lock = self._options.lock
+        if lock is not None and not self.traits.object_lock:
+            raise self._connection.no_lock(lock.mode)
 
     def _setting(self, operation: str) -> dict[str, Any]:
         """Return a setting of the bucket; empty where there is none, where it may not be seen, or is not known of."""

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import boto3
 from botocore import exceptions as boto_errors
@@ -71,12 +72,28 @@ class AccessKeys:
 
 
 @dataclass(frozen=True)
+class ObjectLock:
+    """How new objects are locked: ``mode`` says who may lift it (nobody, or whoever has that right), and for how long.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock.html
+    """
+
+    mode: Literal["governance", "compliance"]
+    period: timedelta
+
+    def arguments(self, now: datetime) -> dict[str, Any]:
+        """Return the arguments of a request that creates an object at ``now``."""
+        return {"ObjectLockMode": self.mode.upper(), "ObjectLockRetainUntilDate": now + self.period}
+
+
+@dataclass(frozen=True)
 class S3Options:
     """Where a bucket is and how to talk to it.
 
     ``keys`` returns the present keys, or is None for boto3's own search (environment, profile, role).
     ``in_flight_bytes`` bounds the parts in memory. ``attempts`` are botocore's quick ones within a request;
-    ``patience`` is what a piece of a stream gets beyond them, because a stream cannot be read again.
+    ``patience`` is what a piece of a stream gets beyond them, because a stream cannot be read again. With ``lock``,
+    whatever `Store.put` creates is locked from the start; leases are not, since they are replaced.
     """
 
     bucket: str
@@ -86,6 +103,7 @@ class S3Options:
     path_style: bool = False
     ca_bundle: Path | None = None
     keys: Callable[[], AccessKeys] | None = None
+    lock: ObjectLock | None = None
     part_size_bytes: int = 8 * MIB
     in_flight_bytes: int = 24 * MIB
     connect_timeout_s: float = 10.0
@@ -116,6 +134,10 @@ class Connection:
             if not _is_expired(error):
                 raise
         return self._send(self._client_other_than(client), operation, arguments)
+
+    def lock_arguments(self) -> dict[str, Any]:
+        """Return the arguments that lock an object which is being created; none where the site wants no lock."""
+        return self._options.lock.arguments(datetime.now(UTC)) if self._options.lock else {}
 
     def close(self) -> None:
         """Give back the sockets."""
@@ -187,6 +209,18 @@ class Connection:
         return StoreError(
             f"the bucket {self._options.bucket} of store {self.store_name} does not exist",
             hints=["make it (aws s3 mb s3://" + self._options.bucket + "), or correct the url in drkit.yaml"],
+        )
+
+    def no_lock(self, mode: str) -> StoreError:
+        """Return the error for a bucket that cannot lock what the site wants locked."""
+        return StoreError(
+            f"store {self.store_name} is to lock its objects (object_lock: {mode}), and the bucket"
+            f" {self._options.bucket} has no Object Lock, or does not let us see it",
+            hints=[
+                f"drkit store probe {self.store_name}",
+                "make a bucket with it: aws s3api create-bucket --object-lock-enabled-for-bucket --bucket NAME",
+                f"or leave object_lock out of store {self.store_name} in drkit.yaml",
+            ],
         )
 
     def _error(self, kind: type[StoreError], subject: str, reason: str, *hints: str) -> StoreError:

@@ -47,7 +47,9 @@ class Upload:
         """Get an upload id. A server that does not confirm the checksum's algorithm is given Content-MD5 instead."""
         wanted = {"ChecksumAlgorithm": self._algorithm.name} if self._algorithm.name else {}
         with self._connection.translated(self._address["Key"]):
-            answer = self._connection.call("create_multipart_upload", **self._address, **wanted)
+            answer = self._connection.call(
+                "create_multipart_upload", **self._address, **wanted, **self._connection.lock_arguments()
+            )
         if "UploadId" not in answer:
             raise StoreUnavailable(f"store {self._connection.store_name} began an upload and did not say which")
         self._address["UploadId"] = answer["UploadId"]

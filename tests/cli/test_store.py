@@ -64,7 +64,7 @@ def test_json_of_a_store_without_the_lock_that_the_site_wants(site: Path) -> Non
     assert document["schema"] == "drkit/store-probe/1"
     assert {item["name"]: item["verdict"] for item in document["abilities"]}["versions"] == "yes"
     assert document["problems"] == [
-        "the site wants object_lock: governance, and the bucket was not made with Object Lock"
+        "the site wants object_lock: governance, and the bucket has no Object Lock: every backup is refused"
     ]
     assert document["left_behind"] == []
     assert SECRET_KEY not in done.stdout + done.stderr

@@ -93,6 +93,7 @@ def test_no_repr_of_a_site_shows_where_notifications_go(tmp_path: Path) -> None:
         ]),
         ("compliance", "complience", ['11:18: stores.offsite.object_lock: "complience" is not governance or']),
         ("env:S3_KEY", "AKIAhunter2", ["13:17: stores.offsite.access_key: a plain value is no reference"]),
+        ("object_lock: compliance", "lock_for: 30d", ["11:15: stores.offsite.lock_for: is given without object_lock"]),
         ("    access_key: env:S3_KEY\n", "", ["13:17: stores.offsite.secret_key: is given without access_key"]),
         ("endpoint: null", "endpoint: s3.example", ['9:15: stores.offsite.endpoint: "s3.example" is not an endpoint']),
         ("endpoint: null", "endpoint: https://a:hunter2@b", ["9:15: stores.offsite.endpoint: a secret is written in"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,7 @@ class Settings:
     path_style: bool = False
     ca_bundle: Path | None = None
     object_lock: str | None = None
+    lock_for: timedelta | None = None
     access_key: str | None = None
     secret_key: str | None = None
     session_token: str | None = None
