@@ -15,7 +15,10 @@ if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a 
 
 
 class ArtifactRow(NamedTuple):
-    """What a list shows of an artifact; ``verdict`` and ``level`` are of its newest drill, empty without one."""
+    """What a list shows of an artifact; ``verdict`` and ``level`` are of its newest drill, empty without one.
+
+    ``degraded`` says that the source was found to be damaged when the artifact was taken.
+    """
 
     artifact_id: str
     policy: str
@@ -28,6 +31,7 @@ class ArtifactRow(NamedTuple):
     stores: tuple[str, ...]
     verdict: str
     level: str
+    degraded: bool = False
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,16 @@ def _first(db: Database) -> None:
         db.execute(statement)
 
 
+@MIGRATIONS(name="002_degraded")
+def _degraded(db: Database) -> None:
+    """Let lists mark what was taken of a damaged source, also of artifacts that were indexed before."""
+    db.execute("alter table artifacts add column degraded integer not null default 0")
+    db.execute(
+        "update artifacts set degraded = 1"
+        " where artifact_id in (select artifact_id from manifests where json_extract(manifest, '$.degraded'))"
+    )
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

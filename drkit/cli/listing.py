@@ -54,7 +54,7 @@ def _cells(row: ArtifactRow) -> tuple[str, ...]:
     return (
         row.artifact_id,
         row.policy,
-        row.method,
+        f"{row.method} (degraded)" if row.degraded else row.method,
         format_moment(row.restorable_to_at),
         format_bytes(row.plain_bytes),
         format_bytes(row.stored_bytes),

@@ -13,6 +13,8 @@ from drkit.units import format_bytes, format_count, format_duration, format_mome
 if TYPE_CHECKING:
     from drkit.model import ArtifactEntry
 
+_SHOWN_PAGES = 20
+
 
 @click.command()
 @click.argument("artifact")
@@ -51,6 +53,7 @@ def _lines(entry: ArtifactEntry, evidence: Sequence[Mapping[str, Any]]) -> Itera
     manifest = entry.manifest
     yield f"artifact {manifest.artifact_id}   {manifest.engine} {manifest.method} of policy {manifest.policy}"
     yield from _facts(entry)
+    yield from _damage(entry)
     yield "objects"
     labels = _parts(entry)
     for item in manifest.objects:
@@ -93,6 +96,17 @@ def _facts(entry: ArtifactEntry) -> Iterator[str]:
     for name, value in facts.items():
         if value:
             yield f"  {name:<11} {value}"
+
+
+def _damage(entry: ArtifactEntry) -> Iterator[str]:
+    if not entry.manifest.degraded:
+        return
+    yield "DEGRADED: the source was damaged when this was taken, and the damage is in it"
+    pages: Sequence[str] = (entry.details or {}).get("base", {}).get("damage", ())
+    for page in pages[:_SHOWN_PAGES]:
+        yield f"  {page}"
+    if len(pages) > _SHOWN_PAGES:
+        yield f"  and {len(pages) - _SHOWN_PAGES} more; --json has all"
 
 
 def _parts(entry: ArtifactEntry) -> Mapping[str, Mapping[str, Any]]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from drkit.engines.postgres_pages import PageCheck
 from drkit.errors import SourceError
 from drkit.units import CHUNK_BYTES
 
@@ -179,12 +180,14 @@ def spread(files: Iterable[FoundFile], count: int) -> list[list[FoundFile]]:
 class TarStream:
     """Makes the chunks of one tar from files below ``root``, and keeps what the backup manifest has to say of them.
 
-    ``prefix`` is put before the names for that manifest, not in the tar.
+    ``prefix`` is put before the names for that manifest, not in the tar. With ``pages`` the checksums of pages are
+    verified on the way.
     """
 
-    def __init__(self, root: Path, prefix: str = "") -> None:
+    def __init__(self, root: Path, prefix: str = "", pages: PageCheck | None = None) -> None:
         self._root = root
         self._prefix = prefix
+        self._pages = pages
         self.copied: list[CopiedFile] = []
 
     def folders(self, names: Iterable[str]) -> Iterator[bytes]:
@@ -217,10 +220,13 @@ class TarStream:
             status = os.fstat(descriptor)
             digest = hashlib.sha256()
             yield _header(name, status, size_bytes=status.st_size)
+            pages = self._pages if self._pages and self._pages.wants(name) else None
             left_bytes = status.st_size
             while left_bytes:
                 with readable(path):
                     chunk = os.read(descriptor, min(left_bytes, CHUNK_BYTES)) or bytes(min(left_bytes, CHUNK_BYTES))
+                    if pages:
+                        pages.check(name, descriptor, chunk, status.st_size - left_bytes)
                 digest.update(chunk)
                 left_bytes -= len(chunk)
                 yield chunk
