@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 from drkit.engines import Engine
 from drkit.errors import ConfigError
@@ -16,6 +17,15 @@ _ENGINES = {
 }
 
 
+_PART_CHECKS = {("mongodb", "dump"): "drkit.engines.mongodb_restore:verify_part"}
+
+PartCheck = Callable[[Mapping[str, Any] | None, Iterator[bytes]], None]
+"""Reads a part's plain bytes whole, without a server; the part's facts are None where the details were not opened.
+
+Raises IntegrityError when the bytes are not sound, or are not what the facts record.
+"""
+
+
 @cache
 def find_engine(engine: str, method: str) -> Engine:
     """Return the engine for a policy's words; raise ConfigError for one that this drkit cannot run."""
@@ -23,5 +33,15 @@ def find_engine(engine: str, method: str) -> Engine:
     if found is None:
         runs = ", ".join(f"{engine} {method}" for engine, method in _ENGINES)
         raise ConfigError(f"this drkit cannot run {engine} {method}", details=[f"it runs {runs}"])
-    module, _, name = found.partition(":")
-    return cast("Engine", getattr(import_module(module), name)())
+    return cast("Engine", _imported(found)())
+
+
+def find_part_check(engine: str, method: str) -> PartCheck | None:
+    """Return how a part's content is verified without a server; None where only its digest can be."""
+    found = _PART_CHECKS.get((engine, method))
+    return cast("PartCheck", _imported(found)) if found else None
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

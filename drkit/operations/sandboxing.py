@@ -18,9 +18,10 @@ def sandbox_for(engine: str) -> Sandbox:
 
 
 def _sandboxes() -> dict[str, Sandbox]:
+    from drkit.sandboxes.mongodb import MongodbSandbox
     from drkit.sandboxes.postgres import PostgresSandbox
 
-    return {"postgres": PostgresSandbox()}
+    return {"postgres": PostgresSandbox(), "mongodb": MongodbSandbox()}
 
 
 def scratch_folder(workplace: Workplace) -> Path:

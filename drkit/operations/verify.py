@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from drkit import bucket
+from drkit.engines.registry import find_part_check
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Finding, Manifest, ObjectRecord
@@ -102,25 +103,35 @@ def _verify_content(
     store: Store, manifest: Manifest, identities: Sequence[KeyFile], reporter: Reporter, result: Verification
 ) -> None:
     """Level 1: read every byte; decrypt and compare with what the engine produced, if an identity fits."""
-    keys = _fitting(manifest, identities, result)
+    keys, details = _fitting(manifest, identities, result)
+    check_part = find_part_check(manifest.engine, manifest.method)
     with reporter.progress(f"{manifest.artifact_id[:10]} {store.name}", manifest.stored_bytes) as progress:
         for item in manifest.objects:
             meter = Meter(progress.advance)
-            read = partial(_read_object, store, manifest, item, keys, meter)
+            check = partial(check_part, details.get("parts", {}).get(item.part)) if check_part else drain
+            read = partial(_read_object, store, manifest, item, _Opening(keys, check), meter)
             _judge(result, item.key, read)
             result.read_bytes += meter.size_bytes
     result.decrypted = bool(keys)
 
 
-def _read_object(store: Store, manifest: Manifest, item: ObjectRecord, keys: Sequence[KeyFile], meter: Meter) -> None:
+@dataclass(frozen=True)
+class _Opening:
+    """Who can open an object, and what is to be made of its content."""
+
+    keys: Sequence[KeyFile]
+    check: Callable[[Iterator[bytes]], object]
+
+
+def _read_object(store: Store, manifest: Manifest, item: ObjectRecord, opening: _Opening, meter: Meter) -> None:
     """Read one object and open it if there are keys; raise IntegrityError naming it."""
     try:
         with open_sealed(store, manifest, item, meter) as sealed:
-            if not keys:
+            if not opening.keys:
                 drain(sealed)
                 return
-            with open_plain(sealed, item, [key.identity for key in keys]) as plain:
-                drain(plain)
+            with open_plain(sealed, item, [key.identity for key in opening.keys]) as plain:
+                opening.check(plain)
     except (IntegrityError, KeyUnavailable) as error:
         # Decryption stumbles over damage before the stored bytes are read to their end. The digest that is signed says
         # whether these are at fault, or what was sealed in them.
@@ -131,16 +142,18 @@ def _read_object(store: Store, manifest: Manifest, item: ObjectRecord, keys: Seq
         ) from error
 
 
-def _fitting(manifest: Manifest, identities: Sequence[KeyFile], result: Verification) -> Sequence[KeyFile]:
-    """Return the identities if one of them opens the artifact; what the details hold must then be sound as well."""
+def _fitting(
+    manifest: Manifest, identities: Sequence[KeyFile], result: Verification
+) -> tuple[Sequence[KeyFile], dict[str, Any]]:
+    """Return the identities if one of them opens the artifact, and its details, which must then be sound as well."""
     try:
-        open_details(manifest, identities)
+        details = open_details(manifest, identities)
     except KeyUnavailable:
-        return []
+        return [], {}
     except IntegrityError as error:
         result.findings.append(Finding("details-damaged", "details", error.message))
-        return []
-    return identities
+        return [], {}
+    return identities, details
 
 
 def _judge(result: Verification, subject: str, step: Callable[[], object]) -> None:

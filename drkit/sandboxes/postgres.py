@@ -10,15 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import shutil
-import signal
-import socket
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -28,10 +23,11 @@ from drkit.binaries import postgres_binary
 from drkit.credentials import Secret
 from drkit.errors import SourceError
 from drkit.model import Scratch
-from drkit.process import Command, open_consumer, run, start_mark
+from drkit.process import Command, open_consumer, run
 from drkit.sandboxes import SandboxRequest, ScratchFolder, ScratchLedger, ScratchServer
 from drkit.sandboxes.machine import core_count, memory_available_bytes
 from drkit.sandboxes.postgres_server import WATCH
+from drkit.sandboxes.scratch import STOP_TIMEOUT_S, check_room, folder_name, recorded, take_away
 from drkit.units import MIB, format_bytes
 
 _GIB = 1 << 30
@@ -40,7 +36,6 @@ _SOCKET_PATH_LIMIT = 107  # sockaddr_un.sun_path on Linux, without its final zer
 _CLUSTER_BYTES = 64 * MIB  # an empty cluster of PostgreSQL 14 to 18 takes 40 to 50 MB
 _LEAST_MEMORY_BYTES = 192 * MIB
 _START_TIMEOUT_S = 60
-_STOP_TIMEOUT_S = 30.0
 _SERVER_PROGRAMS = ("postgres", "initdb", "pg_ctl", "sh")
 
 
@@ -65,38 +60,12 @@ class PostgresSandbox:
             account = pwd.getpwnam(plan.user) if plan.user else pwd.getpwuid(os.geteuid())
             yield ScratchFolder(plan.folder, plan.user, account.pw_uid, account.pw_gid)
 
-    @contextmanager
-    def _recorded(self, plan: _Plan, request: SandboxRequest, ledger: ScratchLedger) -> Iterator[None]:
-        """Write the scratch down before anything of it is made, and strike it out when all of it is gone."""
-        scratch = _scratch(plan, request)
-        ledger.add_scratch(scratch)
-        try:
-            yield
-        finally:
-            self.reap(scratch)
-            ledger.remove_scratch(scratch.scratch_id)
+    def _recorded(self, plan: _Plan, request: SandboxRequest, ledger: ScratchLedger) -> AbstractContextManager[None]:
+        return recorded(plan.scratch_id, plan.folder, request, ledger, kind=self.kind, reap=self.reap)
 
     def reap(self, scratch: Scratch) -> None:
         """Take away the processes and files of a scratch; raise SourceError naming what is left of it."""
-        folder = Path(scratch.locator)
-        if folder.name != _folder_name(scratch.scratch_id) or not folder.is_absolute():
-            raise SourceError(f"scratch {scratch.scratch_id} names {folder}, which is no scratch server's folder")
-        for last in (False, False, True):
-            left = _stop_processes(folder)
-            if left:
-                raise SourceError(
-                    f"scratch server {folder} could not be stopped: it still holds restored data",
-                    details=[f"process {pid} ({command})" for pid, command in left],
-                    hints=[f"kill -9 {' '.join(str(pid) for pid, _ in left)}"],
-                )
-            try:
-                _remove(folder)
-            except SourceError:
-                # A program that was being started writes one more file; it is a process to stop by now.
-                if last:
-                    raise
-            else:
-                return
+        take_away(scratch, _SERVER_PROGRAMS)
 
 
 @dataclass(frozen=True)
@@ -131,13 +100,9 @@ def _plan(request: SandboxRequest) -> _Plan:
         )
     user = _server_user()
     scratch_id = str(ULID())
-    parent = _parent_folder(request, user, _folder_name(scratch_id))
-    _check_room(parent, request.need_bytes + _CLUSTER_BYTES)
-    return _Plan(scratch_id, parent / _folder_name(scratch_id), user, initdb, pg_ctl, memory_bytes)
-
-
-def _folder_name(scratch_id: str) -> str:
-    return f"drkit-{scratch_id}"
+    parent = _parent_folder(request, user, folder_name(scratch_id))
+    check_room(parent, request.need_bytes + _CLUSTER_BYTES)
+    return _Plan(scratch_id, parent / folder_name(scratch_id), user, initdb, pg_ctl, memory_bytes)
 
 
 def _server_user() -> str | None:
@@ -165,27 +130,6 @@ def _is_open_to_all(folder: Path) -> bool:
     return all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents) if part.exists())
 
 
-def _check_room(folder: Path, need_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < need_bytes:
-        raise SourceError(
-            f"a scratch server in {folder} needs {format_bytes(need_bytes)}, {format_bytes(free_bytes)} are free: "
-            f"{format_bytes(need_bytes - free_bytes)} short",
-        )
-
-
-def _scratch(plan: _Plan, request: SandboxRequest) -> Scratch:
-    return Scratch(
-        scratch_id=plan.scratch_id,
-        kind=PostgresSandbox.kind,
-        locator=str(plan.folder),
-        host=socket.gethostname(),
-        owner_pid=os.getpid(),
-        owner_started=start_mark(os.getpid()),
-        expires_at=datetime.now(UTC) + request.ttl,
-    )
-
-
 @contextmanager
 def _running(plan: _Plan, request: SandboxRequest) -> Iterator[ScratchServer]:
     plan.folder.mkdir(mode=0o700)
@@ -195,7 +139,7 @@ def _running(plan: _Plan, request: SandboxRequest) -> Iterator[ScratchServer]:
         os.chown(plan.folder, account.pw_uid, account.pw_gid)
     _initialise(plan, request)
     watch = ["/bin/sh", "-c", WATCH, str(plan.pg_ctl), str(plan.cluster)]
-    with open_consumer(_as_server(plan, watch), idle_timeout_s=_STOP_TIMEOUT_S) as watcher:
+    with open_consumer(_as_server(plan, watch), idle_timeout_s=STOP_TIMEOUT_S) as watcher:
         _start(plan)
         try:
             yield ScratchServer(_url(plan, request), _version(plan), plan.folder, plan.stage)
@@ -311,55 +255,3 @@ def _start(plan: _Plan) -> None:
 def _version(plan: _Plan) -> str:
     done = run(_as_server(plan, [str(plan.pg_ctl.with_name("postgres")), "--version"]))
     return done.stdout.decode().split()[2]
-
-
-def _processes(folder: Path) -> list[tuple[int, str]]:
-    """Return the server programs that live in ``folder``, by working folder or arguments.
-
-    The folder's name is unique, so a process that took over a number from postmaster.pid can never be mistaken for it.
-    """
-    found = []
-    for entry in Path("/proc").iterdir() if Path("/proc/self").exists() else ():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                command = (entry / "comm").read_text().strip()
-                if command in _SERVER_PROGRAMS and _lives_in(entry, folder):
-                    found.append((int(entry.name), command))
-    return found
-
-
-def _lives_in(process: Path, folder: Path) -> bool:
-    arguments = (process / "cmdline").read_bytes().split(b"\0")
-    here = os.fsencode(folder)
-    if any(argument == here or argument.startswith(here + b"/") for argument in arguments):
-        return True
-    return (process / "cwd").readlink().is_relative_to(folder)
-
-
-def _stop_processes(folder: Path) -> list[tuple[int, str]]:
-    """Stop the server at once and return what is still there after the time-out."""
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
-    stop = signal.SIGQUIT
-    while left := _processes(folder):
-        for pid, _ in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, stop)
-        if time.monotonic() > deadline:
-            return left
-        time.sleep(0.05)
-        if time.monotonic() > deadline - _STOP_TIMEOUT_S / 2:
-            stop = signal.SIGKILL
-    return []
-
-
-def _remove(folder: Path) -> None:
-    """Remove the folder; raise SourceError naming it if that fails."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise SourceError(
-            f"scratch folder {folder} could not be removed and holds restored data: {error}",
-            hints=[f"rm -rf {folder}"],
-        ) from error

@@ -18,6 +18,7 @@ from drkit.errors import SourceError
 from drkit.model import Scratch
 from drkit.sandboxes import SandboxRequest, ScratchServer
 from drkit.sandboxes import postgres as sandbox_module
+from drkit.sandboxes import scratch as scratch_module
 from drkit.sandboxes.machine import core_count, is_abandoned, memory_available_bytes, memory_limit_bytes
 from drkit.sandboxes.postgres import PostgresSandbox
 from drkit.units import MIB
@@ -299,7 +300,7 @@ def test_files_that_cannot_be_removed_are_named(
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(sandbox_module.shutil, "rmtree", refuse)
+        patched.setattr(scratch_module.shutil, "rmtree", refuse)
         leaked = pytest.raises(SourceError, match="could not be removed")
         with leaked as caught, PostgresSandbox().open(a_request(tmp_path), ledger) as server:
             pass
