@@ -17,26 +17,36 @@ T = TypeVar("T")
 class Backoff:
     """Exponential waits with full jitter, so that many writers do not come back at the same moment.
 
-    ``attempts`` counts the first try too. ``sleep`` and ``jitter`` (0 to 1) are arguments for tests, and for callers
-    that must be able to stop a wait.
+    ``attempts`` counts the first try too. Nothing is tried again ``give_up_after_s`` after the first try began, so that
+    a server which takes every connection and never answers is not waited for once per layer and attempt. ``sleep`` and
+    ``jitter`` (0 to 1) are arguments for tests, and for callers that must be able to stop a wait.
     """
 
     attempts: int = 4
     first_s: float = 1.0
     longest_s: float = 30.0
+    give_up_after_s: float = 120.0
     sleep: Callable[[float], object] = time.sleep
     jitter: Callable[[], float] = random.random
 
     def delays_s(self) -> Iterator[float]:
-        """Yield the wait before each further try."""
+        """Return the waits before each further try; the first one begins now."""
+        return self._delays_s(time.monotonic() + self.give_up_after_s)
+
+    def _delays_s(self, deadline_s: float) -> Iterator[float]:
         for exponent in range(self.attempts - 1):
+            if time.monotonic() >= deadline_s:
+                return
             yield min(self.first_s * 2**exponent, self.longest_s) * (0.5 + self.jitter() / 2)
 
     def retry(self, call: Callable[[], T]) -> T:
         """Return what ``call`` returns; call it again only after StoreUnavailable, and raise the last one."""
-        for delay_s in self.delays_s():
+        delays_s = self.delays_s()
+        while True:
             try:
                 return call()
             except StoreUnavailable:
+                delay_s = next(delays_s, None)
+                if delay_s is None:
+                    raise
                 self.sleep(delay_s)
-        return call()

@@ -91,9 +91,10 @@ class S3Options:
     """Where a bucket is and how to talk to it.
 
     ``keys`` returns the present keys, or is None for boto3's own search (environment, profile, role).
-    ``in_flight_bytes`` bounds the parts in memory. ``attempts`` are botocore's quick ones within a request;
-    ``patience`` is what a piece of a stream gets beyond them, because a stream cannot be read again. With ``lock``,
-    whatever `Store.put` creates is locked from the start; leases are not, since they are replaced.
+    ``in_flight_bytes`` bounds the parts in memory. ``attempts`` are botocore's quick ones within a request; together
+    with the time-outs they are what one look at a silent server costs, two minutes. ``patience`` is what a piece of a
+    stream gets beyond them, because a stream cannot be read again. With ``lock``, whatever `Store.put` creates is
+    locked from the start; leases are not, since they are replaced.
     """
 
     bucket: str
@@ -108,7 +109,7 @@ class S3Options:
     in_flight_bytes: int = 24 * MIB
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
-    attempts: int = 3
+    attempts: int = 2
     patience: Backoff = field(default_factory=Backoff)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from drkit.credentials import Secret
 from drkit.errors import StoreError, StoreExists, StoreMissing, StoreUnavailable
 from drkit.stores import read_object
 from drkit.stores.retrying import RetryingStore
-from drkit.stores.s3_connection import AccessKeys
+from drkit.stores.s3_connection import AccessKeys, S3Options
 from tests.fixtures.s3 import ACCESS_KEY, QUICK, SECRET_KEY, SMALLEST_PART_BYTES, S3Server
 from tests.fixtures.s3_proxy import Fault, Proxy, running_proxy
 
@@ -381,3 +382,43 @@ def test_no_error_shows_a_secret(bench: Bench) -> None:
         bench.store().put(KEY, SMALL)
     shown = f"{caught.value!r} {caught.value.details} {caught.value.hints} {bench.store()._options!r}"
     assert SECRET_KEY not in shown
+
+
+@pytest.fixture
+def silent_endpoint() -> Iterator[str]:
+    """Yield the address of a server that takes every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        host, port = server.getsockname()
+        yield f"http://{host}:{port}"
+
+
+SCALE = 300
+"""The defaults' seconds divided by this: what takes minutes in earnest takes under two seconds here."""
+LONGEST_S = 6 * 60 / SCALE
+
+
+@pytest.mark.parametrize("operation", ["head", "list", "small", "large", "replace", "open"])
+def test_a_server_that_never_answers_is_given_up_within_minutes(silent_endpoint: str, operation: str) -> None:
+    usual = S3Options("bucket")
+    patience = replace(
+        usual.patience,
+        first_s=usual.patience.first_s / SCALE,
+        longest_s=usual.patience.longest_s / SCALE,
+        give_up_after_s=usual.patience.give_up_after_s / SCALE,
+    )
+    quiet = S3Server("silent", silent_endpoint)
+    options = {"patience": patience, "attempts": usual.attempts, "read_timeout_s": usual.read_timeout_s / SCALE}
+    store = RetryingStore(quiet.store("bucket", **options), replace(patience, attempts=3))
+    calls = {
+        "head": lambda: store.head(KEY),
+        "list": lambda: list(store.list("policies/")),
+        "small": lambda: store.put(KEY, SMALL),
+        "large": lambda: store.put(KEY, iter(LARGE)),
+        "replace": lambda: store.replace(KEY, b"1", expected=None),
+        "open": lambda: read_object(store, KEY),
+    }
+    began_s = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=r"store bucket failed at .*timeout"):
+        calls[operation]()
+    # botocore waits up to a second of its own before it sends a request again, which nothing scales.
+    assert time.monotonic() - began_s < LONGEST_S + 4 * 1.0 + 1.0

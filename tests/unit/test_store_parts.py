@@ -119,6 +119,14 @@ def test_jitter_stays_within_half_and_whole() -> None:
     assert len(set(delays)) > 1
 
 
+def test_nothing_is_begun_again_once_its_time_is_over() -> None:
+    inner = Shaky(10)
+    store = RetryingStore(inner, Backoff(attempts=5, give_up_after_s=0.0, sleep=lambda delay_s: None))
+    with pytest.raises(StoreUnavailable, match="not now"):
+        store.head("a")
+    assert inner.tries == 1
+
+
 @dataclass
 class Settings:
     url: str
