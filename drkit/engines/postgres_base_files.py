@@ -226,7 +226,7 @@ class TarStream:
                 with readable(path):
                     chunk = os.read(descriptor, min(left_bytes, CHUNK_BYTES)) or bytes(min(left_bytes, CHUNK_BYTES))
                     if pages:
-                        pages.check(name, descriptor, chunk, status.st_size - left_bytes)
+                        pages.add(name, chunk, status.st_size - left_bytes)
                 digest.update(chunk)
                 left_bytes -= len(chunk)
                 yield chunk

@@ -203,13 +203,15 @@ class LocalBackup:
                     raise SourceError("another part of the base backup failed")
 
     def _files(self, heap: _Heap) -> Iterator[bytes]:
-        pages = PageCheck(self._layout, self._start_lsn, heap.prefix) if self._layout else None
+        pages = PageCheck(heap.root, self._layout, self._start_lsn, heap.prefix) if self._layout else None
         if pages is not None:
             self._checks.append(pages)
         stream = TarStream(heap.root, heap.prefix, pages)
         self._streams.append(stream)
         yield from stream.folders(heap.folders)
         yield from stream.files(heap.files)
+        if pages is not None:
+            pages.finish()
 
     def _stop(self) -> Iterator[bytes]:
         """Stop the backup, as soon as all files were read; return the entries that only the stop gives.

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drkit.units import format_count
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _SHOWN_BLOCKS = 10
 _REREADS = 3
+_BATCH_PAGES = 1024
+_ROUNDS_OF_ZEROS = 2
 _LANES = 32
 _PRIME = 16777619
 _SHIFT = 17
@@ -65,14 +68,16 @@ class PageCheck:
 
     ``bad`` are damaged for certain. ``doubtful`` have a wrong checksum and claim to be younger than the start: they are
     damaged if they claim to be younger than the end of the backup, too: no page is written before its log (`damaged`).
-    ``prefix`` is put before the names of files where they are shown.
+    ``prefix`` is put before the names of files where they are shown. Both lists are only whole after `finish`.
     """
 
-    def __init__(self, layout: PageLayout, start_lsn: int, prefix: str = "") -> None:
+    def __init__(self, root: Path, layout: PageLayout, start_lsn: int, prefix: str = "") -> None:
+        self._root = root
         self._layout = layout
         self._start_lsn = start_lsn
         self._prefix = prefix
-        self._sums: dict[int, PageSums] = {}
+        self._batch = PageBatch(layout.page_bytes)
+        self._places: list[_Place] = []
         self.bad: list[BadPage] = []
         self.doubtful: list[BadPage] = []
 
@@ -80,34 +85,62 @@ class PageCheck:
         """Tell whether a file, named relative to the data folder or its tablespace, consists of pages."""
         return _RELATION_FILE.fullmatch(name) is not None
 
-    def check(self, name: str, descriptor: int, chunk: bytes, offset: int) -> None:
-        """Verify the whole pages of a piece of a file that was read from ``offset``; read what is wrong once more."""
+    def add(self, name: str, chunk: bytes, offset: int) -> None:
+        """Take the whole pages of a piece of a file that was read from ``offset``; verify when there are enough."""
         size = self._layout.page_bytes
-        ahead = -offset % size
-        count = (len(chunk) - ahead) // size
-        if count <= 0:
-            return
-        first = (offset + ahead) // size
-        match = _RELATION_FILE.fullmatch(name)
-        assert match is not None
-        before = int(match["segment"] or 0) * self._layout.file_pages
-        if count not in self._sums:
-            self._sums[count] = PageSums(count, size)
-        for number in self._sums[count].wrong(memoryview(chunk)[ahead : ahead + count * size], before + first):
-            page = self._still_wrong(descriptor, first + number, before)
-            if page is not None:
-                found = BadPage(self._prefix + name, before + first + number, _lsn_of(page))
-                (self.bad if found.lsn < self._start_lsn else self.doubtful).append(found)
+        at, number = -offset % size, -(-offset // size)
+        while count := min((len(chunk) - at) // size, self._batch.room):
+            self._places.append(_Place(name, number, self._batch.count, self._first_block(name) + number))
+            self._batch.add(memoryview(chunk)[at : at + count * size], self._places[-1].block)
+            at, number = at + count * size, number + count
+            if not self._batch.room:
+                self.finish()
 
-    def _still_wrong(self, descriptor: int, place: int, before: int) -> bytes | None:
-        """Read a page again, in case the server was just writing it; return it if it stays wrong."""
+    def finish(self) -> None:
+        """Verify what was not verified yet; read what is wrong once more."""
+        for index in self._batch.take_wrong():
+            place = next(item for item in reversed(self._places) if item.index <= index)
+            self._look_again(place, index - place.index)
+        self._places.clear()
+
+    def _first_block(self, name: str) -> int:
+        match = _RELATION_FILE.fullmatch(name)
+        return int(match["segment"] or 0) * self._layout.file_pages if match else 0
+
+    def _look_again(self, place: _Place, ahead: int) -> None:
+        """Read a page again, in case the server was just writing it; note it if it stays wrong."""
         size = self._layout.page_bytes
-        page = b""
+        block, page = place.block + ahead, b""
         for _ in range(_REREADS):
-            page = os.pread(descriptor, size, place * size)
-            if len(page) < size or not PageSums(1, size).wrong(page, before + place):
-                return None
-        return page
+            page = self._read(place.name, (place.number + ahead) * size)
+            again = PageBatch(size, pages=1)
+            if len(page) == size:
+                again.add(page, block)
+            if not again.take_wrong():
+                return
+        found = BadPage(self._prefix + place.name, block, _lsn_of(page))
+        (self.bad if found.lsn < self._start_lsn else self.doubtful).append(found)
+
+    def _read(self, name: str, offset: int) -> bytes:
+        """Read a page; nothing where the file was dropped or cut meanwhile, which replay repeats."""
+        try:
+            descriptor = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return b""
+        try:
+            return os.pread(descriptor, self._layout.page_bytes, offset)
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where pages of a batch come from: the first one's number in its file, its index in the batch, and its block."""
+
+    name: str
+    number: int
+    index: int
+    block: int
 
 
 def damaged(checks: Iterable[PageCheck], stop_lsn: int | None) -> list[BadPage]:
@@ -137,44 +170,67 @@ def _lsn_of(page: bytes) -> int:
     return int.from_bytes(page[:4], sys.byteorder) << 32 | int.from_bytes(page[4:8], sys.byteorder)
 
 
-class PageSums:
-    """Computes the checksums of so many pages at once, in memory that is used again."""
+class PageBatch:
+    """Holds pages until there are enough of them to compute all their checksums at once.
 
-    def __init__(self, count: int, page_bytes: int) -> None:
+    Each call of numpy's lets other threads run, and waits for them before it goes on: few calls on much memory cost a
+    third of many calls on little. So the pages lie across: the first 32 words of all of them, then the second, and on.
+    """
+
+    def __init__(self, page_bytes: int, pages: int = _BATCH_PAGES) -> None:
         import numpy as np
 
         self._np = np
-        self._shape = (count, page_bytes // (4 * _LANES), _LANES)
-        self._offsets = np.array(_BASE_OFFSETS, np.uint32)
-        self._sums: _Words = np.empty((count, _LANES), np.uint32)
-        self._mixed: _Words = np.empty((count, _LANES), np.uint32)
+        self._rows = page_bytes // (4 * _LANES)
+        self._capacity = pages
+        self._words: _Words = np.empty((self._rows, pages, _LANES), np.uint32)
+        self._blocks: _Words = np.empty(pages, np.uint32)
+        self._sums: _Words = np.empty(pages * _LANES, np.uint32)
+        self._mixed: _Words = np.empty(pages * _LANES, np.uint32)
+        self._offsets: _Words = np.tile(np.array(_BASE_OFFSETS, np.uint32), pages)
+        self.count = 0
 
-    def wrong(self, content: bytes | memoryview, first_block: int) -> list[int]:
-        """Return which of the pages have a wrong checksum; those that are all zeros were never written and are right.
+    @property
+    def room(self) -> int:
+        """Return how many more pages it takes."""
+        return self._capacity - self.count
 
-        The checksum's own field counts as zero, and the number of the page is part of it.
-        """
+    def add(self, content: bytes | memoryview, first_block: int) -> None:
+        """Take some pages, of which the first has that number in its relation."""
         np = self._np
-        halves = np.frombuffer(content, np.uint16).reshape(self._shape[0], -1)
-        stored = halves[:, _CHECKSUM_OFFSET // 2]
-        words = np.frombuffer(content, np.uint32).reshape(self._shape)
-        blocks = np.arange(first_block, first_block + self._shape[0], dtype=np.uint32)
-        right = ((self._folded(words) ^ blocks) % 65535 + 1).astype(np.uint16)
-        suspects = np.flatnonzero((stored != right) | (halves[:, _UPPER_OFFSET // 2] == 0))
-        return [int(number) for number in suspects if halves[number].any()]
+        words = np.frombuffer(content, np.uint32).reshape(-1, self._rows, _LANES)
+        end = self.count + len(words)
+        self._words[:, self.count : end] = words.transpose(1, 0, 2)
+        self._blocks[self.count : end] = np.arange(first_block, first_block + len(words), dtype=np.uint32)
+        self.count = end
 
-    def _folded(self, words: _Words) -> _Words:
-        np, sums, mixed = self._np, self._sums, self._mixed
+    def take_wrong(self) -> list[int]:
+        """Return which pages have a wrong checksum, and be empty again.
+
+        Those that are all zeros were never written and are right. The checksum's own field counts as zero, and the
+        number of the page is part of it.
+        """
+        np, count = self._np, self.count
+        self.count = 0
+        if not count:
+            return []
+        heads = self._words[0, :count].view(np.uint16)
+        stored = heads[:, _CHECKSUM_OFFSET // 2].copy()
+        heads[:, _CHECKSUM_OFFSET // 2] = 0
+        right = ((self._folded(count) ^ self._blocks[:count]) % 65535 + 1).astype(np.uint16)
+        suspects = np.flatnonzero((stored != right) | (heads[:, _UPPER_OFFSET // 2] == 0))
+        return [int(index) for index in suspects if stored[index] or self._words[:, index].any()]
+
+    def _folded(self, count: int) -> _Words:
+        np, size = self._np, count * _LANES
+        words, sums, mixed = self._words.reshape(self._rows, -1), self._sums[:size], self._mixed[:size]
         prime, shift = np.uint32(_PRIME), np.uint32(_SHIFT)
-        sums[:] = self._offsets
-        head = words[:, 0, :].copy()
-        head.view(np.uint16)[:, _CHECKSUM_OFFSET // 2] = 0
-        zeros = np.zeros(_LANES, np.uint32)
-        rows = [head, *(words[:, number, :] for number in range(1, self._shape[1])), zeros, zeros]
-        for row in rows:
+        sums[:] = self._offsets[:size]
+        for number in range(self._rows + _ROUNDS_OF_ZEROS):
+            row = words[number, :size] if number < self._rows else np.uint32(0)
             np.bitwise_xor(sums, row, mixed)
             np.right_shift(mixed, shift, sums)
             np.multiply(mixed, prime, mixed)
             np.bitwise_xor(sums, mixed, sums)
-        folded: _Words = np.bitwise_xor.reduce(sums, axis=1)
+        folded: _Words = np.bitwise_xor.reduce(sums.reshape(count, _LANES), axis=1)
         return folded

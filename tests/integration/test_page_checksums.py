@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,14 +54,25 @@ def flip(file: Path, position: int, bit: int = 1) -> None:
         opened.write(bytes([byte ^ bit]))
 
 
-def check_file(
-    file: Path, name: str, content: bytes, *, start_lsn: int = FAR_LSN, layout: PageLayout = LAYOUT
-) -> PageCheck:
-    """Check content that was read of a file in one piece."""
-    check = PageCheck(layout, start_lsn)
-    assert check.wants(name)
-    with file.open("rb") as opened:
-        check.check(name, opened.fileno(), content, 0)
+CheckFile = Callable[..., PageCheck]
+
+
+@pytest.fixture
+def check_file(tmp_path: Path) -> CheckFile:
+    """Return a check of content that was read of a file in one piece, from ``offset`` on, under a name of its own."""
+
+    def check(
+        file: Path, name: str, content: bytes, offset: int = 0, start_lsn: int = FAR_LSN, layout: PageLayout = LAYOUT
+    ) -> PageCheck:
+        root = Path(tempfile.mkdtemp(dir=tmp_path))
+        (root / name).parent.mkdir(parents=True)
+        (root / name).symlink_to(file)
+        done = PageCheck(root, layout, start_lsn)
+        assert done.wants(name)
+        done.add(name, content, offset)
+        done.finish()
+        return done
+
     return check
 
 
@@ -117,7 +128,7 @@ def test_a_page_that_claims_to_be_younger_than_the_backup_is_damaged(
 
 
 @pytest.mark.parametrize("position", [0, 4, 8, 9, 10, 12, 14, 24, 5000, 8191])
-def test_one_bit_anywhere_in_a_page_is_enough(heap: Path, position: int) -> None:
+def test_one_bit_anywhere_in_a_page_is_enough(check_file: CheckFile, heap: Path, position: int) -> None:
     sound = heap.read_bytes()[: 128 * 8192]
     assert check_file(heap, "base/5/1", sound).bad == []
     flip(heap, 7 * 8192 + position, 1 << (position % 8))
@@ -125,14 +136,14 @@ def test_one_bit_anywhere_in_a_page_is_enough(heap: Path, position: int) -> None
     assert [page.block for page in damaged([check], 0)] == [7]
 
 
-def test_a_page_that_is_right_when_it_is_read_again_was_torn(heap: Path) -> None:
+def test_a_page_that_is_right_when_it_is_read_again_was_torn(check_file: CheckFile, heap: Path) -> None:
     content = bytearray(heap.read_bytes()[: 16 * 8192])
     content[3 * 8192 + 4096 : 4 * 8192] = bytes(4096)
     check = check_file(heap, "base/5/1", bytes(content))
     assert (check.bad, check.doubtful) == ([], [])
 
 
-def test_pages_that_changed_since_the_start_are_left_to_replay(heap: Path) -> None:
+def test_pages_that_changed_since_the_start_are_left_to_replay(check_file: CheckFile, heap: Path) -> None:
     flip(heap, 3 * 8192 + 5000)
     content = heap.read_bytes()[: 16 * 8192]
     check = check_file(heap, "base/5/1", content, start_lsn=0)
@@ -140,12 +151,12 @@ def test_pages_that_changed_since_the_start_are_left_to_replay(heap: Path) -> No
     assert [page.block for page in check.doubtful] == [3]
 
 
-def test_pages_of_zeros_are_right_and_half_a_page_is_not_looked_at(heap: Path) -> None:
+def test_pages_of_zeros_are_right_and_half_a_page_is_not_looked_at(check_file: CheckFile, heap: Path) -> None:
     content = heap.read_bytes()[:8192] + bytes(3 * 8192) + b"x" * 100
     assert check_file(heap, "base/5/1", content).bad == []
 
 
-def test_a_later_file_of_a_relation_goes_on_counting(heap: Path, tmp_path: Path) -> None:
+def test_a_later_file_of_a_relation_goes_on_counting(check_file: CheckFile, heap: Path, tmp_path: Path) -> None:
     """The number of a page is part of its checksum; a page that was moved is wrong."""
     pages = heap.read_bytes()[: 12 * 8192]
     second = tmp_path / "second"
@@ -172,12 +183,13 @@ def test_a_later_file_of_a_relation_goes_on_counting(heap: Path, tmp_path: Path)
     ],
 )
 def test_only_files_of_relations_have_pages(name: str, wanted: bool) -> None:
-    assert PageCheck(LAYOUT, 0).wants(name) is wanted
+    assert PageCheck(Path(), LAYOUT, 0).wants(name) is wanted
 
 
-def test_a_piece_that_does_not_begin_with_a_page_is_checked_from_the_next_one(heap: Path) -> None:
+def test_a_piece_that_does_not_begin_with_a_page_is_checked_from_the_next_one(
+    check_file: CheckFile, heap: Path
+) -> None:
     flip(heap, 5 * 8192 + 77)
-    check = PageCheck(LAYOUT, FAR_LSN)
-    with heap.open("rb") as opened:
-        check.check("base/5/1", opened.fileno(), os.pread(opened.fileno(), 6 * 8192, 4 * 8192 - 10), 4 * 8192 - 10)
+    offset = 4 * 8192 - 10
+    check = check_file(heap, "base/5/1", heap.read_bytes()[offset : offset + 6 * 8192], offset)
     assert [page.block for page in check.bad] == [5]
