@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -317,6 +319,30 @@ def test_a_server_without_sha256_is_given_another_checksum(bench: Bench, chunks:
     before = bench.proxy.count(first)
     store.put(KEY + ".2", iter(chunks))
     assert bench.proxy.count(first) == before + 1
+
+
+@pytest.mark.parametrize("code", ["NotImplemented", "InvalidRequest", "InvalidArgument"])
+def test_a_server_without_sha256_alone_is_given_crc32(
+    versitygw_server: S3Server, chunks: list[bytes], code: str
+) -> None:
+    first, carried = ("put", "put") if chunks is SMALL else ("create", "part")
+    with running_proxy(versitygw_server.endpoint) as proxy:
+        bench = Bench(versitygw_server, proxy, versitygw_server.bucket())
+        proxy.plan = [Fault(first, status=501 if code == "NotImplemented" else 400, code=code, times=1)]
+        store = bench.store()
+        written = store.put(KEY, iter(chunks))
+        sent = [request.headers for request in proxy.seen if request.operation == carried]
+        assert {headers.get("x-amz-checksum-crc32") for headers in sent[-len(chunks) :]} == {
+            base64.b64encode(zlib.crc32(chunk).to_bytes(4, "big")).decode() for chunk in chunks
+        }
+        assert written.checksum is not None
+        assert written.checksum.algorithm == "CRC32"
+        assert read_object(store, KEY, limit_bytes=1 << 30) == b"".join(chunks)
+        with pytest.raises(StoreExists):
+            store.put(KEY, iter([*chunks[:-1], b"other bytes!!!"]))
+        again = store.put(KEY, iter(chunks))
+        assert again.checksum == written.checksum, "our own bytes are known by their CRC32"
+        assert proxy.count(first) == 4, "the server is not asked for SHA-256 again"
 
 
 @pytest.mark.parametrize("cut_at", [0, 60, 200])
