@@ -390,6 +390,11 @@ class ProcessIdentity:
     def __str__(self) -> str:
         return f"{self.host}/{self.pid}@{self.start_mark}"
 
+    def is_known_alive(self) -> bool:
+        """Tell whether the process runs on this host; of another host's process nothing is known."""
+        here = self.host == socket.gethostname() and bool(self.start_mark)
+        return here and start_mark(self.pid) == self.start_mark
+
     def is_known_dead(self) -> bool:
         """Tell whether the process ran on this host and is gone; of another host's process nothing is known."""
         return self.host == socket.gethostname() and start_mark(self.pid) != self.start_mark
@@ -400,8 +405,7 @@ def end_orphan(identity: ProcessIdentity) -> bool:
 
     ``identity`` must be of a child that was started here: such a one leads a group of its own.
     """
-    ours = identity.host == socket.gethostname() and bool(identity.start_mark)
-    if not ours or start_mark(identity.pid) != identity.start_mark:
+    if not identity.is_known_alive():
         return False
     _kill_group(identity.pid)
     return True

@@ -31,7 +31,7 @@ def scratch_folder(workplace: Workplace) -> Path:
 
 
 def reap_scratches(workplace: Workplace) -> list[Scratch]:
-    """Take away every scratch of this host whose owner is dead or whose time is over; return those taken away.
+    """Take away every scratch of this host that its owner has left behind; return those taken away.
 
     One that cannot be taken away stays in the ledger, is reported as an event, and is tried again by the next command:
     it is a copy of somebody's data that should not be there.

@@ -31,8 +31,9 @@ class ScratchLedger(Protocol):
 class SandboxRequest:
     """What to lend: ``major`` as the manifest names it, ``need_bytes`` of room for the restored data.
 
-    ``settings`` are floors that the restore needs (``max_locks_per_transaction``); ``ttl`` bounds how long it may live;
-    ``superuser`` is the name of the source's bootstrap role, which grants may name as their grantor.
+    ``settings`` are floors that the restore needs (``max_locks_per_transaction``); ``ttl`` is how old it may get where
+    nobody can tell whether its owner lives; ``superuser`` is the name of the source's bootstrap role, which grants may
+    name as their grantor.
     """
 
     major: int

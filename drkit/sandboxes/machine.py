@@ -68,6 +68,12 @@ def _limit(file: Path) -> list[int]:
 
 
 def is_abandoned(scratch: Scratch, now: datetime) -> bool:
-    """Tell whether a scratch of this host has lost its owner or outlived its time; other hosts' are theirs to judge."""
+    """Tell whether a scratch of this host has lost its owner; other hosts' are theirs to judge.
+
+    A drill that lives may take as long as it is allowed to. Age decides only where nobody can say whether the owner
+    lives, because the system does not tell when a process began.
+    """
     owner = ProcessIdentity(scratch.host, scratch.owner_pid, scratch.owner_started)
+    if owner.is_known_alive():
+        return False
     return owner.is_known_dead() or (scratch.host == socket.gethostname() and scratch.expires_at <= now)

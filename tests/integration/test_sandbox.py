@@ -16,6 +16,7 @@ import pytest
 
 from drkit.errors import SourceError
 from drkit.model import Scratch
+from drkit.process import ProcessIdentity
 from drkit.sandboxes import SandboxRequest, ScratchServer
 from drkit.sandboxes import postgres as sandbox_module
 from drkit.sandboxes import scratch as scratch_module
@@ -314,6 +315,13 @@ def test_a_scratch_of_another_host_or_a_living_owner_is_left_alone() -> None:
     now = datetime.now(UTC)
     theirs = Scratch("x", "postgres", "/tmp/drkit-x", "another-host", 1, "", now - timedelta(days=1))
     assert not is_abandoned(theirs, now)
+    me = ProcessIdentity.own()
+    ours = Scratch("x", "postgres", "/tmp/drkit-x", me.host, me.pid, me.start_mark, now - timedelta(days=1))
+    assert not is_abandoned(ours, now), "a living owner's is not too old"
+    assert is_abandoned(replace(ours, owner_started="another start"), now), "its number is somebody else's by now"
+    unknown = replace(ours, owner_pid=2**22 + 1, owner_started="")
+    assert is_abandoned(unknown, now)
+    assert not is_abandoned(replace(unknown, expires_at=now + timedelta(hours=1)), now)
 
 
 def test_the_machine_is_measured() -> None:
