@@ -7,10 +7,10 @@ ever makes it slower.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -102,15 +102,22 @@ def bench_memory(scale: int, repeats: int) -> None:
         print("promised: under 150 MB, and the same for four times the data")
 
 
+# Linux counts what a process was before it became another program, so a small one starts what is measured.
+_MEASURE = """import os, sys
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ,
+    file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)])
+_, status, usage = os.wait4(pid, 0)
+print(usage.ru_maxrss)
+sys.exit(status != 0)"""
+
+
 def peak_kilobytes(place: Bench, *words: str) -> int:
     """Return the largest resident size of the command or any of its children, in KiB."""
-    process = subprocess.Popen(
-        [DRKIT, "--site", str(place.site.site_file), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"drkit {' '.join(words)} failed")
-    return usage.ru_maxrss
+    measure = [sys.executable, "-I", "-S", "-c", _MEASURE, DRKIT, "--site", str(place.site.site_file), "--quiet"]
+    done = subprocess.run([*measure, *words], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"drkit {' '.join(words)} failed:\n{done.stderr}")
+    return int(done.stdout)
 
 
 def bench_startup(scale: int, repeats: int) -> None:

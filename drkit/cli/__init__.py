@@ -128,6 +128,20 @@ def cli() -> None:
     """
 
 
+def _open_closed_streams() -> None:
+    """Give what is said somewhere to go when we were started without a place for it, as by ``>&-``.
+
+    The work is done all the same, and no file of ours becomes descriptor 1 or 2.
+    """
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_WRONLY)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
+
+
 def _interrupt(signum: int, frame: object) -> None:
     """Unwind on SIGTERM as on Ctrl-C, so that children, uploads and sandboxes go the same way."""
     raise KeyboardInterrupt
@@ -135,6 +149,7 @@ def _interrupt(signum: int, frame: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of docs/errors.md."""
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
         signal.signal(signal.SIGHUP, _interrupt)
