@@ -131,11 +131,14 @@ class _Judgement:
             *self._gone_evidence(),
         ]
         broken = {(finding.subject, store) for store, finding in self._broken_objects()}
-        sound = [
+        whole = [
             copies[0].manifest
             for artifact_id, copies in self.copies.items()
             if any((artifact_id, copy.store) not in broken for copy in copies)
         ]
+        unusable = {manifest.artifact_id: missing for manifest in whole if (missing := self._missing(manifest, whole))}
+        damage += self._parents_lost(unusable)
+        sound = [manifest for manifest in whole if manifest.artifact_id not in unusable]
         questions: tuple[Callable[[Sequence[Manifest]], Iterable[Finding]], ...] = (
             *(self._late, self._logs, self._rpo, self._misdated, self._missing_copies),
             *(self._unlisted, self._drills),
@@ -191,6 +194,18 @@ class _Judgement:
                 for message, code in _broken(copy.manifest, inventories[copy.store]):
                     hint = f"drkit verify {artifact_id}"
                     yield copy.store, Finding(code, artifact_id, f"artifact {artifact_id}: {message}", hint)
+
+    def _missing(self, manifest: Manifest, whole: Sequence[Manifest]) -> list[str]:
+        """Return what an incremental base builds on and no store has whole; a store that was not read may have it."""
+        there = {item.artifact_id for item in whole}
+        if self.unread:
+            there |= {name for name, entry in self.remembered.items() if self.unread & set(entry.stores)}
+        return [needed for needed in manifest.depends_on if needed not in there]
+
+    def _parents_lost(self, unusable: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+        for artifact_id, missing in sorted(unusable.items()):
+            message = f"artifact {artifact_id} cannot be restored: no store has {missing[0]} whole, which it builds on"
+            yield Finding("parent-lost", artifact_id, message, f"drkit backup {self.policy} --method base")
 
     def _gone_copies(self) -> Iterator[Finding]:
         for artifact_id, entry in sorted(self.remembered.items()):

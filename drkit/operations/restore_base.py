@@ -36,8 +36,8 @@ from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details
-from drkit.operations.base_chain import lineage, restorable, why_unrestorable
 from drkit.operations.extraction import Extraction, Owner
+from drkit.operations.lineage import lineage, restorable, why_unrestorable
 from drkit.operations.replay import (
     SPOOL_BYTES,
     ReplayLog,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from drkit.catalog import Catalog
 from drkit.model import ArtifactEntry, Finding
 from drkit.operations import Workplace
-from drkit.operations.base_chain import restorable
+from drkit.operations.lineage import restorable
 from drkit.operations.selection import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
 from drkit.operations.stored_log import PolicyLogs, base_points, log_state, read_logs

@@ -21,6 +21,7 @@ from drkit.operations.artifacts import (
     read_recorded,
     recorded_version,
 )
+from drkit.operations.lineage import why_unrestorable
 from drkit.operations.selection import PolicyArtifacts, Refusal, choose_artifact, find_artifacts
 from drkit.stores import Store
 from drkit.stream import Meter, drain
@@ -64,10 +65,18 @@ def verify_artifact(
         store = workplace.stores[name]
         result = Verification(entry.manifest.artifact_id, entry.manifest.policy, name, level)
         _judge(result, "manifest", partial(verify_exists, workplace, store, entry))
+        if result.ok and entry.manifest.depends_on:
+            _judge_parents(result, find_artifacts(workplace, entry.manifest.policy), entry)
         if level == "intact" and result.ok:
             _verify_content(store, entry.manifest, identities, reporter, result)
         results.append(result)
     return results
+
+
+def _judge_parents(result: Verification, found: PolicyArtifacts, entry: ArtifactEntry) -> None:
+    broken = why_unrestorable(found, entry)
+    if broken and not found.unreachable:
+        result.findings.append(Finding("parent-lost", entry.manifest.artifact_id, broken))
 
 
 def verify_exists(workplace: Workplace, store: Store, entry: ArtifactEntry) -> TrustedManifest:
@@ -236,7 +245,7 @@ def select_entries(
         refused += found.refused
         vanished += found.unexplained
         there = [_with_lost(entry, found) for entry in (*found.entries, *found.out_of_reach)]
-        entries += there if everything or artifacts else there[:1]
+        entries += there if everything or artifacts else _with_parents(there[:1], there)
     if not artifacts:
         return entries, refused, vanished
 
@@ -251,7 +260,16 @@ def select_entries(
         for artifact_id in artifacts
         if _begins(sound, artifact_id) or not _begins(strange, artifact_id)
     ]
-    return chosen, refused, vanished
+    return _with_parents(chosen, entries), refused, vanished
+
+
+def _with_parents(chosen: Sequence[ArtifactEntry], entries: Sequence[ArtifactEntry]) -> list[ArtifactEntry]:
+    """Put what an incremental base builds on before it: only together they are worth something."""
+    known = {entry.manifest.artifact_id: entry for entry in entries}
+    wanted = dict.fromkeys(
+        name for entry in chosen for name in (*entry.manifest.depends_on, entry.manifest.artifact_id)
+    )
+    return [known[name] for name in wanted if name in known]
 
 
 def _begins(ids: Sequence[str], prefix: str) -> bool:

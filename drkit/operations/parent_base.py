@@ -1,4 +1,4 @@
-"""Incremental bases and what they build on: finding a parent for the next one, and all that a restore of one needs.
+"""The parent of the next incremental base: the newest base, and all that is needed of it here.
 
 The host that takes backups cannot read them, and yet the server wants the parent's backup manifest to say what changed
 since. So that one file of the newest base is kept here, private, and believed only when it has the digest that the
@@ -19,6 +19,7 @@ from drkit.keys import KeyFile, load_identities
 from drkit.model import ArtifactEntry, ObjectRecord
 from drkit.operations import Workplace
 from drkit.operations.artifacts import open_details, open_plain, open_sealed, store_order
+from drkit.operations.lineage import lineage
 from drkit.operations.selection import PolicyArtifacts, choose_artifact, find_artifacts
 from drkit.operations.verify import verify_exists
 from drkit.site import Site
@@ -27,48 +28,6 @@ from drkit.units import MIB
 BASE = "base"
 MANIFEST_KIND = "manifest"
 _SUFFIX = ".backup-manifest"
-
-
-def lineage(found: PolicyArtifacts, entry: ArtifactEntry) -> list[ArtifactEntry]:
-    """Return what an artifact builds on, the full base first; empty for a full one.
-
-    Raise RecoveryGap naming the first that no store has, IntegrityError for one that is there and not believed.
-    """
-    manifest = entry.manifest
-    there = {item.manifest.artifact_id: item for item in found.entries}
-    for needed in manifest.depends_on:
-        if needed in there:
-            continue
-        words = f"base {manifest.artifact_id} cannot be restored: it builds on {needed}"
-        hints = [f"drkit check {manifest.policy}", f"drkit backup {manifest.policy} --method base   (a full one)"]
-        refused = next((item for item in found.refused if item.artifact_id == needed), None)
-        if refused is not None:
-            raise IntegrityError(f"{words}, which is not believed", details=[refused.message], hints=hints)
-        unreached = [f"not reached: {error.message}" for error in found.unreachable]
-        raise RecoveryGap(f"{words}, which is in no store that can be read", details=unreached, hints=hints)
-    return [there[needed] for needed in manifest.depends_on]
-
-
-def why_unrestorable(found: PolicyArtifacts, entry: ArtifactEntry) -> str:
-    """Return what is missing of the chain that an artifact is the end of, or the empty string."""
-    try:
-        lineage(found, entry)
-    except (RecoveryGap, IntegrityError) as error:
-        return error.message
-    return ""
-
-
-def restorable(found: PolicyArtifacts) -> list[ArtifactEntry]:
-    """Return the artifacts of which no part of the chain is missing."""
-    return [entry for entry in found.entries if not why_unrestorable(found, entry)]
-
-
-def require_lineage(workplace: Workplace, entry: ArtifactEntry) -> None:
-    """Raise IntegrityError when something that an artifact builds on is missing or not believed."""
-    if entry.manifest.depends_on:
-        broken = why_unrestorable(find_artifacts(workplace, entry.manifest.policy), entry)
-        if broken:
-            raise IntegrityError(broken)
 
 
 def find_parent(workplace: Workplace, policy: str) -> ParentBase:
