@@ -36,8 +36,8 @@ from drkit.model import (
 )
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import ForeignManifest, open_sealed, recorded_version
-from drkit.operations.parent_base import BASE, MANIFEST_KIND, find_parent, forget_older, keep, kept_manifest
 from drkit.operations.copying import copy_artifact
+from drkit.operations.parent_base import BASE, MANIFEST_KIND, find_parent, forget_older, keep, kept_manifest
 from drkit.operations.repository import ensure_repository, join_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.selection import find_artifacts
