@@ -32,10 +32,11 @@ def parse_duration(text: str) -> timedelta:
 
 
 def format_duration(duration: timedelta) -> str:
-    """Write a duration as a person says it: ``0.4 s``, ``12 s``, ``0:01:52`` up to a day, then ``13 d 4 h``."""
-    seconds = duration.total_seconds()
-    if seconds < 0:
-        return "-" + format_duration(-duration)
+    """Write a duration as a person says it: ``0.4 s``, ``12 s``, ``0:01:52`` up to a day, then ``13 d 4 h``.
+
+    A negative one is ``0.0 s``: nothing is younger than now, clocks differ. Whoever compares clocks says so by name.
+    """
+    seconds = max(duration.total_seconds(), 0.0)
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:
@@ -46,6 +47,14 @@ def format_duration(duration: timedelta) -> str:
     days, rest = divmod(seconds, 86400)
     hours = int(rest // 3600)
     return f"{int(days)} d {hours} h" if hours and days < 14 else f"{int(days)} d"
+
+
+def say_slow_clock(behind: timedelta) -> str:
+    """Say that RPO cannot be right: the newest change is dated ``behind`` after now."""
+    return (
+        f"this host's clock is {format_duration(behind)} or more behind the database server's, so RPO is taken as"
+        " nothing: timedatectl shows whether ours is kept right"
+    )
 
 
 def parse_size(text: str) -> int:

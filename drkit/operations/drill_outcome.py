@@ -12,10 +12,12 @@ from typing import Literal
 from drkit.errors import DrkitError, SourceError
 from drkit.model import ArtifactEntry, Difference
 from drkit.policy import DrillRule, Policy
-from drkit.units import format_duration, format_moment, format_utc
+from drkit.units import format_duration, format_moment, format_utc, say_slow_clock
 
 LEVELS = ("exists", "intact", "loads", "replays", "same-data", "works")
 Result = Literal["passed", "failed", "not run", "not applicable"]
+_CLOCK_MARGIN = timedelta(seconds=10)
+"""How much two clocks may differ before it is told: commits of the first moments of a drill may come back as well."""
 Verdict = Literal["passed", "passed_with_findings", "failed", "inconclusive", "timed_out", "cancelled"]
 
 
@@ -143,6 +145,7 @@ class DrillOutcome:
         if self.leaked:
             self.verdict = "inconclusive"
             return
+        self.findings += self._clock_findings()
         goals = {"rpo": (self.rpo, self.policy.objectives.rpo), "rto": (self.rto, self.policy.objectives.rto)}
         for name in self.missed_objectives:
             got, goal = goals[name]
@@ -154,6 +157,12 @@ class DrillOutcome:
             )
         self.verdict = "passed_with_findings" if self.findings else "passed"
 
+    def _clock_findings(self) -> list[str]:
+        """Say that RPO cannot be right: what came back is dated after the drill had begun."""
+        newest_at = self.newest_change_at
+        if newest_at is None or newest_at - self.started_at <= _CLOCK_MARGIN:
+            return []
+        return [say_slow_clock(newest_at - self.started_at)]
 
     def run_out_of_time(self) -> None:
         """Judge a drill that was ended because its time was over; what had failed before stays failed."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from drkit.catalog import Catalog
 from drkit.model import ArtifactEntry, Finding
 from drkit.operations import Workplace
+from drkit.operations.judgement import CLOCK_MARGIN
 from drkit.operations.lineage import restorable
 from drkit.operations.selection import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
@@ -20,7 +21,7 @@ from drkit.operations.stored_log import PolicyLogs, base_points, log_state, read
 from drkit.recovery_coverage import Coverage, measure_coverage
 from drkit.recovery_path import BasePoint
 from drkit.recovery_windows import Gap, Window, find_gaps, find_windows
-from drkit.units import parse_utc
+from drkit.units import parse_utc, say_slow_clock
 from drkit.wal import Switch, parse_lsn
 
 Verdict = Literal["passed", "passed_with_findings", "failed"]
@@ -77,7 +78,12 @@ class Timeline:
     @property
     def doubts(self) -> list[str]:
         """Return what was not believed and what was not reached."""
-        return [*self.distrusted, *self.unreached]
+        return [*self.distrusted, *self.unreached, *self._clock_doubts()]
+
+    def _clock_doubts(self) -> list[str]:
+        """Say that RPO cannot be right: the newest moment is dated after now."""
+        ahead = max((window.to_at for window in self.windows), default=self.now) - self.now
+        return [say_slow_clock(ahead)] if ahead > CLOCK_MARGIN else []
 
 
 def read_timeline(workplace: Workplace, policy: str) -> Timeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def test_the_hosts_clock(
     at = ("--at", str(taken[1]["restorable_to"]))
     assert shop.document(*plan, *at)["artifact_id"] == taken[1]["artifact_id"]
     assert {run.state for run in shop.runs()} == {"succeeded"}
+
+
+def test_a_slow_clock_makes_no_negative_rpo_and_is_named(
+    machine: Path, forker: Forker, postgres: PostgresServer
+) -> None:
+    shop = make_shop(machine / "slow", forker, postgres.tcp_url(create_shop(postgres)).reveal())
+    shop.document("backup", "shop")
+    ended = shop.drkit("drill", "shop", "--level", "intact", clock_offset_s=-HOUR.total_seconds())
+    assert ended.status == 0, ended.said
+    finding = "or more behind the database server's, so RPO is taken as nothing"
+    assert finding in ended.stdout
+    assert "PASSED WITH FINDINGS" in ended.stdout
+    assert "RPO 0.0 s" in ended.stdout
+    assert re.search(r"-\d+(:\d\d)+|-\d+(\.\d)? [sd] ", ended.said) is None
+    document = shop.document("drill", "shop", "--level", "intact")
+    assert (document["verdict"], document["findings"]) == ("passed", [])
+    assert document["rpo_s"] > 0
 
 
 def chained(bucket: Bucket, *moments: timedelta) -> list[ArtifactEntry]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drkit.cli.timeline_view import Proof, TimelinePicture, draw_timeline
+from drkit.operations.timeline import Timeline
 from drkit.recovery import Gap, Window
 from drkit.recovery_coverage import Coverage
 
@@ -173,3 +174,12 @@ def test_ticks_stay_round_when_summer_time_ends() -> None:
     drawn = draw_timeline(TimelinePicture("orders", window.to_at, [window], columns=190, zone=zone))
     day = ["03:00", "06:00", "09:00", "12:00", "15:00", "18:00", "21:00"]
     assert drawn.splitlines()[1].split() == ["10-24", *day, "10-25", *day]
+
+
+@pytest.mark.parametrize(("ahead", "doubts"), [(timedelta(hours=1), 1), (timedelta(minutes=4), 0)])
+def test_a_slow_clock_makes_no_negative_rpo_and_is_named(ahead: timedelta, doubts: int) -> None:
+    now = PICTURE.windows[-1].to_at - ahead
+    drawn = draw_timeline(replace(PICTURE, now=now))
+    assert "(RPO 0.0 s, objective 0:15:00)" in drawn
+    found = Timeline("orders", now, PICTURE.windows, [], [], [], [], PICTURE.coverage, None, None, [], [], [])
+    assert ["1:00:00 or more behind the database server's" in doubt for doubt in found.doubts] == [True] * doubts
