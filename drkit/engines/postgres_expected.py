@@ -7,8 +7,6 @@ from drkit.model import Difference
 
 def expected_after_dump(difference: Difference) -> str:
     """Return the reason why ``difference`` is to be expected after pg_dump and pg_restore, or the empty string."""
-    if difference.kind == "tablespace":
-        return "a scratch server has no tablespaces of its own"
     if difference.kind == "sequence" and difference.fact in {"last_value", "is_called"}:
         return _moving_sequence(difference)
     if difference.kind == "large object" and difference.fact == "digest" and difference.expected is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from drkit.canonical import canonical_json
 from drkit.keys import load_identities, load_signing_key, recipients_of
 from drkit.model import Manifest
 from drkit.signing import MANIFEST_NAMESPACE, sign
-from tests.fixtures.postgres import PostgresServer
+from tests.fixtures.postgres import PostgresServer, running_postgres
 from tests.fixtures.site import ReadySite
 
 SLEEP = "select pg_sleep(600) is null"
@@ -292,3 +293,34 @@ def test_a_drill_whose_tool_hangs_is_ended_at_its_time(site: ReadySite, tmp_path
     assert "Proven until then: exists, intact." in done.stdout
     record = timed_out_record(site)
     assert (record["verdict"], record["ended_in"], record["levels"]["loads"]) == ("timed_out", "load", "not run")
+
+
+def test_tablespaces_come_back_and_a_missing_one_is_a_difference(ready_site: ReadySite) -> None:
+    with running_postgres() as server:
+        folder = server.folder / "space"
+        subprocess.run(["install", "-d", "-m", "700", *as_owner(), str(folder)], check=True)
+        server.execute("create role keeper")
+        server.execute(
+            f"create tablespace \"fast disk\" owner keeper location '{folder}' with (random_page_cost = 1.1)"
+        )
+        database = server.create_database(None, 'create table t tablespace "fast disk" as select 1 as a')
+        write_policy(ready_site, server, database)
+        assert ready_site.drkit("backup", "shop").returncode == 0
+        status, document, said = drill(ready_site, "--level", "same-data")
+        assert (status, document["verdict"]) == (0, "passed"), said
+        assert document["expected_differences"] == []
+
+        def change(details: dict[str, Any]) -> None:
+            spaces = details["parts"]["globals"]["fingerprint"]["tablespace"]
+            spaces['"slow disk"'] = spaces.pop('"fast disk"')
+
+        resign(ready_site, change)
+        status, document, _ = drill(ready_site, "--level", "same-data")
+        assert (status, document["verdict"]) == (11, "failed")
+        lines = document["levels"]["same-data"]["lines"]
+        assert any('tablespace "slow disk": missing' in line for line in lines), lines
+
+
+def as_owner() -> list[str]:
+    """Return what makes `install` give a folder to whom the test server runs as."""
+    return ["-o", "postgres"] if os.geteuid() == 0 else []
