@@ -6,7 +6,7 @@ that is missing, added or different, and asks the engine's expectations which of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from drkit.model import Difference, Fingerprint
@@ -15,6 +15,16 @@ ABSENT = "absent"
 
 Expectation = Callable[[Difference], str]
 """Return why a difference is to be expected, or the empty string."""
+
+
+_HELD = {"table": "row", "collection": "document"}
+
+
+def data_words(fingerprints: Iterable[Fingerprint]) -> tuple[str, str]:
+    """Return the kind that holds the data, and the word for what it holds: table and row, collection and document."""
+    kinds = {kind for fingerprint in fingerprints for kind in fingerprint}
+    holder = "collection" if "collection" in kinds else "table"
+    return holder, _HELD[holder]
 
 
 def compare_fingerprints(expected: Fingerprint, actual: Fingerprint, expectation: Expectation) -> list[Difference]:
@@ -47,7 +57,8 @@ def describe_difference(difference: Difference) -> str:
     if difference.fact == "presence":
         return f"{subject}: {'missing' if difference.actual == ABSENT else 'was not there at backup time'}"
     if difference.fact == "rows":
-        return f"{subject}: {_shown(difference.actual)} rows, {_shown(difference.expected)} at backup time"
+        held = _HELD.get(difference.kind, "row")
+        return f"{subject}: {_shown(difference.actual)} {held}s, {_shown(difference.expected)} at backup time"
     if difference.fact == "digest":
         return f"{subject}: digest differs"
     return f"{subject}: {difference.fact} {_shown(difference.actual)}, at backup time {_shown(difference.expected)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -298,13 +299,33 @@ class Check(Section):
     """One question to the restored data whose answer is known."""
 
     name: Text = Field(description="What is true when the answer is right.", examples=["orders are fresh"])
-    sql: Text = Field(description="A query of one row and one column.", examples=['"select count(*) > 0 from orders"'])
+    sql: Text | None = Field(
+        default=None,
+        description="postgres: a query of one row and one column.",
+        examples=['"select count(*) > 0 from orders"'],
+    )
+    collection: Text | None = Field(
+        default=None, description="mongodb: the collection to aggregate.", examples=["orders"]
+    )
+    pipeline: tuple[dict[str, Any], ...] | None = Field(
+        default=None,
+        description="mongodb: an aggregation pipeline that ends in one document with one value beside _id; types that "
+        "YAML does not have as in MongoDB's Extended JSON.",
+        examples=["[{$count: n}]"],
+    )
     expect: Annotated[Any, BeforeValidator(_scalar)] = Field(
         default=True, description="The right answer: true, false, a number or text.", examples=["true"]
     )
     database: Text | None = Field(
         default=None, description="The database to ask; the only one when left out.", examples=["orders"]
     )
+
+    @property
+    def query(self) -> str:
+        """Return what the engine is asked: SQL, or the collection and its pipeline as JSON."""
+        if self.sql is not None:
+            return self.sql
+        return json.dumps({"collection": self.collection, "pipeline": self.pipeline})
 
 
 class DrillRule(Section):

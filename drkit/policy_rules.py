@@ -30,6 +30,7 @@ def cross_checks(document: SourceDocument) -> Iterator[Problem]:
     yield from _recipients(document)
     yield from _retention(document)
     yield from _check_databases(document)
+    yield from _check_questions(document)
 
 
 def _backup_rules(document: SourceDocument) -> Iterator[Problem]:
@@ -134,6 +135,33 @@ def _retention(document: SourceDocument) -> Iterator[Problem]:
     counts = [retention.get(key, 0) for key in _COUNTS]
     if set(retention) <= {*_COUNTS, "recovery_window"} and all(count == 0 for count in counts):
         yield document.problem(("retention",), "keeps nothing; leave the section out to keep everything")
+
+
+_QUESTIONS = {
+    "postgres": {"sql": 'sql: "select count(*) > 0 from orders"'},
+    "mongodb": {"collection": "collection: orders", "pipeline": "pipeline: [{$count: n}]"},
+}
+"""What a check must say, by engine, and how it is written."""
+
+
+def _check_questions(document: SourceDocument) -> Iterator[Problem]:
+    engine = document.at("target", "engine")
+    if not isinstance(engine, str) or engine not in _QUESTIONS:
+        return
+    wanted = _QUESTIONS[engine]
+    others = {key for keys in _QUESTIONS.values() for key in keys} - set(wanted)
+    for drill in range(len(document.items("drills"))):
+        for index, check in enumerate(document.items("drills", drill, "checks")):
+            path: KeyPath = ("drills", drill, "checks", index)
+            if not isinstance(check, dict):
+                continue
+            for key, example in wanted.items():
+                if check.get(key) is None:
+                    yield document.problem((*path, key), f"is missing; write it like {example}")
+            for key in sorted(others & set(check)):
+                yield document.problem(
+                    (*path, key), f"means nothing to engine {engine}", place=document.key_place((*path, key))
+                )
 
 
 def _check_databases(document: SourceDocument) -> Iterator[Problem]:

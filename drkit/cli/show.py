@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drkit.cli import common_options, output_of, site_option
+from drkit.fingerprint import data_words
 from drkit.units import format_bytes, format_count, format_duration, format_moment, parse_utc
 
 if TYPE_CHECKING:
@@ -125,11 +126,12 @@ def _fingerprints(entry: ArtifactEntry) -> Iterator[str]:
             continue
         counts = ", ".join(f"{kind.replace('_', ' ')} {len(items):,}" for kind, items in sorted(fingerprint.items()))
         yield f"fingerprint of {facts.get('label', part)}: {counts}"
-        tables = fingerprint.get("table", {})
+        holder, held = data_words([fingerprint])
+        tables = fingerprint.get(holder, {})
         width = max(map(len, tables), default=0)
         for name, table in tables.items():
             rows = table.get("rows")
-            count = format_count(rows, "row") if isinstance(rows, int) else "rows not counted"
+            count = format_count(rows, held) if isinstance(rows, int) else f"{held}s not counted"
             yield f"  {name:<{width}}  {count:>16}  {table.get('digest', '')}".rstrip()
 
 

@@ -21,7 +21,7 @@ from drkit.credentials import resolve
 from drkit.engines import BackupOptions, BackupSession, Engine, ParentBase, Part
 from drkit.engines.registry import find_engine
 from drkit.errors import ConfigError, IntegrityError, StoreError
-from drkit.fingerprint import total_rows
+from drkit.fingerprint import data_words, total_rows
 from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.model import (
     INCREMENTAL_FEATURE,
@@ -285,11 +285,12 @@ class _Job:
             )
             return
         prints = [part["fingerprint"] for part in details["parts"].values() if "fingerprint" in part]
-        tables = sum(len(items.get("table", {})) for items in prints)
+        holder, held = data_words(prints)
+        holders = sum(len(items.get(holder, {})) for items in prints)
         rows = sum(total_rows(items) for items in prints)
         what = "counts and digests" if self.policy.fingerprint == "digests" else "counts"
         self.reporter.line(
-            f"  fingerprint {format_count(tables, 'table')}, {format_count(rows, 'row')}, {what} as of"
+            f"  fingerprint {format_count(holders, holder)}, {format_count(rows, held)}, {what} as of"
             f" {format_moment(snapshot_at)}"
         )
 

@@ -18,7 +18,7 @@ from datetime import timedelta
 from drkit.engines import Engine, LoadResult, RestoreOptions
 from drkit.engines.registry import find_engine
 from drkit.errors import Busy, ConfigError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError, StoreError
-from drkit.fingerprint import compare_fingerprints, count_kinds, describe_difference
+from drkit.fingerprint import compare_fingerprints, count_kinds, data_words, describe_difference
 from drkit.keys import KeyFile
 from drkit.model import Fingerprint
 from drkit.operations import Reporter, Workplace
@@ -42,7 +42,13 @@ _DISK_FACTOR = 3
 """An index-heavy database takes this many times the bytes of its dump, staged copy included."""
 _MOST_AT_ONCE = 4
 """How many drills of one policy may run at once, on all hosts that share a catalog."""
-_SHOWN_KINDS = (("sequence", "sequences"), ("index", "indexes"), ("constraint", "constraints"), ("role", "roles"))
+_SHOWN_KINDS = (
+    ("sequence", "sequences"),
+    ("index", "indexes"),
+    ("constraint", "constraints"),
+    ("view", "views"),
+    ("role", "roles"),
+)
 
 
 def run_drill(
@@ -238,16 +244,17 @@ def _warned(loaded: LoadResult) -> str:
 
 
 def _equal(fingerprints: Sequence[Fingerprint]) -> str:
-    """Say how much was compared and found equal, tables first."""
+    """Say how much was compared and found equal, tables or collections first."""
+    holder, _ = data_words(fingerprints)
     totals: Counter[str] = Counter()
     for fingerprint in fingerprints:
         totals.update(count_kinds(fingerprint))
-    tables = [facts for fingerprint in fingerprints for facts in fingerprint.get("table", {}).values()]
+    tables = [facts for fingerprint in fingerprints for facts in fingerprint.get(holder, {}).values()]
     digested = any("digest" in facts for facts in tables)
-    others = sum(totals.values()) - totals["table"]
+    others = sum(totals.values()) - totals[holder]
     counted = [format_count(totals[kind], kind, plural) for kind, plural in _SHOWN_KINDS if totals[kind]]
     return (
-        f"{totals['table']} of {format_count(totals['table'], 'table')} equal in"
+        f"{totals[holder]} of {format_count(totals[holder], holder)} equal in"
         f" {'count and digest' if digested else 'count, no digests recorded'},"
         f" {others} other objects equal: {', '.join(counted)}, …"
     )

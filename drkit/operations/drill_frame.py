@@ -111,7 +111,7 @@ class DrillFrame:
         for check in checks:
             part = _part_of(parts, check.database)
             try:
-                answer = engine.run_check(url, part, check.sql)
+                answer = engine.run_check(url, part, check.query)
             except SourceError as error:
                 level.lines.append(f"{check.name}: {error.message}")
                 continue

@@ -16,7 +16,7 @@ from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions, RestoreSession
 from drkit.engines.registry import find_engine
 from drkit.errors import ConfigError, IntegrityError, RecoveryGap, StoreError
-from drkit.fingerprint import total_rows
+from drkit.fingerprint import data_words, total_rows
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, ObjectRecord
 from drkit.operations import Reporter, Workplace
@@ -99,8 +99,9 @@ class RestorePlan:
         where = ", ".join(self.entry.stores)
         lines.append(f"  artifact   {manifest.artifact_id}  {manifest.engine} {manifest.method}, in {where}")
         for item in self.objects:
-            rows = total_rows(self.details["parts"].get(item.part, {}).get("fingerprint", {}))
-            shown = f", {format_count(rows, 'row')}" if rows else ""
+            fingerprint = self.details["parts"].get(item.part, {}).get("fingerprint", {})
+            rows, (_, held) = total_rows(fingerprint), data_words([fingerprint])
+            shown = f", {format_count(rows, held)}" if rows else ""
             lines.append(
                 f"  {self.label(item.part):<10} {format_bytes(item.stored_bytes)} stored,"
                 f" {format_bytes(item.plain_bytes)} to load{shown}"
