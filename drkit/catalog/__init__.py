@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a 
 class ArtifactRow(NamedTuple):
     """What a list shows of an artifact; ``verdict`` and ``level`` are of its newest drill, empty without one.
 
-    ``degraded`` says that the source was found to be damaged when the artifact was taken.
+    ``degraded`` says that the source was found to be damaged when the artifact was taken. ``parent`` is the artifact
+    that an incremental one holds the changes since, empty for a full one.
     """
 
     artifact_id: str
@@ -32,6 +33,7 @@ class ArtifactRow(NamedTuple):
     verdict: str
     level: str
     degraded: bool = False
+    parent: str = ""
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,16 @@ def _degraded(db: Database) -> None:
     )
 
 
+@MIGRATIONS(name="003_parent")
+def _parent(db: Database) -> None:
+    """Let lists mark what holds only changes, and say since which artifact."""
+    db.execute("alter table artifacts add column parent text not null default ''")
+    db.execute(
+        "update artifacts set parent = coalesce((select json_extract(m.manifest, '$.depends_on[#-1]') from manifests m"
+        " where m.artifact_id = artifacts.artifact_id), '')"
+    )
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

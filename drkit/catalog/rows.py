@@ -20,7 +20,7 @@ LIST = """
     select a.artifact_id, a.policy, a.engine, a.method, a.seq, a.restorable_to_at, a.stored_bytes, a.plain_bytes,
         (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id) as stores,
         (select verdict || ' ' || level from evidence e where e.artifact_id = a.artifact_id and e.kind = 'drill'
-            order by ended_at desc limit 1) as proof, a.degraded
+            order by ended_at desc limit 1) as proof, a.degraded, a.parent
     from artifacts a where :policy is null or a.policy = :policy
     order by a.restorable_to_at desc, a.artifact_id desc"""
 ARTIFACTS = """
@@ -29,9 +29,9 @@ ARTIFACTS = """
     from artifacts a join manifests m using (artifact_id)"""
 _PUT_ARTIFACT = """
     insert into artifacts (artifact_id, policy, engine, method, seq, restorable_to_at, stored_bytes, plain_bytes,
-        manifest_sha256, degraded)
+        manifest_sha256, degraded, parent)
     values (:artifact_id, :policy, :engine, :method, :seq, :restorable_to_at, :stored_bytes, :plain_bytes,
-        :manifest_sha256, :degraded)
+        :manifest_sha256, :degraded, :parent)
     on conflict (artifact_id) do nothing"""
 _PUT_MANIFEST = """
     insert into manifests (artifact_id, manifest, details) values (:artifact_id, :manifest, :details)
@@ -56,6 +56,7 @@ def put_artifact(connection: sqlite3.Connection, entry: ArtifactEntry) -> None:
         "plain_bytes": manifest.plain_bytes,
         "manifest_sha256": entry.manifest_sha256,
         "degraded": bool(manifest.degraded),
+        "parent": manifest.depends_on[-1] if manifest.depends_on else "",
         "manifest": manifest.to_bytes().decode(),
         "details": None if entry.details is None else json_text(entry.details),
     }
@@ -108,7 +109,8 @@ def artifact_of(row: sqlite3.Row, *, with_details: bool = False) -> ArtifactEntr
 
 def list_row_of(row: sqlite3.Row) -> ArtifactRow:
     """Return what a list shows, of a row of `LIST`."""
-    artifact_id, policy, engine, method, seq, restorable_to_at, stored_bytes, plain_bytes, stores, proof, degraded = row
+    *columns, restorable_to_at, stored_bytes, plain_bytes, stores, proof, degraded, parent = row
+    artifact_id, policy, engine, method, seq = columns
     verdict, _, level = (proof or "").partition(" ")
     moment, names = datetime.fromisoformat(restorable_to_at), _names(stores)
     return ArtifactRow(
@@ -116,6 +118,7 @@ def list_row_of(row: sqlite3.Row) -> ArtifactRow:
         verdict=verdict,
         level=level,
         degraded=bool(degraded),
+        parent=parent,
     )
 
 

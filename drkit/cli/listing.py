@@ -54,13 +54,18 @@ def _cells(row: ArtifactRow) -> tuple[str, ...]:
     return (
         row.artifact_id,
         row.policy,
-        f"{row.method} (degraded)" if row.degraded else row.method,
+        _method(row),
         format_moment(row.restorable_to_at),
         format_bytes(row.plain_bytes),
         format_bytes(row.stored_bytes),
         ", ".join(row.stores),
         f"{row.verdict.replace('_', ' ')} ({row.level})" if row.verdict else "not drilled",
     )
+
+
+def _method(row: ArtifactRow) -> str:
+    marks = [mark for mark, given in (("incremental", row.parent), ("degraded", row.degraded)) if given]
+    return f"{row.method} ({', '.join(marks)})" if marks else row.method
 
 
 def _document(row: ArtifactRow) -> dict[str, Any]:

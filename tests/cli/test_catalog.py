@@ -31,7 +31,7 @@ create temp table number as
     with recursive n(i) as (select 2 union all select i + 1 from n where i < 10000) select i from n;
 insert into artifacts select printf('%026d', i), 'p' || (i % 20), engine, method, i,
     strftime('%Y-%m-%dT%H:%M:%S.000000+00:00', '2026-01-01', '+' || i || ' minutes'),
-    i * 1000, i * 4000, manifest_sha256 from number, artifacts;
+    i * 1000, i * 4000, manifest_sha256, degraded, parent from number, artifacts;
 insert into manifests select printf('%026d', i), manifest, details from number, manifests;
 insert into artifact_stores select printf('%026d', i), store from number, artifact_stores;
 commit;

@@ -90,6 +90,10 @@ def test_a_chain_is_restored_and_drilled(walk: Walk) -> None:
     sizes = [sum(item["plain_bytes"] for item in manifest["objects"]) for manifest in manifests]
     wal_bytes = 2 * (16 << 20)  # of the segments between start and stop, which every base has
     assert max(sizes[1:]) < wal_bytes < sizes[0]
+    listed = document_of(walk.site.call("list", "--json"))["artifacts"]
+    assert {item["artifact_id"]: item["parent"] for item in listed} == {full: "", first: full, second: first}
+    assert walk.site.call("list").stdout.count("base (incremental)") == 2
+    assert document_of(walk.site.call("catalog", "rebuild", "--json"))
     plan = document_of(walk.restore("--plan", "--into", "unused", "--at", "immediate", "--json"))
     assert plan["base"]["depends_on"] == [full, first]
 
