@@ -5,8 +5,9 @@ the vector unit. Here numpy runs it over all pages of a chunk at once. What coun
 counts: a page that was last changed before the backup began and has a wrong checksum. Younger pages may be torn; replay
 writes them anew, because full_page_writes is forced on during a backup.
 
-How much it costs, measured with `drkit backup` of 1.1 GB of pgbench tables by via: local with two threads on two cores,
-the median of five runs each: see `postgres_base_local.LocalBackup`.
+What it costs: 4.7 s of CPU time with it and 4.0 s without, to copy, compress and seal 1.15 GB of pgbench tables by
+`via: local` with two threads on two cores; medians of five runs each, in turns, on a machine with other work to do
+(elapsed times scattered too much to say more). Half of it is laying the pages across, half the arithmetic.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _SHOWN_BLOCKS = 10
 _REREADS = 3
-_BATCH_PAGES = 1024
+_BATCH_PAGES = 512
 _ROUNDS_OF_ZEROS = 2
 _LANES = 32
 _PRIME = 16777619
@@ -184,6 +185,7 @@ class PageBatch:
         self._rows = page_bytes // (4 * _LANES)
         self._capacity = pages
         self._words: _Words = np.empty((self._rows, pages, _LANES), np.uint32)
+        self._across = self._words.view(f"V{4 * _LANES}").reshape(self._rows, pages)
         self._blocks: _Words = np.empty(pages, np.uint32)
         self._sums: _Words = np.empty(pages * _LANES, np.uint32)
         self._mixed: _Words = np.empty(pages * _LANES, np.uint32)
@@ -198,10 +200,10 @@ class PageBatch:
     def add(self, content: bytes | memoryview, first_block: int) -> None:
         """Take some pages, of which the first has that number in its relation."""
         np = self._np
-        words = np.frombuffer(content, np.uint32).reshape(-1, self._rows, _LANES)
-        end = self.count + len(words)
-        self._words[:, self.count : end] = words.transpose(1, 0, 2)
-        self._blocks[self.count : end] = np.arange(first_block, first_block + len(words), dtype=np.uint32)
+        rows = np.frombuffer(content, self._across.dtype).reshape(-1, self._rows)
+        end = self.count + len(rows)
+        self._across[:, self.count : end] = rows.T
+        self._blocks[self.count : end] = np.arange(first_block, first_block + len(rows), dtype=np.uint32)
         self.count = end
 
     def take_wrong(self) -> list[int]:

@@ -7,10 +7,11 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,21 +29,29 @@ SHELL_TOOLS = [
     "basename",
     "bash",
     "cat",
+    "chmod",
     "cp",
     "dirname",
     "grep",
     "head",
+    "ln",
+    "ls",
     "mkdir",
+    "rm",
     "sed",
     "sha256sum",
+    "sleep",
     "sort",
+    "tar",
     "tr",
+    "truncate",
 ]
 RECOVERY_TOOLS = ["ssh-keygen", "age", "zstd"]
-POSTGRES_TOOLS = ["psql", "pg_restore"]
+POSTGRES_TOOLS = ["psql", "pg_restore", "pg_ctl", "pg_verifybackup"]
 READ = ("1", "2", "3", "4")
 WHOLE_SERVER = (*READ, "4a", "5")
 ONE_DATABASE = (*READ, "4b", "5")
+PHYSICAL = ("1", "2", "3", "6", "6a", "6b", "6c")
 ODD_NAME = 'Größe "A" x'
 
 
@@ -84,6 +93,8 @@ class Recovery:
     server: PostgresServer
     part: str = ""
     database: str = ""
+    target: str = ""
+    timeline: str = "latest"
 
     @property
     def artifact_folder(self) -> Path:
@@ -104,10 +115,16 @@ class Recovery:
             "PGUSER": "postgres",
             "PART": self.part,
             "DATABASE": self.database,
+            "DATA": str(self.folder / "data"),
+            "TABLESPACES": str(self.folder / "spaces"),
+            "TARGET": self.target,
+            "TIMELINE": self.timeline,
         }
 
-    def follow(self, sections: Sequence[str], verify_time: str = "") -> subprocess.CompletedProcess[str]:
-        """Run the blocks of these sections in one shell, as the document says."""
+    def follow(
+        self, sections: Sequence[str], verify_time: str = "", user: Mapping[str, Any] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the blocks of these sections in one shell, as the document says; ``user`` is who types."""
         script = "".join(self._filled_in(block) for block in blocks() if self._is_followed(block, sections))
         if verify_time:
             script = re.sub(r"(ssh-keygen -Y \S+)", rf"\1 -O verify-time={verify_time}", script)
@@ -120,6 +137,7 @@ class Recovery:
             text=True,
             timeout=120,
             check=False,
+            **(user or {}),
         )
 
     @staticmethod
@@ -148,7 +166,11 @@ class Backed:
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the document's tools and no others: no python, no drkit."""
-    folder = tmp_path_factory.mktemp("tools")
+    return link_tools(tmp_path_factory.mktemp("tools"))
+
+
+def link_tools(folder: Path) -> Path:
+    """Fill a folder with links to the document's tools."""
     for name in SHELL_TOOLS + RECOVERY_TOOLS:
         path = shutil.which(name)
         assert path, f"{name} is not installed; run scripts/setup --tests"
