@@ -126,7 +126,7 @@ def _clock(found: StoreProbe) -> str:
 @common_options
 @click.pass_context
 def copy(ctx: click.Context, policies: tuple[str, ...]) -> None:
-    """Make the copies that POLICIES (or all of them) promise and that are missing.
+    """Make the copies of artifacts and drill records that POLICIES (or all of them) promise and that are missing.
 
     Sealed bytes move from store to store; no database is read and nothing is decrypted. Runs as often as you like.
     Exit codes: 0 every copy is there; 6 one could not be made.
@@ -146,6 +146,7 @@ def copy(ctx: click.Context, policies: tuple[str, ...]) -> None:
 def _copy_document(result: CopyResult) -> dict[str, Any]:
     return {
         "copied": [vars(item) for item in result.copied],
+        "records": [vars(item) for item in result.records],
         "failed": [
             {**vars(item), "error": item.error.message, "details": list(item.error.details)} for item in result.failed
         ],
@@ -160,10 +161,13 @@ def _copy_lines(result: CopyResult) -> list[str]:
         f"{item.policy}  {item.artifact_id}  copied to {item.store}  {format_bytes(item.size_bytes)}"
         for item in result.copied
     ]
+    lines += [f"{item.policy}  record {item.run_id}  copied to {item.store}" for item in result.records]
     for failure in result.failed:
-        subject = "  ".join(filter(None, (failure.policy, failure.artifact_id, failure.store)))
+        subject = "  ".join(filter(None, (failure.policy, failure.artifact_id or failure.run_id, failure.store)))
         lines += [f"{subject}  FAILED  {failure.error.message}", *(f"  {line}" for line in failure.error.details)]
         lines += [f"  hint: {hint}" for hint in failure.error.hints]
     made = f"{format_count(len(result.copied), 'copy', 'copies')} made"
+    if result.records:
+        made += f", {format_count(len(result.records), 'drill record')} copied"
     failed = f", {len(result.failed)} failed" if result.failed else ""
     return [*lines, f"{made}{failed}, {format_count(result.complete, 'artifact')} lacked none"]

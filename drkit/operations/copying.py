@@ -1,8 +1,12 @@
-"""Copies in further stores: the sealed bytes move, the database is not read again and nothing is decrypted."""
+"""Copies in further stores: the sealed bytes move, the database is not read again and nothing is decrypted.
+
+Records of drills are copied as well, with their signatures: an auditor who is given one store must find them all there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +15,7 @@ from drkit.errors import Busy, DrkitError, IntegrityError, StoreError
 from drkit.model import ArtifactEntry, Manifest, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import TrustedManifest, open_sealed, read_manifest
+from drkit.operations.evidence import StoredRecord, read_record
 from drkit.operations.repository import ensure_repository, join_repository
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import find_artifacts
@@ -101,13 +106,26 @@ class Copied:
 
 
 @dataclass(frozen=True)
+class CopiedRecord:
+    """A drill's record that was copied, with its signature."""
+
+    policy: str
+    run_id: str
+    store: str
+
+
+@dataclass(frozen=True)
 class NotCopied:
-    """A copy that could not be made; without an artifact the whole store failed, without a store the whole policy."""
+    """A copy that could not be made, of an artifact or of the record of a run.
+
+    Without either the whole store failed, without a store the whole policy.
+    """
 
     policy: str
     error: DrkitError
     artifact_id: str = ""
     store: str = ""
+    run_id: str = ""
 
 
 @dataclass
@@ -115,6 +133,7 @@ class CopyResult:
     """What a catch-up did; ``complete`` counts the artifacts that lacked no copy."""
 
     copied: list[Copied] = field(default_factory=list)
+    records: list[CopiedRecord] = field(default_factory=list)
     failed: list[NotCopied] = field(default_factory=list)
     complete: int = 0
 
@@ -146,6 +165,7 @@ def _catch_up(workplace: Workplace, policy: Policy, reporter: Reporter, result: 
                 _complete(workplace, entry, missing, reporter, result)
             else:
                 result.complete += 1
+        _copy_records(workplace, policy, usable, result)
         running.outcome = {"copied": len(result.copied) - copied, "failed": len(result.failed) - failed}
         for failure in result.failed[failed:]:
             raise failure.error
@@ -176,3 +196,56 @@ def _complete(
             result.failed.append(NotCopied(manifest.policy, error, manifest.artifact_id, name))
         else:
             result.copied.append(Copied(manifest.policy, manifest.artifact_id, name, manifest.stored_bytes))
+
+
+def _copy_records(workplace: Workplace, policy: Policy, names: Sequence[str], result: CopyResult) -> None:
+    """Bring every record of a drill that one of the stores has to the others."""
+    held = {name: _records_in(workplace.stores[name], policy.policy) for name in names}
+    for run_id in sorted(set().union(*held.values())):
+        holders = [name for name in names if run_id in held[name]]
+        missing = [name for name in names if run_id not in held[name]]
+        if missing:
+            _copy_record(workplace, (policy.policy, run_id), holders, missing, result)
+
+
+def _records_in(store: Store, policy: str) -> set[str]:
+    """Return the runs whose record is there with its signature."""
+    keys = {found.key for found in store.list(bucket.evidence_prefix(policy))}
+    whole = (bucket.parse_evidence_key(key) for key in keys if bucket.signature_key(key) in keys)
+    return {named[1] for named in whole if named is not None}
+
+
+def _copy_record(
+    workplace: Workplace, named: tuple[str, str], holders: Sequence[str], missing: Sequence[str], result: CopyResult
+) -> None:
+    policy, run_id = named
+    try:
+        found = _read_record(workplace, named, holders)
+    except (IntegrityError, StoreError) as error:
+        result.failed += [NotCopied(policy, error, store=name, run_id=run_id) for name in missing]
+        return
+    key = bucket.evidence_key(policy, run_id)
+    copied = []
+    for name in missing:
+        try:
+            workplace.stores[name].put(bucket.signature_key(key), [found.signature])
+            workplace.stores[name].put(key, [found.data])
+        except StoreError as error:
+            result.failed.append(NotCopied(policy, error, store=name, run_id=run_id))
+        else:
+            copied.append(name)
+    result.records += [CopiedRecord(policy, run_id, name) for name in copied]
+    digest = hashlib.sha256(found.data).hexdigest()
+    workplace.catalog.index_evidence(found.record, digest, copied)
+
+
+def _read_record(workplace: Workplace, named: tuple[str, str], holders: Sequence[str]) -> StoredRecord:
+    """Read a record where it is sound; raise the first error when it is nowhere."""
+    failure: DrkitError | None = None
+    for name in holders:
+        try:
+            return read_record(workplace.stores[name], workplace.signers, *named)
+        except (IntegrityError, StoreError) as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from drkit import __version__, age, bucket
-from drkit.canonical import canonical_json
+from drkit.canonical import canonical_json, parse_json
 from drkit.errors import IntegrityError, StoreError
 from drkit.keys import recipients_of
 from drkit.model import Document, Moment, Sha256
@@ -23,7 +24,8 @@ from drkit.operations.drill_outcome import DrillOutcome
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import Policy
 from drkit.signing import EVIDENCE_NAMESPACE, Signer, sign, verify
-from drkit.units import format_utc
+from drkit.stores import Store, read_object
+from drkit.units import format_utc, parse_utc
 
 
 class DrillRecord(Document):
@@ -184,20 +186,44 @@ def _plain(difference: Any) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class StoredRecord:
+    """A verified record as one store holds it, with the exact bytes that were signed."""
+
+    record: dict[str, Any]
+    data: bytes
+    signature: bytes
+
+
+def read_record(store: Store, signers: Sequence[Signer], policy: str, run_id: str) -> StoredRecord:
+    """Read a record and its signature from one store.
+
+    Raise StoreMissing when either is not there, IntegrityError when they are not a pinned signer's or belong elsewhere.
+    """
+    key = bucket.evidence_key(policy, run_id)
+    where = f"{key} in store {store.name}"
+    data, signature = read_object(store, key), read_object(store, bucket.signature_key(key))
+    record, _ = _verified(data, signature, signers, where)
+    if (record.get("policy"), record.get("run_id")) != (policy, run_id):
+        raise IntegrityError(f"{where} is the record of run {record.get('run_id')} of policy {record.get('policy')}")
+    return StoredRecord(record, data, signature)
+
+
 def verify_record(path: Path, signers: Sequence[Signer]) -> tuple[dict[str, Any], Signer]:
     """Check a record and its ``.sig`` file offline; return it and its signer.
 
     Raise IntegrityError when the signature is missing, does not fit, or is not a pinned signer's.
     """
-    from drkit.canonical import parse_json
-    from drkit.units import parse_utc
-
     data = path.read_bytes()
     signature_path = path.with_name(path.name + ".sig")
     if not signature_path.exists():
         raise IntegrityError(f"{path} is not signed: {signature_path.name} is missing")
-    signature = signature_path.read_bytes()
-    verify(data, signature, EVIDENCE_NAMESPACE, signers, what=str(path))
-    record = parse_json(data, str(path))
+    return _verified(data, signature_path.read_bytes(), signers, str(path))
+
+
+def _verified(data: bytes, signature: bytes, signers: Sequence[Signer], what: str) -> tuple[dict[str, Any], Signer]:
+    """Return the record and who signed it, as of the moment at which it says that it ended."""
+    verify(data, signature, EVIDENCE_NAMESPACE, signers, what=what)
+    record = parse_json(data, what)
     ended_at = parse_utc(str(record.get("ended_at", "")))
-    return record, verify(data, signature, EVIDENCE_NAMESPACE, signers, what=str(path), at=ended_at)
+    return record, verify(data, signature, EVIDENCE_NAMESPACE, signers, what=what, at=ended_at)

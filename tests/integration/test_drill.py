@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -293,6 +294,40 @@ def test_a_drill_whose_tool_hangs_is_ended_at_its_time(site: ReadySite, tmp_path
     assert "Proven until then: exists, intact." in done.stdout
     record = timed_out_record(site)
     assert (record["verdict"], record["ended_in"], record["levels"]["loads"]) == ("timed_out", "load", "not run")
+
+
+def use_stores(site: ReadySite, *names: str) -> None:
+    policy = site.folder / "policies" / "shop.yaml"
+    policy.write_text(re.sub(r"stores: \[.*\]", f"stores: [{', '.join(names)}]", policy.read_text()))
+
+
+def test_missing_records_are_copied_with_their_signatures(site: ReadySite) -> None:
+    run_ids = [drill(site, "--level", "intact")[1]["run_id"] for _ in range(2)]
+    for name in ("second", "third"):
+        site.add_store(name).mkdir()
+    use_stores(site, "primary", "second")
+    copied = json.loads(site.drkit("store", "copy", "--json").stdout)
+    assert copied["records"] == [{"policy": "shop", "run_id": run_id, "store": "second"} for run_id in run_ids]
+    key = bucket.evidence_key("shop", run_ids[0])
+    assert (site.folder / "second" / key).read_bytes() == (site.store_folder / key).read_bytes()
+    assert site.drkit("evidence", "verify", str(site.folder / "second" / key)).returncode == 0
+    again = site.drkit("store", "copy")
+    assert again.stdout == "0 copies made, 1 artifact lacked none\n"
+
+    # Damage is not copied on: the next store is asked, and one that nobody has whole is named.
+    for run_id in run_ids:
+        record = site.store_folder / bucket.evidence_key("shop", run_id)
+        record.chmod(0o600)
+        record.write_bytes(record.read_bytes().replace(b'"verdict":"passed"', b'"verdict":"failed"'))
+    (site.folder / "second" / f"{bucket.evidence_key('shop', run_ids[1])}.sig").unlink()
+    use_stores(site, "primary", "second", "third")
+    done = site.drkit("store", "copy")
+    assert done.returncode == 6
+    assert f"record {run_ids[0]}  copied to third" in done.stdout
+    assert f"shop  {run_ids[1]}  third  FAILED" in done.stdout
+    assert f"{bucket.evidence_key('shop', run_ids[1])} in store primary" in done.stdout
+    assert site.drkit("evidence", "verify", str(site.folder / "third" / key)).returncode == 0
+    assert not (site.folder / "third" / bucket.evidence_key("shop", run_ids[1])).exists()
 
 
 def test_tablespaces_come_back_and_a_missing_one_is_a_difference(ready_site: ReadySite) -> None:
