@@ -13,7 +13,7 @@ import pytest
 from drkit.binaries import FOLDERS_VARIABLE
 from tests.fixtures.physical import PHYSICAL, standby_of, start_server
 from tests.fixtures.postgres import PostgresServer, as_server_user, running_postgres
-from tests.fixtures.recovery import POLICY, Walk, document_of, promoted, restored, scratch_place
+from tests.fixtures.recovery import POLICY, Walk, document_of, promoted, restored, scratch_place, started
 from tests.fixtures.shipping import until
 from tests.fixtures.site import ReadySite
 from tests.fixtures.versions import NEWEST, programs_of
@@ -120,6 +120,39 @@ def test_a_base_from_the_data_folder_is_a_parent_too(walk: Walk) -> None:
     walk.set("after local")
     walk.base("--incremental")
     assert walk.state_at("--at", "immediate") == "after local"
+
+
+def unpack_by_hand(walk: Walk, artifact_id: str, place: Path) -> tuple[Path, Path]:
+    """Unpack an artifact with age, zstd and tar alone; return its data folder and its tablespace."""
+    data, space = place / artifact_id / "data", place / artifact_id / "space"
+    into = {"data": f"tar -x -C {data}", "tablespace": f"tar -x -C {space}", "manifest": f"cat >{data}/backup_manifest"}
+    for folder in (data, space):
+        folder.mkdir(parents=True, mode=0o700)
+    for item in manifest_of(walk, artifact_id)["objects"]:
+        sealed = walk.site.store_folder / item["key"]
+        pipe = f"age -d -i {walk.site.restore_identity} {sealed} | zstd -dq | {into[item['kind']]}"
+        subprocess.run(["bash", "-o", "pipefail", "-c", pipe], check=True)
+    ((oid,),) = walk.server.execute("select oid from pg_tablespace where spcname = 'space'")
+    (data / "pg_tblspc" / str(oid)).symlink_to(space)
+    return data, space
+
+
+def test_a_chain_is_restored_with_stock_tools(walk: Walk) -> None:
+    full = walk.base()
+    walk.set("by hand")
+    walk.server.execute("insert into far values (-1)")
+    child = walk.base("--incremental")
+    with scratch_place() as place:
+        members = [unpack_by_hand(walk, item, place) for item in (full, child)]
+        outcome, far = place / "data", place / "far"
+        combine = [str(walk.server.bin / "pg_combinebackup"), *(str(data) for data, _ in members)]
+        subprocess.run([*combine, "-o", str(outcome), "-T", f"{members[-1][1]}={far}"], check=True)
+        spaces = outcome / "tablespace_map"
+        spaces.write_text(f"{spaces.read_text().split()[0]} {far}\n")
+        subprocess.run(["chown", "-R", "postgres:postgres", str(outcome), str(far)], check=True)
+        with started(walk.server, outcome) as copy:
+            assert copy.execute("select state from status") == [("by hand",)]
+            assert copy.execute("select count(*) from far where g = -1") == [(1,)]
 
 
 class TestWithoutWhatItNeeds:
