@@ -187,7 +187,8 @@ def _files(found: _Collected, segment_bytes: int) -> Iterator[tuple[str, StoredF
         if len(whole) < len(places):
             cut = ", ".join(f"{info.size_bytes:,} bytes in {store}" for store, info in places if store not in whole)
             found.doubts.append(f"{name} has another size than was signed: {cut}, not {record.stored_bytes:,}")
-        if whole:
+        # A backup history file is kept and checked like the rest; recovery does not ask for it.
+        if whole and record.kind != "backup":
             try:
                 yield name, StoredFile(log_file(record, manifest), key, whole, record, manifest.written_to)
             except ValueError as error:

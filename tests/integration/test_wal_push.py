@@ -188,6 +188,7 @@ def test_histories_and_backup_labels_are_kept(source: LogSite, tmp_path: Path) -
     files = source.check_log().files
     assert {name: record.kind for name, record in files.items()} == {history.name: "history", label.name: "backup"}
     assert source.plain(files[label.name]) == label.read_bytes()
+    assert json.loads(source.site.call("timeline", "orders", "--json").stdout)["doubts"] == []
 
 
 def test_nothing_is_acknowledged_while_a_store_is_away(source: LogSite, archiving: PostgresServer) -> None:
