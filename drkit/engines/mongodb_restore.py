@@ -43,6 +43,7 @@ _SHOWN_NAMES = 5
 def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSession]:
     """Connect to the target and check that it has nothing of what is to be loaded; see `Engine.open_restore`."""
     endpoint = parse_url(url)
+    _require_known(options)
     with connect(endpoint) as client:
         server = read_server(client)
         for part in options.parts:
@@ -53,6 +54,21 @@ def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSessio
 
 def _database(options: RestoreOptions, part: str) -> str:
     return str(options.details["parts"][part]["label"])
+
+
+def _require_known(options: RestoreOptions) -> None:
+    """Raise SourceError naming collections that were asked for and are in no part of the backup."""
+    known = {
+        name
+        for part in options.parts
+        for kind in ("collection", "view")
+        for name in options.details["parts"][part].get("fingerprint", {}).get(kind, {})
+    }
+    missing = sorted(set(options.tables) - known)
+    if missing:
+        raise SourceError(
+            f"the backup has no collection {', '.join(missing)}", hints=["write it like DATABASE.COLLECTION"]
+        )
 
 
 def _require_empty(client: Client, endpoint: Endpoint, database: str, tables: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,24 @@ def test_documents_of_every_type_come_back_byte_for_byte(
     options = load(mongodb.url, details, archives, work_folder=tmp_path)
     assert ENGINE.fingerprint(mongodb.url, options)["database-1"] == details["parts"]["database-1"]["fingerprint"]
     mongodb.client.drop_database("types")
+
+
+def test_a_time_series_that_the_server_loses_while_everybody_says_success_turns_red(
+    mongodb: MongoServer, mongo_tools: Path, tmp_path: Path
+) -> None:
+    database = mongodb.client["sensors"]
+    database.create_collection("heat", timeseries={"timeField": "at", "metaField": "room"})
+    moment = datetime(2026, 11, 22, tzinfo=UTC)
+    database["heat"].insert_many([{"at": moment, "room": "a", "value": number} for number in range(5)])
+    details, archives = dump(mongodb.url, tmp_path, databases=("sensors",))
+    mongodb.client.drop_database("sensors")
+    options = load(mongodb.url, details, archives, work_folder=tmp_path)
+    assert database["heat"].count_documents({}) == 0, "the server no longer loses them: another lie is needed here"
+    recorded = details["parts"]["database-1"]["fingerprint"]
+    found = ENGINE.fingerprint(mongodb.url, options)["database-1"]
+    differences = compare_fingerprints(recorded, found, ENGINE.expected)
+    assert [(item.name, item.fact, item.expected_by) for item in differences] == [
+        ("sensors.heat", "digest", ""),
+        ("sensors.heat", "rows", ""),
+    ]
+    mongodb.client.drop_database("sensors")

@@ -1,5 +1,6 @@
 """Policies: what is accepted, and one place and sentence for each mistake, all of them at once."""
 
+import json
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -324,6 +325,38 @@ def test_there_is_a_shipped_example() -> None:
 )
 def test_each_mistake_has_its_place_and_sentence(text: str, expected: str) -> None:
     assert problems_of(text) == [f"p.yaml:{line}" for line in expected.splitlines()]
+
+
+MONGODB = f"""\
+policy: orders
+target: {{engine: mongodb, url: "env:ORDERS_URL", databases: [orders]}}
+backups: [{{method: dump}}]
+stores: [primary]
+encryption: {{recipients: [{FIRST}, {SECOND}]}}
+drills:
+  - name: rehearsal
+    checks:
+      - name: there are orders
+        collection: orders
+        pipeline: [{{$match: {{paid: true}}}}, {{$count: n}}]
+        expect: 3
+"""
+
+
+def test_a_check_of_mongodb_asks_a_pipeline() -> None:
+    (check,) = policy_of(MONGODB).drills[0].checks
+    assert json.loads(check.query) == {
+        "collection": "orders",
+        "pipeline": [{"$match": {"paid": True}}, {"$count": "n"}],
+    }
+
+
+def test_a_check_asks_in_the_words_of_its_engine() -> None:
+    asks_sql = MONGODB.replace("        collection: orders\n", '        sql: "select 1"\n')
+    assert problems_of(asks_sql) == [
+        "p.yaml:9:9: drills[0].checks[0].collection: is missing; write it like collection: orders",
+        "p.yaml:10:9: drills[0].checks[0].sql: means nothing to engine mongodb",
+    ]
 
 
 def test_ten_mistakes_of_one_file_are_all_reported_in_order_of_lines() -> None:

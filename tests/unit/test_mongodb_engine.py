@@ -1,0 +1,99 @@
+"""What of the MongoDB engine needs no server: connection strings, fingerprints, archives against their facts."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drkit.credentials import Secret
+from drkit.engines import RestoreOptions
+from drkit.engines.mongodb_client import parse_url, tool_config
+from drkit.engines.mongodb_fingerprint import fingerprint_of
+from drkit.engines.mongodb_restore import open_restore, verify_part
+from drkit.errors import ConfigError, IntegrityError, SourceError
+from drkit.mongo_archive import read_archive
+
+GOLDEN = (Path(__file__).parent.parent / "data" / "mongodb" / "tiny.archive").read_bytes()
+
+
+@pytest.fixture
+def facts() -> dict[str, Any]:
+    """What the details of an artifact record of the archive."""
+    return {"label": "tiny", "fingerprint": copy.deepcopy(fingerprint_of(read_archive(iter([GOLDEN]))))}
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("mongodb://db1", "mongodb://db1/"),
+        ("mongodb://db1:27017,db2/?replicaSet=r", "mongodb://db1:27017,db2/?replicaSet=r"),
+        ("mongodb://u:p%40w@db1/shop", "mongodb://u:p%40w@db1/?authSource=shop"),
+        ("mongodb://u:p@db1/shop?tls=true", "mongodb://u:p@db1/?authSource=shop&tls=true"),
+        ("mongodb://u:p@db1/shop?authSource=admin", "mongodb://u:p@db1/?authSource=admin"),
+        ("mongodb+srv://u:p@cluster.example.org/shop", "mongodb+srv://u:p@cluster.example.org/?authSource=shop"),
+    ],
+)
+def test_tools_are_told_where_to_go_but_not_which_database(url: str, told: str, tmp_path: Path) -> None:
+    with tool_config(parse_url(Secret(url)), tmp_path) as config:
+        assert config.read_text() == f'uri: "{told}"\n'
+        assert config.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:sesame@db1/x", "mongodb:u:sesame@db1", "mongodb://u:ses@me@db1/x y@"])
+def test_another_url_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_url(Secret(url))
+    assert "ses" not in "".join([caught.value.message, *caught.value.details, *caught.value.hints])
+
+
+def test_people_see_the_hosts_alone() -> None:
+    endpoint = parse_url(Secret("mongodb://bob:sesame@db1:27017,db2/x"))
+    assert (endpoint.server, endpoint.user) == ("db1:27017,db2", "bob")
+    assert "sesame" not in repr(endpoint)
+
+
+def test_a_fingerprint_has_collections_views_and_indexes(facts: dict[str, Any]) -> None:
+    found = facts["fingerprint"]
+    assert {kind: sorted(items) for kind, items in found.items()} == {
+        "collection": ["tiny.empty", "tiny.genre"],
+        "view": ["tiny.names"],
+        "index": ["tiny.empty._id_", "tiny.genre._id_", "tiny.genre.name_1"],
+    }
+    assert found["collection"]["tiny.genre"]["rows"] == 3
+    assert found["index"]["tiny.genre.name_1"]["definition"] == (
+        '{"key":{"name":{"$numberInt":"1"}},"name":"name_1","unique":true,"v":{"$numberInt":"2"}}'
+    )
+    assert "uuid" not in str(found)
+
+
+def test_an_archive_that_is_what_was_recorded_is_verified(facts: dict[str, Any]) -> None:
+    verify_part(facts, iter([GOLDEN]))
+    verify_part(None, iter([GOLDEN]))
+
+
+@pytest.mark.parametrize(("fact", "value"), [("rows", 4), ("digest", "0" * 64), ("options", '{"capped":true}')])
+def test_an_archive_that_is_not_what_was_recorded_is_damage(facts: dict[str, Any], fact: str, value: object) -> None:
+    facts["fingerprint"]["collection"]["tiny.genre"][fact] = value
+    with pytest.raises(IntegrityError, match="does not hold the documents and definitions"):
+        verify_part(facts, iter([GOLDEN]))
+
+
+def test_a_damaged_archive_is_damage_also_where_nothing_is_known_of_it() -> None:
+    with pytest.raises(IntegrityError, match="ends in the middle"):
+        verify_part(None, iter([GOLDEN[:-1]]))
+
+
+def test_counts_alone_are_compared_where_no_digests_were_recorded(facts: dict[str, Any]) -> None:
+    for item in facts["fingerprint"]["collection"].values():
+        del item["digest"]
+    verify_part(facts, iter([GOLDEN]))
+
+
+def test_a_collection_that_the_backup_does_not_have_is_refused(facts: dict[str, Any]) -> None:
+    options = RestoreOptions(details={"parts": {"database-1": facts}}, parts=("database-1",), tables=("tiny.genres",))
+    with pytest.raises(SourceError, match=r"no collection tiny.genres"), open_restore(Secret("mongodb://db1"), options):
+        pass
