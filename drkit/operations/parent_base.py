@@ -41,7 +41,9 @@ def find_parent(workplace: Workplace, policy: str) -> ParentBase:
     members = [*lineage(found, entry), entry]
     for member in members:
         _require_sound(workplace, member)
-    details = entry.details or _opened(workplace, entry, lambda keys: open_details(entry.manifest, keys))
+    details = workplace.catalog.artifact(entry.manifest.artifact_id).details
+    if details is None:
+        details = _opened(workplace, entry, "details are", lambda keys: open_details(entry.manifest, keys))
     assert entry.manifest.position is not None
     return ParentBase(
         artifact_id=entry.manifest.artifact_id,
@@ -121,7 +123,7 @@ def _backup_manifest(workplace: Workplace, entry: ArtifactEntry) -> Path:
     if _is_recorded(kept, record):
         return kept
     target = workplace.work_folder / kept.name
-    _opened(workplace, entry, lambda keys: _fetch(workplace, entry, record, keys, target))
+    _opened(workplace, entry, "backup manifest is", lambda keys: _fetch(workplace, entry, record, keys, target))
     return target
 
 
@@ -150,7 +152,7 @@ def _fetch(
 
 
 def _opened(
-    workplace: Workplace, entry: ArtifactEntry, read: Callable[[list[KeyFile]], Mapping[str, Any]]
+    workplace: Workplace, entry: ArtifactEntry, what: str, read: Callable[[list[KeyFile]], Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     """Read what is sealed, where this host has an identity for it; nobody is asked for a passphrase."""
     manifest = entry.manifest
@@ -158,8 +160,8 @@ def _opened(
         return read(load_identities(workplace.site.keys.identities, None))
     except KeyUnavailable as error:
         raise KeyUnavailable(
-            f"the backup manifest of base {manifest.artifact_id} is not kept on this host, and no identity here opens"
-            " the stored one",
+            f"nothing can be built on base {manifest.artifact_id}: its {what} not kept on this host, and no identity"
+            " here opens what is stored",
             details=[error.message, *error.details],
             hints=[f"drkit backup {manifest.policy} --method base   (a full one)"],
         ) from error

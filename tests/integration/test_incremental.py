@@ -204,14 +204,15 @@ class TestWithoutWhatItNeeds:
             refused(walk, 5, f"base {full} is of another cluster")
 
     def test_a_backup_manifest_that_is_not_kept_and_cannot_be_opened(self, walk: Walk) -> None:
-        full = walk.base()
+        walk.base()
+        aside = walk.site.folder / "aside"
+        walk.site.restore_identity.rename(aside)
+        parent = walk.base("--incremental")  # the host that takes backups opens none of them
         (kept,) = (walk.site.folder / "var" / "bases" / POLICY).iterdir()
+        assert kept.name.startswith(parent)
         kept.write_text(kept.read_text().replace("base/", "bass/", 1))
-        identity = walk.site.restore_identity.read_bytes()
-        walk.site.restore_identity.unlink()
-        refused(walk, 7, f"the backup manifest of base {full} is not kept on this host")
-        walk.site.restore_identity.touch(mode=0o600)
-        walk.site.restore_identity.write_bytes(identity)
+        refused(walk, 7, f"nothing can be built on base {parent}: its backup manifest is not kept on this host")
+        aside.rename(walk.site.restore_identity)
         assert incremental(walk).returncode == 0, "the stored one is opened"
 
 
