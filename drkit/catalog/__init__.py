@@ -54,6 +54,9 @@ class Catalog(Protocol):
     def beat(self, run_id: str, now: datetime) -> None:
         """Record that a run is alive."""
 
+    def note_outcome(self, run_id: str, outcome: Mapping[str, Any]) -> None:
+        """Record what is known so far of a run that goes on; no error when its start is not here."""
+
     def finish_run(self, run: Run) -> None:
         """Record how a run ended."""
 

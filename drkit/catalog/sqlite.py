@@ -74,6 +74,11 @@ class SqliteCatalog(Catalog):
         with self._transaction() as connection:
             connection.execute("update runs set heartbeat_at = ? where run_id = ?", (format_utc(now), run_id))
 
+    def note_outcome(self, run_id: str, outcome: Mapping[str, Any]) -> None:
+        """Record what is known so far of a run that goes on; no error when its start is not here."""
+        with self._transaction() as connection:
+            connection.execute("update runs set outcome = ? where run_id = ?", (rows.json_text(outcome), run_id))
+
     def finish_run(self, run: Run) -> None:
         """Record how a run ended; also one whose start is not here, because the catalog was rebuilt meanwhile."""
         self._put_run(run)

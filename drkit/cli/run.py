@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -63,8 +64,19 @@ def show(ctx: click.Context, run_id: str) -> None:
     if len(matches) != 1:
         raise CatalogError(f"{len(matches) or 'no'} runs begin with {run_id}", hints=["drkit run list"])
     document = _document(matches[0])
-    text = "\n".join(f"{name:<13} {_shown(value)}" for name, value in document.items() if value is not None)
+    text = "\n".join(f"{name:<13} {_shown(value)}" for name, value in _facts(document) if value is not None)
     output_of(ctx).result("run", document, text)
+
+
+def _facts(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the facts of a run, the states of a base backup each in a line of its own."""
+    outcome = dict(document["outcome"] or {})
+    states: dict[str, str] = outcome.pop("states", {})
+    outcome.pop("state", None)
+    yield from ((name, value) for name, value in document.items() if name != "outcome")
+    for state, at in sorted(states.items(), key=lambda item: item[1]):
+        yield "base backup", f"{state:<15} {at}"
+    yield "outcome", outcome or None
 
 
 def _document(item: Run) -> dict[str, Any]:

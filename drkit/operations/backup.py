@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,6 +37,7 @@ from drkit.model import (
 )
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import ForeignManifest, open_sealed, recorded_version
+from drkit.operations.base_states import BaseState, BaseStates, base_states
 from drkit.operations.copying import copy_artifact
 from drkit.operations.parent_base import BASE, MANIFEST_KIND, find_parent, forget_older, keep, kept_manifest
 from drkit.operations.repository import ensure_repository, join_repository, publish_trust, sweep_leftovers
@@ -87,11 +89,15 @@ def back_up(
         )
     engine = find_engine(policy.target.engine, rule.method)
     recipients = recipients_of(policy.encryption.recipients, accept_single_key=policy.encryption.accept_single_key)
-    with recorded_run(workplace.catalog, workplace.clock, "backup", policy.policy) as running:
+    with ExitStack() as stack:
+        running = stack.enter_context(recorded_run(workplace.catalog, workplace.clock, "backup", policy.policy))
+        states = stack.enter_context(base_states(workplace, running)) if rule.method == BASE else None
         job = _Job(workplace, policy, reporter, running, recipients)
         job.parent = find_parent(workplace, policy.policy) if incremental else None
+        job.states = states
         result = job.run(engine, rule)
-        running.outcome = {"artifact_id": result.entry.manifest.artifact_id, "stores": list(result.entry.stores)}
+        committed = {"artifact_id": result.entry.manifest.artifact_id, "stores": list(result.entry.stores)}
+        running.outcome = {**(running.outcome or {}), **committed}
         return result
 
 
@@ -116,6 +122,7 @@ class _Job:
         self.stop = Stop()
         self.sealing = _Sealing(policy, workplace.stores[policy.stores[0]], new_id(self.started_at), recipients)
         self.parent: ParentBase | None = None
+        self.states: BaseStates | None = None
 
     def run(self, engine: Engine, rule: BackupRule) -> BackupResult:
         """Do the steps in order."""
@@ -139,9 +146,12 @@ class _Job:
             for warning in later_warnings:
                 self.reporter.line(f"  warning     {warning}")
             manifest = self._manifest(repo_id, rule, session, objects, details)
+        self._reach("copied")
         self._report_content(manifest, details)
+        self._reach("waiting_for_wal")
         self._read_back(manifest)
         entry = self._commit(manifest, details)
+        self._reach("complete")
         took_s = {self.sealing.store.name: time.monotonic() - clock_s}
         entry = self._copy(entry, took_s, clock_s)
         for name in self.policy.stores:
@@ -149,6 +159,10 @@ class _Job:
         timings = ", ".join(f"{name} {format_duration(timedelta(seconds=took))}" for name, took in took_s.items())
         self.reporter.line(f"  committed   {timings}")
         return BackupResult(entry, took_s, warnings, self.running.run_id)
+
+    def _reach(self, state: BaseState) -> None:
+        if self.states is not None:
+            self.states.reach(state)
 
     def _require_own_repository(self) -> None:
         """Write nothing into a store whose artifacts are all strangers to it: its document was changed, not they."""
