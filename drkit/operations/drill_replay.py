@@ -127,9 +127,10 @@ class ReplayDrill(DrillFrame):
 
     def _exists(self, plan: BasePlan) -> None:
         with self.level("exists") as level:
-            for name in plan.entry.stores:
-                verify_exists(self.workplace, self.workplace.stores[name], plan.entry)
-            objects = format_count(len(plan.entry.manifest.objects), "object")
+            for member in plan.members:
+                for name in member.entry.stores:
+                    verify_exists(self.workplace, self.workplace.stores[name], member.entry)
+            objects = format_count(sum(len(member.objects) for member in plan.members), "object")
             wal = format_count(len(plan.segments), "WAL segment")
             level.summary = f"{objects} and {wal} in {' and '.join(plan.entry.stores)}, signatures and sizes verified"
 
