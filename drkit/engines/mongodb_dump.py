@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from drkit.credentials import Secret
 from drkit.engines import BackupOptions, BackupSession, Part, Preflight, RestoreOptions, RestoreSession
+from drkit.engines.logical_dump import LogicalDump
 from drkit.engines.mongodb_client import (
     Client,
     Endpoint,
@@ -110,7 +110,7 @@ def _plan_database(client: Client, name: str, server: ServerFacts, options: Back
     return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded))
 
 
-class _DumpSession:
+class _DumpSession(LogicalDump):
     """One backup in progress."""
 
     def __init__(
@@ -121,6 +121,7 @@ class _DumpSession:
         plans: Sequence[DatabasePlan],
         config: Path,
     ) -> None:
+        super().__init__()
         self._endpoint = endpoint
         self._options = options
         self._server = server
@@ -128,8 +129,6 @@ class _DumpSession:
         self._plans = {f"database-{number}": plan for number, plan in enumerate(plans, 1)}
         self._mongodump = mongo_binary("mongodump")
         self._part_details: dict[str, dict[str, Any]] = {}
-        self._snapshots: list[datetime] = []
-        self._children: list[ChildRecord] = []
         self._preflight = self._examine()
 
     def _examine(self) -> Preflight:
@@ -151,37 +150,6 @@ class _DumpSession:
         if self._options.exclude_tables and not any(plan.excluded for plan in plans.values()):
             warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
         return Preflight(summary, {"mongodb": self._server.label, "mongodump": version}, parts, warnings)
-
-    @property
-    def preflight(self) -> Preflight:
-        """Return what was found before the start."""
-        return self._preflight
-
-    @property
-    def snapshot_at(self) -> datetime:
-        """Return when the first part was begun, by the server's clock."""
-        if not self._snapshots:
-            raise SourceError("no part was streamed yet, so the backup shows no moment")
-        return min(self._snapshots)
-
-    @property
-    def position(self) -> None:
-        """Return nothing: a dump has no place in the log."""
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """Return nothing: whatever goes wrong with a dump ends it."""
-        return ()
-
-    @property
-    def degraded(self) -> bool:
-        """Return False: a document that cannot be read ends the dump."""
-        return False
-
-    @property
-    def children(self) -> Sequence[ChildRecord]:
-        """Return the children that ran, with their exit status."""
-        return tuple(self._children)
 
     def details(self) -> dict[str, Any]:
         """Return what only key holders may read."""

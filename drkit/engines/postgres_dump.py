@@ -21,6 +21,7 @@ import psycopg
 from drkit.binaries import postgres_binary, postgres_version
 from drkit.credentials import Secret
 from drkit.engines import BackupOptions, BackupSession, Part, Preflight, RestoreOptions, RestoreSession
+from drkit.engines.logical_dump import LogicalDump
 from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_database, tool_environment
 from drkit.engines.postgres_expected import expected_after_dump
 from drkit.engines.postgres_fingerprint import fingerprint_database, fingerprint_globals
@@ -84,12 +85,13 @@ class PostgresDump:
         return postgres_restore.run_check(url, part, query)
 
 
-class _DumpSession:
+class _DumpSession(LogicalDump):
     """One backup in progress."""
 
     def __init__(
         self, endpoint: Endpoint, options: BackupOptions, server: ServerFacts, environment: Mapping[str, str]
     ) -> None:
+        super().__init__()
         self._endpoint = endpoint
         self._options = options
         self._server = server
@@ -99,9 +101,6 @@ class _DumpSession:
         self._databases = {f"database-{number}": facts for number, facts in enumerate(server.databases, 1)}
         self._plans: dict[str, DatabasePlan] = {}
         self._part_details: dict[str, dict[str, Any]] = {}
-        self._snapshots: list[datetime] = []
-        self._children: list[ChildRecord] = []
-        self._preflight: Preflight | None = None
 
     def check(self, connection: psycopg.Connection[Any]) -> None:
         """Check every database, and read the globals' fingerprint."""
@@ -150,38 +149,6 @@ class _DumpSession:
     def _parts(self) -> list[Part]:
         parts = [Part("globals", "globals", "globals")]
         return parts + [Part(name, "database", facts.name, facts.size_bytes) for name, facts in self._databases.items()]
-
-    @property
-    def preflight(self) -> Preflight:
-        """Return what was found before the start."""
-        assert self._preflight is not None
-        return self._preflight
-
-    @property
-    def snapshot_at(self) -> datetime:
-        """Return the oldest moment that a streamed part shows."""
-        if not self._snapshots:
-            raise SourceError("no part was streamed yet, so the backup shows no moment")
-        return min(self._snapshots)
-
-    @property
-    def position(self) -> None:
-        """Return nothing: a dump has no place in the log."""
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """Return nothing: whatever goes wrong with a dump ends it."""
-        return ()
-
-    @property
-    def degraded(self) -> bool:
-        """Return False: a page that cannot be read ends the dump."""
-        return False
-
-    @property
-    def children(self) -> Sequence[ChildRecord]:
-        """Return the children that ran, with their exit status."""
-        return tuple(self._children)
 
     def details(self) -> dict[str, Any]:
         """Return what only key holders may read."""
