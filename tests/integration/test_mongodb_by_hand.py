@@ -1,0 +1,75 @@
+"""A dump of MongoDB comes back with stock tools alone, by the blocks of the document for recovery by hand."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.mongodb import MongoServer
+from tests.fixtures.site import ReadySite
+from tests.integration.test_recovery_by_hand import RECOVERY_TOOLS, SHELL_TOOLS, Recovery
+
+STEPS = ("1", "2", "3", "4c")
+
+
+@dataclass(frozen=True)
+class MongoRecovery(Recovery):
+    """A person who has no PostgreSQL, and a file with a connection string instead."""
+
+    config: Path = Path()
+
+    def values(self) -> dict[str, str]:
+        """Return what the person puts in for the document's variables."""
+        server = {"PGHOST": "", "PGPORT": "", "PGUSER": ""}
+        own = {"BUCKET": self.bucket, "POLICY": self.policy, "ARTIFACT": self.artifact, "IDENTITY": self.identity}
+        more = {"ALLOWED_SIGNERS": self.signers, "WORK": self.folder / "work", "MONGO_CONFIG": self.config}
+        return {**server, **{name: str(value) for name, value in {**own, **more}.items()}}
+
+
+@pytest.fixture
+def person(ready_site: ReadySite, mongodb: MongoServer, mongo_tools: Path, tmp_path: Path) -> MongoRecovery:
+    """A person with the bucket of a backup of database ``byhand``, and a server that has lost it."""
+    mongodb.fill("byhand", most_documents=300)
+    url = ready_site.write_secret("source-url", mongodb.url.reveal())
+    path = ready_site.write_policy("byhand", url)
+    path.write_text(path.read_text().replace("engine: postgres,", "engine: mongodb, databases: [byhand],"))
+    done = ready_site.drkit("backup", "byhand")
+    assert done.returncode == 0, done.stderr
+    mongodb.client.drop_database("byhand")
+    (artifact,) = (ready_site.store_folder / "policies/byhand/artifacts").iterdir()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in SHELL_TOOLS + RECOVERY_TOOLS:
+        found = shutil.which(name)
+        assert found, f"{name} is not installed; run scripts/setup --tests"
+        (tools / name).symlink_to(found)
+    (tools / "mongorestore").symlink_to(mongo_tools / "mongorestore")
+    config = tmp_path / "mongo.yaml"
+    config.touch(mode=0o600)
+    config.write_text(f'uri: "{mongodb.url.reveal()}"\n')
+    return MongoRecovery(
+        tmp_path,
+        tools,
+        ready_site.store_folder,
+        "byhand",
+        artifact.name,
+        ready_site.escrow_identity,
+        ready_site.allowed_signers,
+        server=None,  # type: ignore[arg-type]  # there is no PostgreSQL in this story
+        config=config,
+    )
+
+
+def test_a_database_comes_back_and_a_refused_document_is_noticed(person: MongoRecovery, mongodb: MongoServer) -> None:
+    done = person.follow(STEPS)
+    assert done.returncode == 0, done.stderr
+    assert "0 document(s) failed to restore" in done.stdout
+    assert mongodb.client["byhand"]["Artist"].count_documents({}) == 275
+    assert set(mongodb.client["byhand"]["Artist"].index_information()) == {"_id_", "by name"}
+
+    again = person.follow(STEPS)
+    assert again.returncode != 0, "every document was there already, and mongorestore was content"
+    mongodb.client.drop_database("byhand")
