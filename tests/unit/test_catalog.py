@@ -315,6 +315,21 @@ class TestFile:
         assert connection.execute("pragma journal_mode").fetchone()[0] == "wal"
         assert connection.execute("pragma foreign_keys").fetchone()[0] == 1
 
+    def test_what_was_indexed_before_says_what_it_builds_on(self, catalog: SqliteCatalog, path: Path) -> None:
+        full = make_manifest()
+        child = make_manifest(at=NOW + TTL, depends_on=("01FULL", full.artifact_id))
+        for manifest in (full, child):
+            catalog.index_artifact(entry_of(manifest, ["primary"]))
+        expected = {full.artifact_id: "", child.artifact_id: full.artifact_id}
+        assert {row.artifact_id: row.parent for row in catalog.artifact_rows()} == expected
+        catalog.close()
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("alter table artifacts drop column parent")
+            connection.execute("delete from _sqlite_migrations where name = '003_parent'")
+            connection.execute("pragma user_version = 2")
+        with closing(open_catalog(path)) as reopened:
+            assert {row.artifact_id: row.parent for row in reopened.artifact_rows()} == expected
+
     def test_the_schema_version_is_the_number_of_migrations(self, catalog: SqliteCatalog) -> None:
         assert len(MIGRATIONS._migrations) == SCHEMA_VERSION
         assert catalog._connection.execute("pragma user_version").fetchone()[0] == SCHEMA_VERSION

@@ -116,6 +116,16 @@ class TestDamage:
         verdict = self.expect(scene, "object-missing", "object-missing")
         assert verdict.restorable_to_at == NOW - 2 * DAY
 
+    def test_what_an_incremental_base_builds_on_is_gone_everywhere(self, scene: Scene) -> None:
+        parent = scene.artifacts[2].manifest.artifact_id
+        child = scene.add(at=NOW - HOUR, depends_on=(parent,)).manifest.artifact_id
+        assert scene.verdict().restorable_to_at == NOW - HOUR
+        for store in scene.held.stores.values():
+            store.delete(scene.key(2, "database-1.zst.age"))
+        verdict = self.expect(scene, "object-missing", "object-missing", "parent-lost")
+        assert [item.subject for item in verdict.findings if item.code == "parent-lost"] == [child]
+        assert verdict.restorable_to_at == NOW - 2 * DAY
+
     def test_an_unsigned_manifest_is_reported_once_and_not_as_gone(self, scene: Scene) -> None:
         scene.held.stores["primary"].delete(scene.key(1, "manifest.json.sig"))
         self.expect(scene, "manifest-untrusted")
