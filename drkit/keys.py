@@ -241,7 +241,10 @@ def _load_identity_file(path: Path, passphrase: Passphrase | None) -> list[KeyFi
             identity = _parse_identity(line.strip(), f"{path}:{number}")
             keys.append(KeyFile(name, path, identity, recipient_fingerprint(str(identity.recipient))))
     if not keys:
-        raise ConfigError(f"identity file {path} holds no identity")
+        raise ConfigError(
+            f"identity file {path} holds no identity; it may have been cut off",
+            hints=["drkit keys list", f"compare it with another copy: tail -n 1 {path.name} is AGE-SECRET-KEY-1…"],
+        )
     return keys
 
 

@@ -248,7 +248,7 @@ def policy_named(site: Site, name: str) -> Policy:
     if scan.problems:
         raise refuse(scan.problems)
     known = sorted(scan.policies)
-    suggestion = did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "")
+    suggestion = did_you_mean(name, known) or (f"; known: {', '.join(known)}" if known else "; there is none")
     raise ConfigError(
         f'there is no policy "{name}" in {shown_path(site.policies_folder)}{suggestion}', hints=["drkit policy check"]
     )

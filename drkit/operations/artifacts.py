@@ -101,8 +101,10 @@ def open_details(manifest: Manifest, identities: Sequence[KeyFile]) -> dict[str,
         plain = b"".join(age.decrypt([age.dearmor(manifest.details)], keys))
     except KeyUnavailable as error:
         tried = ", ".join(f"{key.name} ({key.fingerprint})" for key in identities) or "none"
+        several = f"none of the {len(identities)} identities in reach fits"
+        fits = several if len(identities) != 1 else "the only identity in reach does not fit"
         raise KeyUnavailable(
-            f"cannot open artifact {manifest.artifact_id}: none of the {len(identities)} identities in reach fits",
+            f"cannot open artifact {manifest.artifact_id}: {fits}",
             details=[f"it was sealed for {recipient_names(manifest)}", f"in reach: {tried}"],
             hints=["name the file of one of these: --identity FILE"],
         ) from error

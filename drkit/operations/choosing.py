@@ -53,6 +53,7 @@ def find_drill(policy: Policy, name: str | None, level: str | None) -> DrillRule
             raise ConfigError(
                 f'policy {policy.policy} has no drill "{name}"{did_you_mean(name, names)}',
                 details=[f"it has {', '.join(names)}" if names else "it has none"],
+                hints=[f"drkit drill {policy.policy} --name {names[0]}" if names else f"drkit drill {policy.policy}"],
             )
     rule = rule or DrillRule(name="by-hand")
     return rule.model_copy(update={"level": level}) if level else rule

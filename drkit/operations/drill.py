@@ -32,6 +32,7 @@ from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, loa
 from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
+from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.verify import verify_exists
 from drkit.policy import Policy
 from drkit.sandboxes import SandboxRequest, ScratchServer
@@ -65,6 +66,7 @@ def run_drill(
             f"drill {request.rule.name} of {policy.policy} asks for level replays, and a dump has nothing to replay",
             hints=[f"drkit drill {policy.policy} --level same-data"],
         )
+    load_site_signing_key(workplace.site)  # what cannot be signed in the end is not worth the hours before
     with ExitStack() as stack:
         running = _begin(workplace, policy, stack)
         now = running.run.started_at

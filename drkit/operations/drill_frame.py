@@ -106,7 +106,14 @@ class DrillFrame:
         self, parts: Mapping[str, Mapping[str, Any]], engine: Engine, url: Secret, level: LevelOutcome
     ) -> None:
         """Ask the policy's questions, each of the restored database that it names."""
-        checks = self.outcome.request.rule.checks
+        rule = self.outcome.request.rule
+        checks = rule.checks
+        if not checks:
+            level.result, level.summary = "not applicable", "the drill has no checks, so nothing was asked"
+            self.outcome.findings.append(
+                f"level works proves nothing: drill {rule.name} has no checks in {self.policy.path}"
+            )
+            return
         good = []
         for check in checks:
             part = _part_of(parts, check.database)

@@ -359,3 +359,28 @@ def test_tablespaces_come_back_and_a_missing_one_is_a_difference(ready_site: Rea
 def as_owner() -> list[str]:
     """Return what makes `install` give a folder to whom the test server runs as."""
     return ["-o", "postgres"] if os.geteuid() == 0 else []
+
+
+def test_level_works_without_checks_is_no_proof(site: ReadySite) -> None:
+    policy = site.folder / "policies" / "shop.yaml"
+    text = policy.read_text()
+    policy.write_text(text[: text.index("    checks:")])
+    status, document, _ = drill(site, "--level", "works")
+    assert (status, document["verdict"]) == (0, "passed_with_findings")
+    assert results(document)["works"] == "not applicable"
+    assert document["findings"] == [f"level works proves nothing: drill rehearsal has no checks in {policy}"]
+
+
+def test_a_drill_that_could_not_be_signed_is_not_begun(site: ReadySite) -> None:
+    site.signing_key.unlink()
+    done = site.drkit("drill", "shop", "--level", "intact")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith(f"drkit: signing key {site.signing_key} is missing")
+    assert "hint: drkit keys new signing --signing" in done.stderr
+
+
+def test_a_drill_that_the_policy_does_not_have_is_named_with_those_it_has(site: ReadySite) -> None:
+    done = site.drkit("drill", "shop", "--name", "monthly")
+    assert done.returncode == 3
+    assert 'policy shop has no drill "monthly"' in done.stderr
+    assert "hint: drkit drill shop --name rehearsal" in done.stderr
