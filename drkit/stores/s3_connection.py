@@ -39,7 +39,13 @@ _PASSING = {
     "XAmzContentSHA256Mismatch",
 }
 _UNSUPPORTED = {"InvalidArgument", "InvalidRequest", "NotImplemented", "UnsupportedArgument"}
-_REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", *_EXPIRED}
+_REFUSED_KEYS = {
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "XAdminUserNotFound",  # versitygw of an access key that it does not know, with status 404
+    *_EXPIRED,
+}
 _NETWORK_ERRORS = (
     boto_errors.HTTPClientError,
     boto_errors.IncompleteReadError,
@@ -166,9 +172,7 @@ class Connection:
         except boto_errors.ClientError as error:
             raise self._answered(error, subject) from error
         except boto_errors.SSLError as error:
-            raise self._error(
-                StoreError, subject, f"its certificate is not trusted: {error}", "set ca_bundle to its authority's file"
-            ) from error
+            raise self._untrusted(error, subject) from error
         except boto_errors.ConnectionError as error:
             hint = f"check the endpoint of store {self.store_name} in drkit.yaml, and that this host may reach it"
             raise self._error(StoreUnavailable, subject, _sentence(error), hint) from error
@@ -184,6 +188,13 @@ class Connection:
         except boto_errors.BotoCoreError as error:
             raise self._error(StoreError, subject, _sentence(error)) from error
 
+    def _untrusted(self, error: boto_errors.SSLError, subject: str) -> StoreError:
+        if "WRONG_VERSION_NUMBER" in str(error):
+            hint = f"write http:// in the endpoint of store {self.store_name} in drkit.yaml, or correct its port"
+            return self._error(StoreError, subject, "what listens there does not speak TLS", hint)
+        reason = f"its certificate is not trusted: {error}"
+        return self._error(StoreError, subject, reason, "set ca_bundle to its authority's file")
+
     def _answered(self, error: boto_errors.ClientError, subject: str) -> StoreError:
         code, status = code_of(error), status_of(error)
         said = f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": ")
@@ -195,12 +206,12 @@ class Connection:
             return self._error(StoreUnavailable, subject, said)
         if status == 412:
             return StoreExists(f"{subject} in store {self.store_name} was changed by somebody else")
-        if status == 404:
-            return StoreMissing(f"{subject} is not in store {self.store_name}")
         if code in {"RequestTimeTooSkewed", "RequestInTheFuture"}:
             return self._error(StoreError, subject, said, "set this machine's clock: timedatectl set-ntp true")
         if code in _REFUSED_KEYS:
             return self._error(StoreError, subject, said, f"renew the credentials of store {self.store_name}")
+        if status == 404:  # after the codes: some servers say it of an unknown access key as well
+            return StoreMissing(f"{subject} is not in store {self.store_name}")
         if status in {401, 403}:
             return self._error(StoreError, subject, said, f"drkit store probe {self.store_name}")
         return self._error(StoreError, subject, said)

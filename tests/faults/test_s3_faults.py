@@ -448,3 +448,25 @@ def test_a_server_that_never_answers_is_given_up_within_minutes(silent_endpoint:
         calls[operation]()
     # botocore waits up to a second of its own before it sends a request again, which nothing scales.
     assert time.monotonic() - began_s < LONGEST_S + 4 * 1.0 + 1.0
+
+
+@pytest.mark.parametrize("operation", ["list", "put", "open"])
+def test_an_unknown_access_key_is_no_missing_object(versitygw_server: S3Server, operation: str) -> None:
+    keys = AccessKeys(Secret("nobody"), Secret(SECRET_KEY))
+    store = versitygw_server.store(versitygw_server.bucket(), keys=lambda: keys)
+    calls = {
+        "list": lambda: list(store.list("policies/")),
+        "put": lambda: store.put(KEY, SMALL),
+        "open": lambda: read_object(store, KEY),
+    }
+    with pytest.raises(StoreError, match=r"InvalidAccessKeyId|XAdminUserNotFound") as refused:
+        calls[operation]()
+    assert not isinstance(refused.value, StoreMissing)
+    assert "renew the credentials of store bucket" in refused.value.hints
+
+
+def test_an_endpoint_without_tls_is_told_from_a_certificate(versitygw_server: S3Server) -> None:
+    store = versitygw_server.store("bucket", endpoint=versitygw_server.endpoint.replace("http:", "https:"))
+    with pytest.raises(StoreError, match="what listens there does not speak TLS") as refused:
+        store.put(KEY, SMALL)
+    assert refused.value.hints[0].startswith("write http:// in the endpoint of store bucket")
