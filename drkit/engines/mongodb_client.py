@@ -21,7 +21,7 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from drkit.credentials import Secret
+from drkit.credentials import Secret, mask_url
 from drkit.errors import ConfigError, IntegrityError, SourceError
 
 Client = MongoClient[dict[str, Any]]
@@ -181,9 +181,20 @@ def dump_argv(mongodump: Path, config: Path, database: str, excluded: Sequence[s
 
 
 @contextmanager
+def without_secrets() -> Iterator[None]:
+    """Mask passwords in what a tool said: one that loses its server repeats the whole connection string."""
+    try:
+        yield
+    except SourceError as error:
+        details = [mask_url(line) for line in error.details]
+        raise SourceError(mask_url(error.message), details=details, hints=error.hints) from None
+
+
+@contextmanager
 def blamed_on_mongodump(database: str) -> Iterator[None]:
     """Say that an archive that is not sound is mongodump's doing: it was looked at while it was made."""
     try:
-        yield
+        with without_secrets():
+            yield
     except IntegrityError as error:
         raise SourceError(f"database {database}: what mongodump wrote is not whole: {error.message}") from error

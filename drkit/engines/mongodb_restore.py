@@ -25,6 +25,7 @@ from drkit.engines.mongodb_client import (
     parse_url,
     read_server,
     tool_config,
+    without_secrets,
 )
 from drkit.engines.mongodb_fingerprint import fingerprint_of, has_digests
 from drkit.errors import IntegrityError, SourceError
@@ -111,7 +112,8 @@ class _LoadSession:
         """Load one database; whatever goes wrong, none of it stays behind."""
         database = _database(self._options, part)
         try:
-            restored = self._run(chunks)
+            with without_secrets():
+                restored = self._run(chunks)
             self._require_all(part, restored)
         except BaseException:
             self._take_back(database)

@@ -10,7 +10,7 @@ import pytest
 
 from drkit.credentials import Secret
 from drkit.engines import RestoreOptions
-from drkit.engines.mongodb_client import parse_url, tool_config
+from drkit.engines.mongodb_client import blamed_on_mongodump, parse_url, tool_config
 from drkit.engines.mongodb_fingerprint import fingerprint_of
 from drkit.engines.mongodb_restore import open_restore, verify_part
 from drkit.errors import ConfigError, IntegrityError, SourceError
@@ -97,3 +97,14 @@ def test_a_collection_that_the_backup_does_not_have_is_refused(facts: dict[str, 
     options = RestoreOptions(details={"parts": {"database-1": facts}}, parts=("database-1",), tables=("tiny.genres",))
     with pytest.raises(SourceError, match=r"no collection tiny.genres"), open_restore(Secret("mongodb://db1"), options):
         pass
+
+
+def test_a_password_that_a_tool_repeats_is_masked() -> None:
+    said = (
+        "Failed: can't create session: failed to connect to mongodb://bob:sesame@db1:27017/?x=1: server selection error"
+    )
+    with pytest.raises(SourceError) as caught, blamed_on_mongodump("shop"):
+        raise SourceError("mongodump failed with exit status 1", details=[said])
+    assert caught.value.details == (said.replace("sesame", "***"),)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
