@@ -6,9 +6,9 @@ counts: a page that was last changed before the backup began and has a wrong che
 writes them anew, because full_page_writes is forced on during a backup.
 
 What it costs, to copy, compress and seal 1.15 GB of pgbench tables by `via: local` with two threads: 4.8 s of CPU time
-with it and 4.1 s without, and elapsed 5.2 s against 3.9 s (the shortest 4.1 s against 3.2 s). Medians of four runs each,
-in turns, after one to warm up, on two cores that other work kept busy (load 4 to 5); an idle machine was not measured.
-Half of the CPU time is laying the pages across, half the arithmetic.
+with it and 4.1 s without, and elapsed 5.2 s against 3.9 s (the shortest 4.1 s against 3.2 s). Medians of four runs
+each, in turns, after one to warm up, on two cores that other work kept busy (load 4 to 5); an idle machine was not
+measured. Half of the CPU time is laying the pages across, half the arithmetic.
 """
 
 from __future__ import annotations
