@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -17,7 +18,8 @@ from drkit.process import Command, open_producer
 from drkit.stream import Meter, checked, compress, decompress, prefetch
 from drkit.units import CHUNK_BYTES
 
-TEXT = [b"some text that is easily compressed " * 3000, os.urandom(300_000), b"", b"end"]
+# The same noise every time: names of tests come from sizes, and all processes of a run have to agree on them.
+TEXT = [b"some text that is easily compressed " * 3000, random.Random(1).randbytes(300_000), b"", b"end"]
 PLAIN = b"".join(TEXT)
 PACKED = b"".join(compress(TEXT, 1))
 
