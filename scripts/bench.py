@@ -34,8 +34,8 @@ def bench_backup(scale: int, repeats: int) -> None:
     """Backup with counts and with digests, against pg_dump | zstd | age."""
     with bench(repeats) as place:
         size = make_database(place, "b", scale)
-        write_policy(place, "counts", "b", "counts")
-        write_policy(place, "digests", "b", "digests")
+        write_policy(place, "counts", "{method: dump}", database="b", fingerprint="counts")
+        write_policy(place, "digests", "{method: dump}", database="b", fingerprint="digests")
         best = place.alternately(
             {
                 "pipe": pipe_of_dump(place, "b", place.folder / "pipe.age"),
@@ -50,7 +50,7 @@ def bench_restore(scale: int, repeats: int) -> None:
     """Restore and a drill's load phase, against age -d | zstd -d | pg_restore."""
     with bench(repeats) as place:
         size = make_database(place, "b", scale)
-        write_policy(place, "counts", "b", "counts")
+        write_policy(place, "counts", "{method: dump}", database="b", fingerprint="counts")
         sealed = place.folder / "pipe.age"
         pipe_of_dump(place, "b", sealed)()
         place.drkit("backup", "counts")
@@ -95,7 +95,7 @@ def bench_memory(scale: int, repeats: int) -> None:
     with bench(1) as place:
         for name, factor in (("one", 1), ("four", 4)):
             size = make_database(place, name, scale * factor)
-            write_policy(place, name, name, "digests")
+            write_policy(place, name, "{method: dump}", database=name, fingerprint="digests")
             for words in (("backup", name), ("verify",)):
                 peak = peak_kilobytes(place, *words)
                 print(f"  {' '.join(words):<14} {size / 1e9:5.2f} GB   peak {peak / 1024:6.1f} MiB", flush=True)

@@ -85,15 +85,16 @@ def make_database(bench: Bench, name: str, scale: int) -> int:
     return int(bench.server.execute("select pg_database_size(current_database())", name)[0][0])
 
 
-def write_policy(bench: Bench, name: str, database: str, fingerprint: str) -> None:
-    """Write a policy that dumps one database."""
+def write_policy(bench: Bench, name: str, *rules: str, database: str = "", fingerprint: str = "digests") -> None:
+    """Write a policy with the given backup rules, of one database or of the whole server."""
     secret = bench.site.folder / "keys" / "bench-url"
     secret.touch(mode=0o600)
     secret.write_text(bench.server.url("postgres").reveal())
     recipients = f"{bench.site.restore.recipient}, {bench.site.escrow.recipient}"
+    databases = f", databases: [{database}]" if database else ""
     (bench.site.folder / "policies" / f"{name}.yaml").write_text(
-        f"policy: {name}\ntarget: {{engine: postgres, url: 'file:keys/bench-url', databases: [{database}]}}\n"
-        f"backups: [{{method: dump}}]\nstores: [primary]\nfingerprint: {fingerprint}\n"
+        f"policy: {name}\ntarget: {{engine: postgres, url: 'file:keys/bench-url'{databases}}}\n"
+        f"backups: [{', '.join(rules)}]\nstores: [primary]\nfingerprint: {fingerprint}\n"
         f"encryption: {{recipients: [{recipients}]}}\n"
     )
 

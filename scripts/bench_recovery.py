@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench_place import DRKIT, Bench, bench, make_database, report
+from bench_place import DRKIT, Bench, bench, make_database, report, write_policy
 
 from tests.fixtures.postgres import PostgresServer, as_server_user, free_port
 
@@ -68,25 +68,13 @@ def make_backrest(server: PostgresServer) -> BackRest:
     return made
 
 
-def write_rules(place: Bench, name: str, *rules: str) -> None:
-    """Write a policy with the given backup rules."""
-    secret = place.site.folder / "keys" / "bench-url"
-    secret.touch(mode=0o600)
-    secret.write_text(place.server.url("postgres").reveal())
-    recipients = f"{place.site.restore.recipient}, {place.site.escrow.recipient}"
-    (place.site.folder / "policies" / f"{name}.yaml").write_text(
-        f"policy: {name}\ntarget: {{engine: postgres, url: 'file:keys/bench-url'}}\n"
-        f"backups: [{', '.join(rules)}]\nstores: [primary]\nencryption: {{recipients: [{recipients}]}}\n"
-    )
-
-
 def bench_base(scale: int, repeats: int) -> None:
     """Take a base backup in both ways, against the pipe and against pgBackRest."""
     with bench(repeats, **_ARCHIVING) as place:
         size = make_database(place, "b", scale)
         rest = make_backrest(place.server)
-        write_rules(place, "streamed", "{method: base, via: stream}")
-        write_rules(place, "local", "{method: base, via: local, parallel: 2}")
+        write_policy(place, "streamed", "{method: base, via: stream}")
+        write_policy(place, "local", "{method: base, via: local, parallel: 2}")
         pipe = (
             f"pg_basebackup -D - -Ft -X fetch --checkpoint=fast -h {place.server.folder} -p {place.server.port}"
             ' -U postgres | zstd -1 -T2 -q | age -r "$RECIPIENT" > "$TARGET"'
@@ -193,7 +181,7 @@ def bench_wal(scale: int, repeats: int) -> None:
     with bench(repeats, **_ARCHIVING, wal_keep_size="2GB") as place:
         rest = make_backrest(place.server)
         push = " ".join(rest.command("archive-push"))
-        write_rules(place, "pushed", "{method: base}", "{method: wal, receive: archive}")
+        write_policy(place, "pushed", "{method: base}", "{method: wal, receive: archive}")
         place.server.execute("create table bench_log (row text)")
         with serving(place, "pushed"):
             ours = archive_command(place, "pushed")
@@ -239,7 +227,7 @@ def bench_replay(scale: int, repeats: int) -> None:
     with bench(repeats, **_ARCHIVING, wal_keep_size="4GB") as place:
         size = make_database(place, "b", scale)
         rest = make_backrest(place.server)
-        write_rules(place, "pushed", "{method: base, via: local, parallel: 2}", "{method: wal, receive: archive}")
+        write_policy(place, "pushed", "{method: base, via: local, parallel: 2}", "{method: wal, receive: archive}")
         place.server.execute("create table bench_log (row text)")
         push = " ".join(rest.command("archive-push"))
         with serving(place, "pushed"):
