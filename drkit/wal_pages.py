@@ -79,6 +79,9 @@ def inspect(content: Buffer, name: str) -> WalFacts:
     if pages.count == 0:
         _, _, _, address, _ = _SHORT.unpack_from(content)
         raise IntegrityError(f"{name} holds the log from {format_lsn(address)}, which is not what its name says")
+    # Where it ends is asked first, and nothing behind it is looked at: a segment may grow while it is read.
+    end_lsn = pages.end_lsn()
+    pages.cut(end_lsn)
     first = next((found for page in range(pages.count) for found in pages.commits(page)), None)
     last = None
     for page in reversed(range(pages.count)) if first else ():
@@ -86,7 +89,7 @@ def inspect(content: Buffer, name: str) -> WalFacts:
             pass
         if last:
             break
-    return WalFacts(segment, system_identifier, pages.end_lsn(), first, last)
+    return WalFacts(segment, system_identifier, end_lsn, first, last)
 
 
 class _Pages:
@@ -105,6 +108,11 @@ class _Pages:
             if (magic, address) != (self.magic, expected) or timeline > self.segment.timeline:
                 return page
         return len(self.content) // PAGE_BYTES
+
+    def cut(self, end_lsn: int) -> None:
+        """Forget what is in the segment from a position on."""
+        self.content = self.content[: end_lsn - self.segment.start_lsn]
+        self.count = -(-len(self.content) // PAGE_BYTES)
 
     def _payload(self, page: int) -> memoryview:
         start = page * PAGE_BYTES

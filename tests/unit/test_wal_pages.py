@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from drkit.errors import IntegrityError
 from drkit.wal import Segment
-from drkit.wal_pages import inspect, read_identity
+from drkit.wal_pages import _Pages, inspect, read_identity
 from tests.fixtures.wal_files import CLUSTER, PAGE, commit_record, make_wal, record
 
 MIB = 1 << 20
@@ -70,6 +71,22 @@ def test_records_that_reach_over_pages() -> None:
     facts = inspect(with_records(long, nearly, cut, commit_record(NOON + timedelta(hours=1))), SEGMENT.name)
     assert facts.first_commit_at == NOON
     assert facts.last_commit_at == NOON + timedelta(hours=1)
+
+
+def test_a_segment_that_grows_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (commit_record(NOON + timedelta(hours=hour)) for hour in (0, 1))
+    content = bytearray(with_records(first))
+    look = _Pages.commits
+
+    def look_and_grow(pages: _Pages, page: int) -> Iterator[datetime]:
+        found = list(look(pages, page))
+        content[:] = with_records(first, second)
+        yield from found
+
+    monkeypatch.setattr(_Pages, "commits", look_and_grow)
+    facts = inspect(memoryview(content), SEGMENT.name)
+    assert facts.end_lsn == SEGMENT.start_lsn + 40 + len(first)
+    assert facts.last_commit_at == NOON
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(min_value=0, max_value=2 * PAGE)), min_size=1, max_size=40))
