@@ -12,7 +12,8 @@ from typing import Any
 from drkit.credentials import is_reference, scheme_of
 from drkit.documents import KeyPath, SourceDocument
 from drkit.errors import Problem
-from drkit.policy import METHODS, URL_SCHEMES, Method, parse_recipient
+from drkit.policy import METHODS, URL_SCHEMES, Method
+from drkit.policy_fields import parse_recipient
 from drkit.words import did_you_mean, either
 
 _COMMON_KEYS = ("method", "schedule", "timezone")

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from drkit.documents import parse_document
-from drkit.policy import write_duration
+from drkit.policy_fields import write_duration
 from drkit.validation import Section
 
 

@@ -12,7 +12,8 @@ from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationI
 from drkit.credentials import check_reference, has_password, is_reference, mask_url, scheme_of
 from drkit.documents import SourceDocument, read_document, shown_path
 from drkit.errors import ConfigError, Problem
-from drkit.policy import Duration, Name, Policy
+from drkit.policy import Policy
+from drkit.policy_fields import Duration, Name
 from drkit.policy_rules import cross_checks
 from drkit.site_file import DEFAULT_CATALOG, SITE_FILE, find_site
 from drkit.validation import Flag, Section, Text, refuse, validate

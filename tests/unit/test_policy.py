@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from drkit.age import generate_identity
 from drkit.documents import parse_document
 from drkit.errors import ConfigError, Problem
-from drkit.policy import METHODS, Policy, effective, write_duration
+from drkit.policy import METHODS, Policy, effective
+from drkit.policy_fields import write_duration
 from drkit.policy_rules import cross_checks
 from drkit.site import Site, check_files, load_policies, load_policy, load_site, policy_named, scan_policies
 from drkit.units import parse_duration
