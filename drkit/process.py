@@ -13,6 +13,7 @@ import os
 import pwd
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,21 +43,32 @@ _PIPE_BYTES = 1 << 20
 _STDERR_LINES = 20
 _STDERR_LINE_BYTES = 2000
 _KILL_AFTER_S = 5.0
+_NICENESS = 5
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to run. ``env`` is added to the minimal environment; ``user`` is changed to when we are root."""
+    """What to run. ``env`` is added to the minimal environment; ``user`` is changed to when we are root.
+
+    ``writes_bytes`` is how much the child's C library collects before it writes to its standard output, by coreutils'
+    stdbuf where that is there. For a pipe it is 4 KiB otherwise, and each write wakes the reader.
+    """
 
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     user: str | None = None
+    writes_bytes: int | None = None
 
     @property
     def tool(self) -> str:
         """Return the program's own name, for messages."""
         return Path(self.argv[0]).name
+
+    def started_as(self) -> list[str]:
+        """Return ``argv``, behind stdbuf if the child is to write larger pieces."""
+        stdbuf = shutil.which("stdbuf") if self.writes_bytes else None
+        return [stdbuf, f"--output={self.writes_bytes}", *self.argv] if stdbuf else list(self.argv)
 
     def environment(self) -> dict[str, str]:
         """Return the whole environment that the child gets: English messages, UTC, and little else."""
@@ -328,7 +340,7 @@ def _start(command: Command, *, stdin: int, stdout: int) -> subprocess.Popen[byt
     try:
         identity = _identity(command.user) if command.user else {}
         process: subprocess.Popen[bytes] = subprocess.Popen(
-            list(command.argv),
+            command.started_as(),
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -341,6 +353,17 @@ def _start(command: Command, *, stdin: int, stdout: int) -> subprocess.Popen[byt
     except OSError as error:
         raise SourceError(f"cannot start {command.argv[0]}: {error}") from error
     return process
+
+
+def give_way() -> None:
+    """Let this thread, and what it starts from now on, take a processor after others, and never from one that runs.
+
+    A database server on the same host is what drkit waits for: when each of its writes wakes a reader that pushes it
+    off its processor, both are slower. Lasts as long as the thread, since only root may take it back.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), _NICENESS))
 
 
 def _identity(user: str) -> _Identity:

@@ -40,6 +40,7 @@ _GLOBALS_END = b"-- PostgreSQL database cluster dump complete"
 _ARCHIVE_MAGIC = b"PGDMP"
 _ARCHIVE_END = b"\0\0\0\0\0"
 _LEAST_ARCHIVE_BYTES = 100
+_WRITES_BYTES = 64 * 1024
 
 
 class PostgresDump:
@@ -261,7 +262,7 @@ class _DumpSession(LogicalDump):
 
     @contextmanager
     def _producing(self, part: str, argv: Sequence[str]) -> Iterator[Iterator[bytes]]:
-        command = Command(argv, env=self._environment)
+        command = Command(argv, env=self._environment, writes_bytes=_WRITES_BYTES)
         with open_producer(command, idle_timeout_s=self._options.idle_timeout_s) as producer:
             chunks = _relay(producer.chunks())
             try:

@@ -46,6 +46,7 @@ from drkit.operations.selection import find_artifacts
 from drkit.operations.side_by_side import Stop, side_by_side
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import BackupRule, Policy
+from drkit.process import give_way
 from drkit.signing import MANIFEST_NAMESPACE, sign, trust_of_signer
 from drkit.stores import Store
 from drkit.stream import Meter, compress, drain, prefetch
@@ -127,6 +128,7 @@ class _Job:
     def run(self, engine: Engine, rule: BackupRule) -> BackupResult:
         """Do the steps in order."""
         clock_s = time.monotonic()
+        give_way()
         repo_id = ensure_repository(self.workplace, self.policy.stores)
         self._require_own_repository()
         self._publish_keys()

@@ -9,6 +9,7 @@ import pwd
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from drkit.errors import SourceError
-from drkit.process import Command, ProcessIdentity, open_consumer, open_producer, run, start_mark
+from drkit.process import Command, ProcessIdentity, give_way, open_consumer, open_producer, run, start_mark
 from drkit.units import CHUNK_BYTES
 
 SOON_S = 20.0
@@ -306,3 +307,42 @@ def _group_of(gid: int) -> str:
 def test_a_user_that_is_not_there_is_named() -> None:
     with pytest.raises(SourceError, match="there is no user nobody-of-that-name on this host"):
         run(Command(["/usr/bin/id"], user="nobody-of-that-name"))
+
+
+class TestGiveWay:
+    def test_a_thread_and_what_it_starts_stand_back_and_nobody_else(self) -> None:
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        seen: list[int] = []
+
+        def stand_back() -> None:
+            give_way()
+            seen.append(int(run(Command(["/usr/bin/nice"])).stdout))
+            seen.append(os.sched_getscheduler(0))
+
+        thread = threading.Thread(target=stand_back)
+        thread.start()
+        thread.join()
+        assert seen == [max(own, 5), os.SCHED_BATCH]
+        assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+    def test_who_stands_further_back_stays_there(self) -> None:
+        told = "import os; from drkit.process import give_way; os.nice(9); give_way(); print(os.nice(0))"
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert int(run(Command([sys.executable, "-c", told])).stdout) == own + 9
+
+
+class TestLargerWrites:
+    SAID = Command(["/bin/sh", "-c", "echo out; exit 3"], writes_bytes=1 << 16)
+
+    def test_the_child_is_the_tool_itself_for_every_message(self) -> None:
+        assert Path(self.SAID.started_as()[0]).name == "stdbuf"
+        with (
+            pytest.raises(SourceError, match="sh failed with exit status 3") as raised,
+            open_producer(self.SAID, idle_timeout_s=5) as child,
+        ):
+            list(child.chunks())
+        assert raised.value.details[0].startswith("command: /bin/sh")
+
+    def test_it_does_without_where_there_is_no_stdbuf(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert run(self.SAID, check=False).stdout == b"out\n"
