@@ -82,6 +82,36 @@ def tombstone_key(policy: str, artifact_id: str) -> str:
     return f"{tombstones_prefix(policy)}{artifact_id}.json"
 
 
+def holds_prefix(policy: str) -> str:
+    """Return the prefix of a policy's holds and their releases."""
+    return f"policies/{policy}/holds/"
+
+
+def hold_key(policy: str, hold_id: str) -> str:
+    """Return the key of a hold."""
+    return f"{holds_prefix(policy)}{hold_id}.json"
+
+
+def release_key(policy: str, hold_id: str) -> str:
+    """Return the key of the document that ends a hold."""
+    return f"{holds_prefix(policy)}{hold_id}.released.json"
+
+
+def log_tombstones_prefix(policy: str) -> str:
+    """Return the prefix of the tombstones of a policy's log."""
+    return f"policies/{policy}/log-tombstones/"
+
+
+def log_tombstone_key(policy: str, tombstone_id: str) -> str:
+    """Return the key of a tombstone of log manifests."""
+    return f"{log_tombstones_prefix(policy)}{tombstone_id}.json"
+
+
+def lease_key(name: str) -> str:
+    """Return the key of a lease between hosts."""
+    return f"leases/{name}.json"
+
+
 def trust_key(key_id: str) -> str:
     """Return the key of a public key's document; the colon of a key id is no character for a key."""
     return f"trust/{key_id.replace(':', '-')}.json"

@@ -24,7 +24,8 @@ from drkit.policy_fields import (
     Zone,
     scalar,
 )
-from drkit.validation import Flag, Section, Text, Whole
+from drkit.policy_retention import Retention
+from drkit.validation import Flag, Section, Text
 
 
 @dataclass(frozen=True)
@@ -169,19 +170,6 @@ class Encryption(Section):
     )
     accept_single_key: Flag = Field(
         default=False, description="Accept one recipient: when its identity is lost, so are all backups."
-    )
-
-
-class Retention(Section):
-    """What to keep; an artifact stays if any of these wants it. Without the section everything stays."""
-
-    last: Whole = Field(default=0, description="How many of the newest.", examples=["3"])
-    daily: Whole = Field(default=0, description="For how many days the newest of the day.", examples=["14"])
-    weekly: Whole = Field(default=0, description="For how many weeks the newest of the week.", examples=["8"])
-    monthly: Whole = Field(default=0, description="For how many months the newest of the month.", examples=["12"])
-    yearly: Whole = Field(default=0, description="For how many years the newest of the year.", examples=["7"])
-    recovery_window: Duration | None = Field(
-        default=None, description="For how long back every moment stays restorable.", examples=["14d"]
     )
 
 

@@ -14,13 +14,13 @@ from drkit.documents import KeyPath, SourceDocument
 from drkit.errors import Problem
 from drkit.policy import METHODS, URL_SCHEMES, Method
 from drkit.policy_fields import parse_recipient
+from drkit.policy_retention import COUNTS, PERIODS, Retention
 from drkit.words import did_you_mean, either
 
 _COMMON_KEYS = ("method", "schedule", "timezone")
 _ALL_OPTIONS = sorted(
     {option for methods in METHODS.values() for method in methods.values() for option in method.options}
 )
-_COUNTS = ("last", "daily", "weekly", "monthly", "yearly")
 
 
 def cross_checks(document: SourceDocument) -> Iterator[Problem]:
@@ -131,10 +131,9 @@ def _key_class(text: str) -> str | None:
 
 def _retention(document: SourceDocument) -> Iterator[Problem]:
     retention = document.at("retention")
-    if not isinstance(retention, dict) or retention.get("recovery_window") is not None:
+    if not isinstance(retention, dict) or not set(retention) <= set(Retention.model_fields):
         return
-    counts = [retention.get(key, 0) for key in _COUNTS]
-    if set(retention) <= {*_COUNTS, "recovery_window"} and all(count == 0 for count in counts):
+    if all(retention.get(key, 0) == 0 for key in COUNTS) and all(retention.get(key) is None for key in PERIODS):
         yield document.problem(("retention",), "keeps nothing; leave the section out to keep everything")
 
 

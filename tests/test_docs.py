@@ -18,6 +18,7 @@ from drkit import bucket, cli, errors, signing
 from drkit.engines.postgres_inventory import DATABASE_QUERIES, GLOBAL_QUERIES
 from drkit.model import Document, LogManifest, LogRecord, Manifest, ObjectRecord, Tombstone
 from drkit.operations.evidence import DrillRecord
+from drkit.retention_documents import BuriedRun, Hold, LogTombstone, Release
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -186,6 +187,10 @@ def test_every_key_is_documented() -> None:
         "manifest_key": bucket.manifest_key("<policy>", "<artifact_id>"),
         "evidence_key": bucket.evidence_key("<policy>", "<run_id>"),
         "tombstone_key": bucket.tombstone_key("<policy>", "<artifact_id>"),
+        "hold_key": bucket.hold_key("<policy>", "<hold_id>"),
+        "release_key": bucket.release_key("<policy>", "<hold_id>"),
+        "log_tombstone_key": bucket.log_tombstone_key("<policy>", "<tombstone_id>"),
+        "lease_key": bucket.lease_key("<name>"),
         "trust_key": bucket.trust_key("<key_id>"),
         "log_key": "policies/<policy>/logs/<timeline>/<name>.zst.age",
         "log_manifest_key": "policies/<policy>/logs/<timeline>/<first>-<last>-<manifest_id>.json",
@@ -195,7 +200,8 @@ def test_every_key_is_documented() -> None:
     names = {name for name in vars(bucket) if name.endswith(("_key", "_KEY"))}
     assert {name for name in names if not name.startswith(("parse_", "signature_"))} == set(made)
     assert set(made.values()) <= documented
-    for name in ("manifest_key", "evidence_key", "tombstone_key", "log_manifest_key"):
+    signed = ("manifest_key", "evidence_key", "tombstone_key", "log_manifest_key", "hold_key", "release_key")
+    for name in (*signed, "log_tombstone_key"):
         assert bucket.signature_key(made[name]) in documented
     for name in {name for name in vars(bucket) if name.endswith("_prefix")}:
         function = getattr(bucket, name)
@@ -222,6 +228,7 @@ def fields(model: type[Document]) -> set[str]:
         ("## 6. The manifest", Manifest),
         ("### 6.1 ", ObjectRecord),
         ("## 8. Tombstones", Tombstone),
+        ("### 8.2 ", LogTombstone),
         ("## 9. Trust documents", signing.Trust),
         ("## 10. Evidence", DrillRecord),
         ("### 15.1 ", LogManifest),
@@ -235,6 +242,13 @@ def test_every_field_of_every_document_is_documented_and_nothing_else(heading: s
     rows = [row for row in table.splitlines() if row.startswith("| `")]
     documented = {word for row in rows for word in words(cells_of(row)[0])}
     assert documented == fields(model)
+
+
+def test_every_field_of_holds_and_stretches_is_documented_and_nothing_else() -> None:
+    documented = {word for row in cells("format.md", "### 8.1 ")[2:] for word in words(row[0])}
+    assert documented == fields(Hold) | fields(Release)
+    stretch = text_of("format.md").partition("\nA stretch has ")[2].partition("\n\n")[0]
+    assert set(words(stretch)) == fields(BuriedRun)
 
 
 def test_every_kind_of_the_fingerprint_is_documented_with_its_facts() -> None:

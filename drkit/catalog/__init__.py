@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a list builds no documents
+    from drkit.catalog.holds import Holds
     from drkit.model import ArtifactEntry, Lease, Run, Scratch
 
 
@@ -18,7 +19,8 @@ class ArtifactRow(NamedTuple):
     """What a list shows of an artifact; ``verdict`` and ``level`` are of its newest drill, empty without one.
 
     ``degraded`` says that the source was found to be damaged when the artifact was taken. ``parent`` is the artifact
-    that an incremental one holds the changes since, empty for a full one.
+    that an incremental one holds the changes since, empty for a full one. ``held``: a hold keeps it; ``leaving``: a
+    prune has marked it, and nothing holds it.
     """
 
     artifact_id: str
@@ -34,6 +36,8 @@ class ArtifactRow(NamedTuple):
     level: str
     degraded: bool = False
     parent: str = ""
+    held: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class EvidenceEntry:
 
 class Catalog(Protocol):
     """Safe to use from several threads of one process and from several processes at once."""
+
+    @property
+    def holds(self) -> Holds:
+        """Return what is known of holds."""
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""

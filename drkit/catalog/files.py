@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drkit.errors import CatalogError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x64726B74  # "drkt": tells a catalog from anybody else's SQLite file
 BUSY_TIMEOUT_S = 15.0
 _DRAFT_IS_OLD_S = 3600.0
@@ -209,6 +209,8 @@ _SALVAGE = {
         select run_id, kind, policy, state, started_at, host, pid, heartbeat_at, ended_at, error, outcome
         from old.runs""",
     "events": "insert into events (event_id, at, name, facts) select event_id, at, name, facts from old.events",
+    "holds": """insert into holds (hold_id, policy, artifact_id, kind, reason, placed_at, released_at)
+        select hold_id, policy, artifact_id, kind, reason, placed_at, released_at from old.holds""",
 }
 
 

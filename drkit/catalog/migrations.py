@@ -120,6 +120,32 @@ def _parent(db: Database) -> None:
     )
 
 
+_KEEPING = (
+    """create table holds (
+        hold_id text primary key,
+        policy text not null,
+        artifact_id text not null,
+        kind text not null,
+        reason text not null,
+        placed_at text not null,
+        released_at text
+    )""",
+    "create index holds_by_artifact on holds (artifact_id)",
+    """create table marks (
+        artifact_id text primary key,
+        policy text not null,
+        delete_after text
+    ) without rowid""",
+)
+
+
+@MIGRATIONS(name="004_holds")
+def _holds(db: Database) -> None:
+    """Remember which artifacts are held, and which are marked to go."""
+    for statement in _KEEPING:
+        db.execute(statement)
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

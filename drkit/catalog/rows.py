@@ -20,7 +20,9 @@ LIST = """
     select a.artifact_id, a.policy, a.engine, a.method, a.seq, a.restorable_to_at, a.stored_bytes, a.plain_bytes,
         (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id) as stores,
         (select verdict || ' ' || level from evidence e where e.artifact_id = a.artifact_id and e.kind = 'drill'
-            order by ended_at desc limit 1) as proof, a.degraded, a.parent
+            order by ended_at desc limit 1) as proof, a.degraded, a.parent,
+        exists (select 1 from holds h where h.artifact_id = a.artifact_id and h.released_at is null) as held,
+        exists (select 1 from marks m where m.artifact_id = a.artifact_id) as leaving
     from artifacts a where :policy is null or a.policy = :policy
     order by a.restorable_to_at desc, a.artifact_id desc"""
 ARTIFACTS = """
@@ -109,7 +111,7 @@ def artifact_of(row: sqlite3.Row, *, with_details: bool = False) -> ArtifactEntr
 
 def list_row_of(row: sqlite3.Row) -> ArtifactRow:
     """Return what a list shows, of a row of `LIST`."""
-    *columns, restorable_to_at, stored_bytes, plain_bytes, stores, proof, degraded, parent = row
+    *columns, restorable_to_at, stored_bytes, plain_bytes, stores, proof, degraded, parent, held, leaving = row
     artifact_id, policy, engine, method, seq = columns
     verdict, _, level = (proof or "").partition(" ")
     moment, names = datetime.fromisoformat(restorable_to_at), _names(stores)
@@ -119,6 +121,8 @@ def list_row_of(row: sqlite3.Row) -> ArtifactRow:
         level=level,
         degraded=bool(degraded),
         parent=parent,
+        held=bool(held),
+        leaving=bool(leaving and not held),
     )
 
 

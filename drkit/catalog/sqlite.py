@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from drkit.canonical import canonical_json
 from drkit.catalog import ArtifactRow, Catalog, EvidenceEntry, files, rows
+from drkit.catalog.holds import SqliteHolds
 from drkit.errors import Busy, CatalogError, ConfigError, IntegrityError
 from drkit.units import format_moment, format_utc, parse_utc
 
@@ -64,6 +65,11 @@ class SqliteCatalog(Catalog):
     def _read(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         with self._turn, files.translated(self.path):
             return self._connection.execute(query, values).fetchall()
+
+    @property
+    def holds(self) -> SqliteHolds:
+        """Return what is known of holds."""
+        return SqliteHolds(self._transaction, self._read)
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""

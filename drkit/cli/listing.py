@@ -64,7 +64,8 @@ def _cells(row: ArtifactRow) -> tuple[str, ...]:
 
 
 def _method(row: ArtifactRow) -> str:
-    marks = [mark for mark, given in (("incremental", row.parent), ("degraded", row.degraded)) if given]
+    given = {"incremental": row.parent, "degraded": row.degraded, "held": row.held, "leaving": row.leaving}
+    marks = [mark for mark, holds in given.items() if holds]
     return f"{row.method} ({', '.join(marks)})" if marks else row.method
 
 

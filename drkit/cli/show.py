@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from drkit.cli import common_options, output_of, site_option
 from drkit.fingerprint import data_words
-from drkit.units import format_bytes, format_count, format_duration, format_moment, parse_utc
+from drkit.units import format_bytes, format_count, format_duration, format_moment, format_utc, parse_utc
 
 if TYPE_CHECKING:
+    from drkit.catalog.holds import HoldEntry
     from drkit.model import ArtifactEntry
 
 _SHOWN_PAGES = 20
@@ -38,6 +40,8 @@ def show(ctx: click.Context, artifact: str) -> None:
     try:
         entry = catalog.artifact(artifact)
         evidence = catalog.evidence(artifact_id=entry.manifest.artifact_id)
+        holds = catalog.holds.entries(artifact_id=entry.manifest.artifact_id)
+        leaving = catalog.holds.leaving(entry.manifest.policy)
     finally:
         catalog.close()
     document = {
@@ -46,14 +50,36 @@ def show(ctx: click.Context, artifact: str) -> None:
         "stores": [*entry.stores],
         "details": entry.details,
         "evidence": evidence,
+        "holds": [_hold_document(hold) for hold in holds],
+        "leaving": entry.manifest.artifact_id in leaving,
     }
-    output_of(ctx).result("show", document, "\n".join(_lines(entry, evidence)))
+    keeping = list(_keeping(entry.manifest.artifact_id, holds, leaving))
+    output_of(ctx).result("show", document, "\n".join(_lines(entry, keeping, evidence)))
 
 
-def _lines(entry: ArtifactEntry, evidence: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _hold_document(hold: HoldEntry) -> dict[str, Any]:
+    moments = {"placed_at": format_utc(hold.placed_at)}
+    if hold.released_at is not None:
+        moments["released_at"] = format_utc(hold.released_at)
+    return {"hold_id": hold.hold_id, "kind": hold.kind, "reason": hold.reason, **moments}
+
+
+def _keeping(artifact_id: str, holds: Sequence[HoldEntry], leaving: Mapping[str, datetime | None]) -> Iterator[str]:
+    standing = [hold for hold in holds if hold.released_at is None]
+    for hold in standing:
+        yield f"  {'held':<11} since {format_moment(hold.placed_at)}: {hold.reason}"
+    if not standing and artifact_id in leaving:
+        after = leaving[artifact_id]
+        when = f"goes after {format_moment(after)}" if after else "goes once what builds on it is gone"
+        yield f"  {'leaving':<11} no rule wants it, {when}"
+        yield f"  hint: drkit prune --undo {artifact_id}"
+
+
+def _lines(entry: ArtifactEntry, keeping: Sequence[str], evidence: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     manifest = entry.manifest
     yield f"artifact {manifest.artifact_id}   {manifest.engine} {manifest.method} of policy {manifest.policy}"
     yield from _facts(entry)
+    yield from keeping
     yield from _damage(entry)
     yield "objects"
     labels = _parts(entry)

@@ -7,6 +7,7 @@ what passed every check is handed on.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from drkit.chain import Link, manifest_link, tombstone_link
 from drkit.errors import IntegrityError, StoreError, StoreMissing
 from drkit.model import Finding, Manifest, Tombstone
 from drkit.operations.repository import find_repo_id
+from drkit.retention_documents import Hold, LogTombstone, Release, standing
 from drkit.signing import EVIDENCE_NAMESPACE, MANIFEST_NAMESPACE, TOMBSTONE_NAMESPACE, Signer, Trust, verify
 from drkit.stores import ObjectInfo, Store, read_object
 from drkit.units import parse_utc
@@ -51,7 +53,8 @@ class StoreInventory:
     """What one store holds of the policies asked for; ``findings`` are per policy, ``""`` for the store as a whole.
 
     ``error`` is set when the store could not be listed: then nothing is known of it, and nothing may be concluded from
-    what it lacks. ``links`` and ``tombstones`` are of the chain, per policy.
+    what it lacks. ``links`` and ``tombstones`` are of the chain, per policy; ``graves`` are the tombstones' documents,
+    also those that explain nothing because their artifact is held.
     """
 
     name: str
@@ -62,7 +65,20 @@ class StoreInventory:
     evidence: list[StoredEvidence] = field(default_factory=list)
     links: dict[str, list[Link]] = field(default_factory=dict)
     tombstones: dict[str, list[Link]] = field(default_factory=dict)
+    graves: dict[str, list[Tombstone]] = field(default_factory=dict)
+    log_graves: dict[str, list[LogTombstone]] = field(default_factory=dict)
+    holds: dict[str, list[Hold]] = field(default_factory=dict)
+    releases: dict[str, list[Release]] = field(default_factory=dict)
     findings: dict[str, list[Finding]] = field(default_factory=dict)
+
+    def decisions(self, policy: str) -> list[str]:
+        """Return the keys of the trusted documents over keeping and removing."""
+        return [
+            *(bucket.tombstone_key(policy, item.artifact_id) for item in self.graves.get(policy, ())),
+            *(bucket.hold_key(policy, item.hold_id) for item in self.holds.get(policy, ())),
+            *(bucket.release_key(policy, item.hold_id) for item in self.releases.get(policy, ())),
+            *(bucket.log_tombstone_key(policy, item.tombstone_id) for item in self.log_graves.get(policy, ())),
+        ]
 
     def report(self, policy: str, finding: Finding) -> None:
         """Note a finding."""
@@ -73,7 +89,21 @@ def take_inventory(
     stores: Mapping[str, Store], signers: Sequence[Signer], policies: Collection[str] | None = None
 ) -> dict[str, StoreInventory]:
     """List the stores and read every manifest, tombstone and evidence record of ``policies`` (None: of all)."""
-    return {name: _inventory(store, signers, policies) for name, store in stores.items()}
+    inventories = {name: _inventory(store, signers, policies) for name, store in stores.items()}
+    _spare_the_held(list(inventories.values()))
+    return inventories
+
+
+def _spare_the_held(inventories: Sequence[StoreInventory]) -> None:
+    """Leave out the tombstones of what is held in any store: it has to be there, so nothing explains that it is not."""
+    held: dict[str, set[str]] = defaultdict(set)
+    for policy in {policy for inventory in inventories for policy in inventory.holds}:
+        holds = (hold for inventory in inventories for hold in inventory.holds.get(policy, ()))
+        releases = [item for inventory in inventories for item in inventory.releases.get(policy, ())]
+        held[policy] = {hold.artifact_id for hold in standing(holds, releases)}
+    for inventory in inventories:
+        for policy, links in inventory.tombstones.items():
+            inventory.tombstones[policy] = [link for link in links if link.artifact_id not in held[policy]]
 
 
 def _inventory(store: Store, signers: Sequence[Signer], policies: Collection[str] | None) -> StoreInventory:
@@ -124,9 +154,19 @@ def _check_trust(store: Store, signers: Sequence[Signer], inventory: StoreInvent
 def read_tombstones(store: Store, signers: Sequence[Signer], policy: str) -> list[Link]:
     """Read a policy's tombstones; one that is not believed explains nothing and is left out."""
     inventory = StoreInventory(store.name)
-    inventory.objects.update((item.key, item) for item in store.list(bucket.tombstones_prefix(policy)))
+    for prefix in (bucket.tombstones_prefix(policy), bucket.holds_prefix(policy)):
+        inventory.objects.update((item.key, item) for item in store.list(prefix))
     _read_documents(store, signers, inventory)
+    _spare_the_held([inventory])
     return inventory.tombstones.get(policy, [])
+
+
+def read_holds(store: Store, signers: Sequence[Signer], policy: str) -> tuple[list[Hold], list[Release]]:
+    """Read a policy's holds and their releases; what is not believed holds nothing and ends nothing."""
+    inventory = StoreInventory(store.name)
+    inventory.objects.update((item.key, item) for item in store.list(bucket.holds_prefix(policy)))
+    _read_documents(store, signers, inventory)
+    return inventory.holds.get(policy, []), inventory.releases.get(policy, [])
 
 
 def _repo_id(store: Store, inventory: StoreInventory) -> str | None:
@@ -231,6 +271,48 @@ def _keep_tombstone(inventory: StoreInventory, policy: str, key: str, tombstone:
         inventory.report(policy, Finding("tombstone-misplaced", where, message, _ASK_WHO_WROTE))
         return
     inventory.tombstones.setdefault(policy, []).append(tombstone_link(tombstone))
+    inventory.graves.setdefault(policy, []).append(tombstone)
+
+
+_Sparing = Hold | Release | LogTombstone
+
+
+def _parse_hold(signed: _Signed, what: str, signers: Sequence[Signer]) -> _Sparing:
+    kind = parse_json(signed.data, what).get("format")
+    document: _Sparing
+    if kind == "drkit-release":
+        document = Release.from_bytes(signed.data, what)
+        at = document.released_at
+    else:
+        document = Hold.from_bytes(signed.data, what)
+        at = document.placed_at
+    verify(signed.data, signed.signature, TOMBSTONE_NAMESPACE, signers, what=what, at=at)
+    return document
+
+
+def _parse_log_tombstone(signed: _Signed, what: str, signers: Sequence[Signer]) -> _Sparing:
+    document = LogTombstone.from_bytes(signed.data, what)
+    verify(signed.data, signed.signature, TOMBSTONE_NAMESPACE, signers, what=what, at=document.removed_at)
+    return document
+
+
+def _keep_sparing(inventory: StoreInventory, policy: str, key: str, document: _Sparing) -> None:
+    """Keep a hold, a release or a tombstone of the log that lies in its own place."""
+    if isinstance(document, Hold):
+        place = bucket.hold_key(policy, document.hold_id)
+        inventory_of: dict[str, list[Any]] = inventory.holds
+    elif isinstance(document, Release):
+        place = bucket.release_key(policy, document.hold_id)
+        inventory_of = inventory.releases
+    else:
+        place = bucket.log_tombstone_key(policy, document.tombstone_id)
+        inventory_of = inventory.log_graves
+    foreign = inventory.repo_id is not None and document.repo_id != inventory.repo_id
+    if document.policy != policy or key != place or foreign:
+        message = f"{key} in store {inventory.name} was made for {place} of policy {document.policy}"
+        inventory.report(policy, Finding("hold-misplaced", key, message, _ASK_WHO_WROTE))
+        return
+    inventory_of.setdefault(policy, []).append(document)
 
 
 def _parse_evidence(signed: _Signed, what: str, signers: Sequence[Signer]) -> tuple[dict[str, Any], bytes]:
@@ -258,6 +340,9 @@ def _keep_evidence(inventory: StoreInventory, policy: str, key: str, value: tupl
 _MANIFEST = _Reader("manifest-untrusted", MANIFEST_NAMESPACE, _parse_manifest, _keep_manifest)
 _TOMBSTONE = _Reader("tombstone-untrusted", TOMBSTONE_NAMESPACE, _parse_tombstone, _keep_tombstone)
 _EVIDENCE = _Reader("evidence-untrusted", EVIDENCE_NAMESPACE, _parse_evidence, _keep_evidence)
+_HOLD = _Reader("hold-untrusted", TOMBSTONE_NAMESPACE, _parse_hold, _keep_sparing)
+_LOG_TOMBSTONE = _Reader("tombstone-untrusted", TOMBSTONE_NAMESPACE, _parse_log_tombstone, _keep_sparing)
+_FOLDERS = {"tombstones": _TOMBSTONE, "holds": _HOLD, "log-tombstones": _LOG_TOMBSTONE}
 _COMPARE = "compare it with the other stores before you trust this one"
 _ASK_WHO_WROTE = "somebody put it there who is not drkit: compare with another store before you trust this one"
 
@@ -268,6 +353,6 @@ def _reader_of(key: str) -> _Reader | None:
     if bucket.parse_evidence_key(key):
         return _EVIDENCE
     segments = key.split("/")
-    if len(segments) == 4 and segments[2] == "tombstones" and key.endswith(".json"):
-        return _TOMBSTONE
+    if len(segments) == 4 and key.endswith(".json"):
+        return _FOLDERS.get(segments[2])
     return None

@@ -322,6 +322,15 @@ def read_histories(logs: PolicyLogs, reader: LogReader) -> dict[int, bytes]:
     }
 
 
+def signed_histories(logs: PolicyLogs) -> dict[int, tuple[Switch, ...]]:
+    """Return how timelines follow on each other, as is signed in the clear beside the history files."""
+    return {
+        stored.file.timeline: tuple(Switch(item.timeline, parse_lsn(item.at_lsn)) for item in stored.record.ancestors)
+        for stored in logs.files.values()
+        if stored.record is not None and stored.record.ancestors
+    }
+
+
 def parsed_histories(contents: Mapping[int, bytes]) -> dict[int, tuple[Switch, ...]]:
     """Read what the history files say."""
     return {timeline: parse_history(timeline, text.decode(errors="replace")) for timeline, text in contents.items()}

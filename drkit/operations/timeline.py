@@ -17,12 +17,11 @@ from drkit.operations.judgement import CLOCK_MARGIN
 from drkit.operations.lineage import restorable
 from drkit.operations.selection import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
-from drkit.operations.stored_log import PolicyLogs, base_points, log_state, read_logs
+from drkit.operations.stored_log import base_points, log_state, read_logs, signed_histories
 from drkit.recovery_coverage import Coverage, measure_coverage
 from drkit.recovery_path import BasePoint
 from drkit.recovery_windows import Gap, Window, find_gaps, find_windows
 from drkit.units import parse_utc, say_slow_clock
-from drkit.wal import Switch, parse_lsn
 
 Verdict = Literal["passed", "passed_with_findings", "failed"]
 
@@ -91,7 +90,7 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
     found = find_artifacts(workplace, policy)
     logs = read_logs(workplace, policy, {entry.manifest.repo_id for entry in found.entries})
     bases = base_points(restorable(found))
-    state = log_state(logs, bases, dict(_histories(logs)), policy)
+    state = log_state(logs, bases, signed_histories(logs), policy)
     windows = find_windows(state)
     exposure = _last_seen(workplace, policy)
     unreached = [f"not reached: {error.message}" for error in logs.unreachable]
@@ -110,13 +109,6 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
         distrusted=[doubt for doubt in logs.doubts if doubt not in unreached],
         unreached=unreached,
     )
-
-
-def _histories(logs: PolicyLogs) -> Iterator[tuple[int, tuple[Switch, ...]]]:
-    for stored in logs.files.values():
-        if stored.record is not None and stored.record.ancestors:
-            switches = (Switch(item.timeline, parse_lsn(item.at_lsn)) for item in stored.record.ancestors)
-            yield stored.file.timeline, tuple(switches)
 
 
 def _proofs(catalog: Catalog, policy: str) -> Iterator[ProvenMoment]:

@@ -33,7 +33,11 @@ class Traits:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What a store says of one object without reading it. ``revision`` is opaque: what `Store.replace` compares."""
+    """What a store says of one object without reading it. ``revision`` is opaque: what `Store.replace` compares.
+
+    ``locked_until`` is from `Store.head` only, and None as well where the store does not let us see it; a lock that
+    has no end (S3's legal hold) has that of the calendar.
+    """
 
     key: str
     size_bytes: int
@@ -41,6 +45,7 @@ class ObjectInfo:
     version_id: str | None = None
     revision: str | None = None
     checksum: Checksum | None = None
+    locked_until: datetime | None = None
 
 
 class Store(Protocol):

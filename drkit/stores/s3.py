@@ -122,6 +122,7 @@ class S3Store:
             version_id=_version(answer),
             revision=answer["ETag"],
             checksum=checksum_from(answer),
+            locked_until=_locked_until(answer),
         )
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -339,6 +340,14 @@ def _as_answered(key: str, content: Content, answer: dict[str, Any]) -> ObjectIn
 
 def _locks(answer: dict[str, Any]) -> bool:
     return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
+
+
+def _locked_until(answer: dict[str, Any]) -> datetime | None:
+    """Return until when nobody can remove a version: its lock's end, or no end at all under a legal hold."""
+    if answer.get("ObjectLockLegalHoldStatus") == "ON":
+        return datetime.max.replace(tzinfo=UTC)
+    until = answer.get("ObjectLockRetainUntilDate")
+    return until.astimezone(UTC) if until else None
 
 
 def _version(answer: dict[str, Any]) -> str | None:

@@ -1,0 +1,247 @@
+"""`drkit prune`: plan from a fresh listing, mark what goes, and delete what was marked long enough ago.
+
+Nothing is deleted in the run that marks it. Each run plans anew from what the stores hold then, so what is deleted is
+unwanted by two plans that lie a time of grace apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from drkit import bucket
+from drkit.errors import ConfigError, StoreError, StoreMissing
+from drkit.operations import Reporter, Workplace
+from drkit.operations.prune_facts import Stored, take_stock
+from drkit.operations.prune_steps import Pruning
+from drkit.operations.running import recorded_run
+from drkit.operations.store_lease import StoreLease, store_lease
+from drkit.policy import BackupRule, Policy
+from drkit.policy_retention import Retention
+from drkit.retention import CLOCK_SKEW, Guards, Plan, Rules, plan_retention
+from drkit.units import format_duration
+
+_STALE_AT_LEAST = timedelta(days=2)
+_STALE_WAITS = 3
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """``dry_run`` writes nothing. ``confirmed`` is the digest (or its beginning) of a plan that somebody agreed to."""
+
+    dry_run: bool = False
+    confirmed: str | None = None
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What a prune decided and did.
+
+    ``blocked`` says why a plan was not carried out. ``marked``, ``removed`` and ``revived`` are artifact ids,
+    ``removed_log`` keys of log manifests. ``notes`` are for people: what waits, and for what.
+    """
+
+    policy: str
+    plan: Plan
+    stored: Stored
+    dry_run: bool
+    blocked: str = ""
+    marked: Sequence[str] = ()
+    removed: Sequence[str] = ()
+    revived: Sequence[str] = ()
+    marked_log: Sequence[str] = ()
+    removed_log: Sequence[str] = ()
+    removed_bytes: int = 0
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def state(self) -> str:
+        """Return ``blocked``, ``suspended`` or ``ok``."""
+        return "blocked" if self.blocked else "suspended" if self.plan.suspended else "ok"
+
+
+def prune(workplace: Workplace, policy: Policy, reporter: Reporter, options: PruneOptions | None = None) -> PruneResult:
+    """Apply a policy's retention once.
+
+    Raise ConfigError when the policy has none, Busy when another prune of it runs, and StoreError when a store did not
+    delete or take what it should, after everything else was done; the next run goes on.
+    """
+    options = options or PruneOptions()
+    if policy.retention is None:
+        raise ConfigError(
+            f"policy {policy.policy} has no retention, so everything stays", hints=["retention: {last: 3, daily: 14}"]
+        )
+    if options.dry_run:
+        stored, plan = plan_prune(workplace, policy)
+        return PruneResult(policy.policy, plan, stored, dry_run=True, blocked=_blocked(plan, options))
+    with ExitStack() as stack:
+        running = stack.enter_context(recorded_run(workplace.catalog, workplace.clock, "prune", policy.policy))
+        leases = _take_leases(workplace, policy, stack)
+        before = _last_state(workplace, policy.policy, running.run_id)
+        stored, plan = plan_prune(workplace, policy, list(_clocks_apart(leases)))
+        blocked = _blocked(plan, options)
+        pruning = Pruning(workplace, stored, plan, running, leases)
+        if not blocked:
+            pruning.carry_out(reporter)
+        result = _result(plan, stored, pruning, blocked)
+        running.outcome = {
+            "state": result.state,
+            "plan": plan.digest,
+            "marked": len(result.marked),
+            "removed": len(result.removed),
+            "removed_log": len(result.removed_log),
+            "removed_bytes": result.removed_bytes,
+        }
+        _tell(workplace, result, before)
+        pruning.raise_failures()
+        return result
+
+
+def plan_prune(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = ()) -> tuple[Stored, Plan]:
+    """Return what is stored of a policy and the plan for it; nothing is written.
+
+    Locks are asked for only where something would go: what is locked stays, and with it what it needs.
+    """
+    assert policy.retention is not None
+    rules, guards = rules_of(policy, policy.retention), guards_of(policy, policy.retention)
+    stored = take_stock(workplace, policy, obstacles)
+    plan = plan_retention(stored.holdings(), rules, guards, stored.now)
+    locks = dict(_locks(workplace, stored, plan))
+    if locks:
+        stored = stored.with_locks(locks)
+        plan = plan_retention(stored.holdings(), rules, guards, stored.now)
+    return stored, plan
+
+
+def rules_of(policy: Policy, retention: Retention) -> Rules:
+    """Return the rules of a policy; periods are those of its own calendar."""
+    scheduled = (rule.timezone for rule in policy.backups if rule.schedule is not None)
+    return Rules(
+        last=retention.last,
+        hourly=retention.hourly,
+        daily=retention.daily,
+        weekly=retention.weekly,
+        monthly=retention.monthly,
+        yearly=retention.yearly,
+        within=retention.within,
+        recovery_window=retention.recovery_window,
+        timezone=retention.timezone or next(scheduled, "UTC"),
+    )
+
+
+def guards_of(policy: Policy, retention: Retention) -> Guards:
+    """Return the guards of a policy; a method goes stale after three of its longest waits, or as the policy says."""
+    stale = {
+        rule.method: retention.stale_after or max(_STALE_WAITS * _longest_wait(rule), _STALE_AT_LEAST)
+        for rule in policy.backups
+        if rule.schedule is not None or retention.stale_after is not None
+    }
+    return Guards(
+        minimum=retention.minimum,
+        failed_keep=retention.failed_keep,
+        stale_after=stale,
+        max_removed_percent=retention.max_removed_percent,
+        grace=retention.grace,
+    )
+
+
+def _longest_wait(rule: BackupRule) -> timedelta:
+    """Return the longest time between two of the next runs of a schedule."""
+    from datetime import UTC
+    from itertools import islice, pairwise
+
+    from cronsim import CronSim
+
+    assert rule.schedule is not None
+    runs = list(islice(CronSim(rule.schedule, datetime(2026, 1, 1, tzinfo=UTC)), 60))
+    return max((later - earlier for earlier, later in pairwise(runs)), default=timedelta(days=366))
+
+
+def _blocked(plan: Plan, options: PruneOptions) -> str:
+    if options.confirmed is not None:
+        if plan.digest.startswith(options.confirmed.lower()):
+            return ""
+        return f"the plan is another by now: {plan.digest[:16]}, not {options.confirmed[:16]}"
+    return plan.excess
+
+
+def _locks(workplace: Workplace, stored: Stored, plan: Plan) -> Iterator[tuple[str, datetime]]:
+    """Yield until when something that would go is locked, in whichever store for the longest."""
+    policy = stored.policy.policy
+    for decision in plan.removed:
+        keys = [item.key for item in stored.manifest(decision.name).objects]
+        keys.append(bucket.manifest_key(policy, decision.name))
+        yield from _locked(workplace, decision.name, keys, stored.holders(decision.name))
+    for decision in plan.removed_log:
+        yield from _locked(workplace, decision.name, [decision.name], stored.log_manifests[decision.name])
+
+
+def _locked(
+    workplace: Workplace, name: str, keys: Sequence[str], stores: Sequence[str]
+) -> Iterator[tuple[str, datetime]]:
+    ends = []
+    for store in (workplace.stores[name] for name in stores):
+        if store.traits.object_lock:
+            for key in keys:
+                try:
+                    ends.append(store.head(key).locked_until)
+                except StoreMissing:
+                    continue
+    known = [end for end in ends if end is not None]
+    if known:
+        yield name, max(known)
+
+
+def _take_leases(workplace: Workplace, policy: Policy, stack: ExitStack) -> list[StoreLease]:
+    """Take the lease of this prune in each store; one that cannot be asked is an obstacle of the plan anyway."""
+    leases = []
+    for name in policy.stores:
+        store = workplace.stores[name]
+        with suppress(StoreError):
+            if store.traits.compare_and_swap:
+                lease = store_lease(store, f"prune-{policy.policy}", workplace.clock)
+                leases.append(stack.enter_context(lease))
+    return leases
+
+
+def _clocks_apart(leases: Sequence[StoreLease]) -> Iterator[str]:
+    """Say whose clock is another than ours: then no age is right, neither an artifact's nor that of a mark."""
+    for lease in leases:
+        apart = abs(lease.store_now - lease.taken_at)
+        if apart > CLOCK_SKEW:
+            yield f"the clocks of this host and of store {lease.store.name} are {format_duration(apart)} apart"
+
+
+def _result(plan: Plan, stored: Stored, pruning: Pruning, blocked: str) -> PruneResult:
+    done = pruning.done
+    return PruneResult(
+        policy=plan.policy,
+        plan=plan,
+        stored=stored,
+        dry_run=False,
+        blocked=blocked,
+        marked=done.marked,
+        removed=done.removed,
+        revived=done.revived,
+        marked_log=done.marked_log,
+        removed_log=done.removed_log,
+        removed_bytes=done.removed_bytes,
+        notes=done.notes,
+    )
+
+
+def _last_state(workplace: Workplace, policy: str, run_id: str) -> str:
+    """Return the state in which the prune before this one ended, empty for the first."""
+    runs = workplace.catalog.runs(policy=policy, kind="prune", state="succeeded", limit=2)
+    return next((str((run.outcome or {}).get("state", "")) for run in runs if run.run_id != run_id), "")
+
+
+def _tell(workplace: Workplace, result: PruneResult, before: str) -> None:
+    """Keep as an event when a policy's prune comes into another state."""
+    if result.state == before or (result.state == "ok" and not before):
+        return
+    message = result.blocked or "; ".join(result.plan.suspended) or "artifacts are removed again"
+    facts = {"policy": result.policy, "state": result.state, "before": before or None, "message": message}
+    workplace.catalog.add_event("prune.state", workplace.clock(), {**facts, "plan": result.plan.digest})

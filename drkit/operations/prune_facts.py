@@ -1,0 +1,381 @@
+"""What a prune decides about: taken from a fresh listing of the stores and their signed manifests, not the catalog.
+
+The catalog is asked for what the stores may have lost: holds that it remembers count although no store has them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from itertools import accumulate
+
+from drkit import bucket
+from drkit.catalog.holds import HoldEntry
+from drkit.model import Manifest, Tombstone
+from drkit.operations import Workplace
+from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
+from drkit.policy import Policy
+from drkit.retention import CLOCK_SKEW, Candidate, Holdings, LogPiece, State
+from drkit.retention_documents import BuriedRun, Hold, LogTombstone, Release
+from drkit.units import format_duration, format_moment, parse_utc
+from drkit.wal import Segment, parse_lsn
+
+_STRANGE_DATE = timedelta(hours=24)
+"""How far the moment in a manifest may be from when its store took it; more, and one of two clocks was wrong."""
+
+_CONCLUSIVE = {"passed": "verified", "passed_with_findings": "verified", "failed": "failed"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of one policy, and what was decided over it before.
+
+    ``copies`` are the trusted manifests of each artifact. ``graves`` are their tombstones, ``log_graves`` those of the
+    log, oldest first. ``holds`` stand; ``hold_ends`` is when the last hold of an artifact was released.
+    """
+
+    policy: Policy
+    now: datetime
+    inventories: Mapping[str, StoreInventory]
+    copies: Mapping[str, Sequence[StoredArtifact]]
+    graves: Mapping[str, Tombstone]
+    log_graves: Sequence[LogTombstone]
+    holds: Sequence[HoldEntry]
+    hold_ends: Mapping[str, datetime]
+    obstacles: tuple[str, ...] = ()
+    locks: Mapping[str, datetime] = field(default_factory=dict)
+
+    def manifest(self, artifact_id: str) -> Manifest:
+        """Return an artifact's manifest."""
+        return self.copies[artifact_id][0].manifest
+
+    def holders(self, artifact_id: str) -> list[str]:
+        """Return the stores that have an artifact's manifest."""
+        return [copy.store for copy in self.copies.get(artifact_id, ())]
+
+    @cached_property
+    def folders(self) -> Mapping[str, Mapping[str, list[str]]]:
+        """Return store -> artifact id -> the keys in its folder."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for name, inventory in self.inventories.items():
+            folders: dict[str, list[str]] = defaultdict(list)
+            for key in inventory.objects:
+                place = bucket.parse_artifact_key(key)
+                if place is not None:
+                    folders[place[1]].append(key)
+            found[name] = dict(folders)
+        return found
+
+    @cached_property
+    def log_manifests(self) -> Mapping[str, list[str]]:
+        """Return the key of each log manifest, and the stores that have it."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, inventory in self.inventories.items():
+            for key in inventory.objects:
+                if bucket.parse_log_manifest_key(key) is not None:
+                    found[key].append(name)
+        return dict(found)
+
+    def with_locks(self, locks: Mapping[str, datetime]) -> Stored:
+        """Return the same with what was found out about locks, by artifact id or log manifest key."""
+        return replace(self, locks={**self.locks, **locks})
+
+    def held(self, artifact_id: str, *, kind: str | None = None) -> list[HoldEntry]:
+        """Return the standing holds of an artifact, of one kind or of any."""
+        return [hold for hold in self.holds if hold.artifact_id == artifact_id and kind in (None, hold.kind)]
+
+    def marked_at(self, artifact_id: str) -> datetime | None:
+        """Return since when an artifact's time of grace runs: its tombstone's moment, or the end of a later hold.
+
+        A tombstone says when it was made by its signer's clock, and was stored by the store's: the later one counts.
+        """
+        grave = self.graves.get(artifact_id)
+        if grave is None or self.held(artifact_id):
+            return None
+        key = bucket.tombstone_key(self.policy.policy, artifact_id)
+        moments = [grave.removed_at, *self._first_stored(key)]
+        return max([*moments, self.hold_ends.get(artifact_id, grave.removed_at)])
+
+    def _first_stored(self, key: str) -> list[datetime]:
+        stored = [item.objects[key].modified_at for item in self.inventories.values() if key in item.objects]
+        return [min(stored)] if stored else []
+
+    def log_marked_at(self, key: str) -> datetime | None:
+        """Return since when a log manifest's time of grace runs."""
+        place = bucket.parse_log_manifest_key(key)
+        runs, ids = self._runs
+        if place is None:
+            return None
+        for run, moment in reversed(runs[: bisect_right(ids, place.manifest_id)]):
+            if run.timeline == place.timeline and place.manifest_id <= run.last_id:
+                return moment
+            if run.last_id < place.manifest_id and run.timeline == place.timeline:
+                return None
+        return None
+
+    @cached_property
+    def _runs(self) -> tuple[list[tuple[BuriedRun, datetime]], list[str]]:
+        runs = [(run, self.grave_made_at(grave)) for grave in self.log_graves for run in grave.runs]
+        runs.sort(key=lambda item: item[0].first_id)
+        return runs, [run.first_id for run, _ in runs]
+
+    def grave_made_at(self, grave: LogTombstone) -> datetime:
+        """Return since when a tombstone of the log stands, by the later of the two clocks."""
+        stored = self._first_stored(bucket.log_tombstone_key(self.policy.policy, grave.tombstone_id))
+        return max([grave.removed_at, *stored])
+
+    def holdings(self) -> Holdings:
+        """Return what the plan is made of."""
+        states = dict(_states(self))
+        named = {parent for copies in self.copies.values() for parent in copies[0].manifest.parents}
+        named |= {parent for grave in self.graves.values() for parent in grave.parents}
+        drills = _verdicts(self.inventories.values())
+        artifacts = [
+            Candidate(
+                artifact_id=artifact_id,
+                method=manifest.method,
+                at=manifest.covers.to_at,
+                size_bytes=manifest.stored_bytes,
+                state=states[artifact_id][0],
+                doubt=states[artifact_id][1],
+                depends_on=manifest.depends_on,
+                span=_span(manifest),
+                drilled=drills.get(artifact_id) == "verified",
+                head=self.copies[artifact_id][0].sha256 not in named,
+                hold="; ".join(hold.reason for hold in self.held(artifact_id, kind="hold")),
+                locked_until=self.locks.get(artifact_id),
+                marked_at=self.marked_at(artifact_id),
+            )
+            for artifact_id, manifest in ((name, self.manifest(name)) for name in self.copies)
+        ]
+        return Holdings(self.policy.policy, artifacts, tuple(_log_pieces(self)), self.obstacles)
+
+
+def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = ()) -> Stored:
+    """List every store of the site and verify what lies there of a policy; nothing is written.
+
+    A store that cannot be reached, and is the policy's or had an artifact of it, is an obstacle: a hold may be in it.
+    """
+    name = policy.policy
+    inventories = take_inventory(workplace.stores, workplace.signers, {name})
+    remembered = {store for entry in workplace.catalog.artifacts(name) for store in entry.stores}
+    unread = [
+        f"store {item.name} cannot be read, and a hold may be in it: {item.error.message}"
+        for item in inventories.values()
+        if item.error is not None and (item.name in policy.stores or item.name in remembered)
+    ]
+    read = {key: item for key, item in inventories.items() if item.error is None}
+    copies: dict[str, list[StoredArtifact]] = defaultdict(list)
+    for inventory in read.values():
+        for copy in inventory.artifacts:
+            copies[copy.manifest.artifact_id].append(copy)
+    holds = [hold for item in read.values() for hold in item.holds.get(name, ())]
+    releases = [release for item in read.values() for release in item.releases.get(name, ())]
+    entries = _all_holds(holds, releases, workplace.catalog.holds.entries(policy=name))
+    graves = {grave.artifact_id: grave for item in read.values() for grave in item.graves.get(name, ())}
+    log_graves = {grave.tombstone_id: grave for item in read.values() for grave in item.log_graves.get(name, ())}
+    return Stored(
+        policy=policy,
+        now=workplace.clock(),
+        inventories=read,
+        copies=dict(copies),
+        graves=graves,
+        log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
+        holds=[entry for entry in entries if entry.released_at is None],
+        hold_ends=_ends(entries),
+        obstacles=(
+            *obstacles,
+            *unread,
+            *_not_believed(read.values(), name),
+            *_clock_doubts(read.values(), workplace.clock()),
+        ),
+    )
+
+
+def _not_believed(inventories: Iterable[StoreInventory], policy: str) -> Iterator[str]:
+    """Say which hold is not as it was signed: until somebody looked, it may stand."""
+    for inventory in inventories:
+        for finding in inventory.findings.get(policy, ()):
+            if finding.code in {"hold-untrusted", "hold-misplaced"}:
+                yield f"a hold is not believed: {finding.message}"
+
+
+def _clock_doubts(inventories: Iterable[StoreInventory], now: datetime) -> Iterator[str]:
+    """Say by which store's clock an object was written in our future: one of the two clocks is wrong."""
+    for inventory in inventories:
+        newest = max((item.modified_at for item in inventory.objects.values()), default=now)
+        if newest > now + CLOCK_SKEW:
+            ahead = f"{format_duration(newest - now)} ahead of this host's clock"
+            yield f"store {inventory.name} took an object at {format_moment(newest)}, {ahead}"
+
+
+def _all_holds(holds: Iterable[Hold], releases: Iterable[Release], remembered: Iterable[HoldEntry]) -> list[HoldEntry]:
+    """Return every hold that the stores or the catalog know; a release ends the very hold that it names."""
+    entries = {entry.hold_id: entry for entry in remembered}
+    for hold in holds:
+        known = entries.get(hold.hold_id)
+        released_at = known.released_at if known else None
+        entries[hold.hold_id] = HoldEntry(
+            *(hold.hold_id, hold.policy, hold.artifact_id, hold.kind, hold.reason, hold.placed_at, released_at)
+        )
+    for release in releases:
+        entry = entries.get(release.hold_id)
+        if entry is not None and entry.artifact_id == release.artifact_id and entry.released_at is None:
+            entries[release.hold_id] = replace(entry, released_at=release.released_at)
+    return [entries[hold_id] for hold_id in sorted(entries)]
+
+
+def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:
+    ends: dict[str, datetime] = {}
+    for entry in entries:
+        if entry.released_at is not None:
+            ends[entry.artifact_id] = max(entry.released_at, ends.get(entry.artifact_id, entry.released_at))
+    return ends
+
+
+def _span(manifest: Manifest) -> tuple[int, int] | None:
+    position = manifest.position
+    return None if position is None else (parse_lsn(position.start_lsn), parse_lsn(position.stop_lsn))
+
+
+def _verdicts(inventories: Iterable[StoreInventory]) -> dict[str, str]:
+    """Return what the newest record that came to a conclusion says of each artifact."""
+    newest: dict[str, tuple[datetime, str]] = {}
+    for inventory in inventories:
+        for item in inventory.evidence:
+            verdict = _CONCLUSIVE.get(str(item.record.get("verdict")))
+            artifact_id = item.record.get("artifact_id")
+            if verdict is not None and isinstance(artifact_id, str):
+                said = (parse_utc(str(item.record["ended_at"])), verdict)
+                newest[artifact_id] = max(said, newest.get(artifact_id, said))
+    return {artifact_id: verdict for artifact_id, (_, verdict) in newest.items()}
+
+
+def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
+    """Yield what each artifact is worth: only a sound one, whose parents are sound, may make another superfluous."""
+    verdicts = _verdicts(stored.inventories.values())
+    dates = _misdated(stored)
+    states: dict[str, State] = {}
+    for artifact_id in sorted(stored.copies, key=lambda name: (len(stored.manifest(name).depends_on), name)):
+        copies = stored.copies[artifact_id]
+        manifest = stored.manifest(artifact_id)
+        missing = [_first_missing(stored.inventories[copy.store], copy.manifest) for copy in copies]
+        broken = [parent for parent in manifest.depends_on if states.get(parent) in (None, "unverified")]
+        state: tuple[State, str] = ("verified", "")
+        if len({copy.sha256 for copy in copies}) > 1:
+            state = "suspect", "its stores have different manifests"
+        elif artifact_id in stored.graves and stored.graves[artifact_id].manifest_sha256 != copies[0].sha256:
+            state = "suspect", "its tombstone is for another manifest"
+        elif artifact_id in dates:
+            state = "suspect", dates[artifact_id]
+        elif all(missing):
+            state = "unverified", str(missing[0])
+        elif broken:
+            state = "unverified", f"it builds on {broken[0]}, which is not whole"
+        elif verdicts.get(artifact_id) == "failed":
+            state = "failed", "its last drill failed"
+        states[artifact_id] = state[0]
+        yield artifact_id, state
+
+
+def _first_missing(inventory: StoreInventory, manifest: Manifest) -> str:
+    for item in manifest.objects:
+        stored = inventory.objects.get(item.key)
+        if stored is None:
+            return f"{item.key} is missing from store {inventory.name}"
+        if stored.size_bytes != item.stored_bytes:
+            return f"{item.key} in store {inventory.name} has another size than was signed"
+    return ""
+
+
+def _misdated(stored: Stored) -> dict[str, str]:
+    """Return the artifacts whose date cannot be right, and why.
+
+    One that says that it was ended after a store had it, or after another was that names it as a parent, is of the
+    future. One that was stored long after it says, and after what it names itself, is of the past; storing late alone
+    proves nothing, because copies are.
+    """
+    ends = {copies[0].sha256: copies[0].manifest.ended_at for copies in stored.copies.values()}
+    strange: dict[str, str] = {}
+    before: dict[str, datetime] = {}
+    for artifact_id in sorted(stored.copies, key=lambda name: stored.manifest(name).seq, reverse=True):
+        manifest, sha256 = stored.manifest(artifact_id), stored.copies[artifact_id][0].sha256
+        ended_at = max(manifest.ended_at, manifest.covers.to_at)
+        taken = _taken_by(stored, artifact_id)
+        earlier = max((ends[parent] for parent in manifest.parents if parent in ends), default=ended_at)
+        written_at = taken.get(manifest.written_to)
+        late = written_at is not None and written_at - ended_at > _STRANGE_DATE
+        if taken and ended_at - min(taken.values()) > _STRANGE_DATE:
+            strange[artifact_id] = "it is dated after its store took it"
+        elif late and ended_at < earlier - CLOCK_SKEW:
+            strange[artifact_id] = "it is dated before what it was taken after"
+        elif ended_at > before.get(sha256, ended_at) + CLOCK_SKEW:
+            strange[artifact_id] = "it is dated after what was taken after it"
+        own = [] if artifact_id in strange else [manifest.ended_at]
+        bounds = [*own, *([before[sha256]] if sha256 in before else [])]
+        for parent in manifest.parents if bounds else ():
+            before[parent] = min([*bounds, before.get(parent, bounds[0])])
+    return strange
+
+
+def _taken_by(stored: Stored, artifact_id: str) -> dict[str, datetime]:
+    key = bucket.manifest_key(stored.policy.policy, artifact_id)
+    return {name: stored.inventories[name].objects[key].modified_at for name in stored.holders(artifact_id)}
+
+
+def _log_pieces(stored: Stored) -> Iterator[LogPiece]:
+    """Yield the log manifests that list segments, each with the stretch that its key names.
+
+    Without a base nothing says how long a segment is, and nothing of the log is decided. History files are small and
+    always stay.
+    """
+    sizes = {
+        copies[0].manifest.position.segment_bytes for copies in stored.copies.values() if copies[0].manifest.position
+    }
+    if len(sizes) != 1:
+        return
+    segment_bytes = sizes.pop()
+    measure = _LogSizes(stored.inventories.values())
+    for key in sorted(stored.log_manifests):
+        place = bucket.parse_log_manifest_key(key)
+        assert place is not None
+        try:
+            first = Segment.parse(place.first[:24], segment_bytes)
+            last = Segment.parse(place.last[:24], segment_bytes)
+        except ValueError:
+            continue
+        yield LogPiece(
+            piece_id=key,
+            from_position=first.start_lsn,
+            to_position=last.end_lsn,
+            size_bytes=measure.between(place.timeline, place.first[:24], place.last[:24]),
+            locked_until=stored.locks.get(key),
+            marked_at=stored.log_marked_at(key),
+        )
+
+
+class _LogSizes:
+    """The stored bytes of log files by timeline and name, summed over a stretch without looking at each again."""
+
+    def __init__(self, inventories: Iterable[StoreInventory]) -> None:
+        sizes: dict[int, dict[str, int]] = defaultdict(dict)
+        for inventory in inventories:
+            for key, item in inventory.objects.items():
+                parsed = bucket.parse_log_key(key)
+                if parsed is not None:
+                    sizes[parsed[1]][parsed[2]] = item.size_bytes
+        self._names = {timeline: sorted(files) for timeline, files in sizes.items()}
+        self._sums = {
+            timeline: [0, *accumulate(sizes[timeline][name] for name in names)]
+            for timeline, names in self._names.items()
+        }
+
+    def between(self, timeline: int, first: str, last: str) -> int:
+        """Return the bytes of the files from segment ``first`` to ``last``, with what belongs to them."""
+        names = self._names.get(timeline, [])
+        low, high = bisect_left(names, first), bisect_right(names, last + "~")
+        return self._sums[timeline][high] - self._sums[timeline][low] if names else 0
