@@ -40,17 +40,14 @@ class Rules:
     timezone: str = "UTC"
 
 
-def _week(moment: datetime) -> str:
-    year, week, _ = moment.isocalendar()
-    return f"{year}-W{week:02}"
+Period = tuple[int, ...]
 
-
-_PERIODS: tuple[tuple[str, Callable[[datetime], str]], ...] = (
-    ("hourly", lambda moment: f"{moment:%Y-%m-%d %H}h"),
-    ("daily", lambda moment: f"{moment:%Y-%m-%d}"),
-    ("weekly", _week),
-    ("monthly", lambda moment: f"{moment:%Y-%m}"),
-    ("yearly", lambda moment: f"{moment:%Y}"),
+_PERIODS: tuple[tuple[str, str, Callable[[datetime], Period]], ...] = (
+    ("hourly", "{}-{:02}-{:02} {:02}h", lambda moment: (moment.year, moment.month, moment.day, moment.hour)),
+    ("daily", "{}-{:02}-{:02}", lambda moment: (moment.year, moment.month, moment.day)),
+    ("weekly", "{}-W{:02}", lambda moment: moment.isocalendar()[:2]),
+    ("monthly", "{}-{:02}", lambda moment: (moment.year, moment.month)),
+    ("yearly", "{}", lambda moment: (moment.year,)),
 )
 
 
@@ -64,8 +61,9 @@ def wanted(series: Sequence[Dated], rules: Rules, newest_at: datetime) -> Iterat
         yield item.artifact_id, f"last {place} of {rules.last}"
     zone = ZoneInfo(rules.timezone)
     local = [(item, item.at.astimezone(zone)) for item in series]
-    for name, label_of in _PERIODS:
-        yield from _by_period(local, getattr(rules, name), name, label_of)
+    for name, words, period_of in _PERIODS:
+        for artifact_id, period in _newest_of_each(local, getattr(rules, name), period_of):
+            yield artifact_id, f"{name} {words.format(*period)}"
     if rules.within is not None:
         since = newest_at - rules.within
         for item in series:
@@ -87,14 +85,14 @@ def in_window(series: Sequence[Dated], since: datetime) -> Iterator[Dated]:
             return
 
 
-def _by_period(
-    series: Sequence[tuple[Dated, datetime]], count: int, name: str, label_of: Callable[[datetime], str]
-) -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()
+def _newest_of_each(
+    series: Sequence[tuple[Dated, datetime]], count: int, period_of: Callable[[datetime], Period]
+) -> Iterator[tuple[str, Period]]:
+    seen: set[Period] = set()
     for item, moment in series:
         if len(seen) == count:
             return
-        label = label_of(moment)
-        if label not in seen:
-            seen.add(label)
-            yield item.artifact_id, f"{name} {label}"
+        period = period_of(moment)
+        if period not in seen:
+            seen.add(period)
+            yield item.artifact_id, period

@@ -38,6 +38,7 @@ _COMMANDS = {
     "prune": ("drkit.cli.prune:prune", "Remove what the retention does not want, in two steps; say why."),
     "hold": ("drkit.cli.hold:hold", "Keep an artifact whatever the retention says."),
     "release": ("drkit.cli.hold:release", "End the holds on an artifact."),
+    "retention": ("drkit.cli.retention:retention", "Look ahead at what a policy's retention will keep."),
     "catalog": ("drkit.cli.catalog:catalog", "Rebuild or export the catalog."),
     "store": ("drkit.cli.store:store", "Find out what a store really does; catch up missing copies."),
     "keys": ("drkit.cli.keys:keys", "Make, list and prove keys."),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from drkit.catalog import Catalog, EvidenceEntry
+from drkit.catalog.holds import HoldEntry
 from drkit.model import ArtifactEntry, Finding, Run
 from drkit.operations.inventory import StoreInventory, take_inventory
 from drkit.signing import Signer
@@ -34,6 +35,7 @@ class Observed:
     remembered_evidence: Sequence[EvidenceEntry]
     last_runs: Mapping[str, Run]
     logs: Mapping[str, LogSummary] = field(default_factory=dict)
+    holds: Sequence[HoldEntry] = ()
 
     @property
     def policies(self) -> set[str]:
@@ -55,7 +57,8 @@ def gather(
     for policy in policies if policies is not None else _policies(inventories, remembered):
         for run in catalog.runs(policy=policy, kind="backup", limit=1):
             last_runs[policy] = run
-    return Observed(inventories, remembered, records, last_runs)
+    holds = [hold for hold in catalog.holds.entries() if policies is None or hold.policy in policies]
+    return Observed(inventories, remembered, records, last_runs, holds=holds)
 
 
 def _policies(inventories: Mapping[str, StoreInventory], remembered: Iterable[ArtifactEntry]) -> set[str]:

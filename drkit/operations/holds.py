@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -114,6 +115,22 @@ def decision_stores(workplace: Workplace, policy: str, holders: Iterable[str]) -
     return list(dict.fromkeys((*(known.stores if known else ()), *holders)))
 
 
+def known_holds(holds: Iterable[Hold], releases: Iterable[Release], remembered: Iterable[HoldEntry]) -> list[HoldEntry]:
+    """Return every hold that the stores or the catalog know; a release ends the very hold that it names."""
+    entries = {entry.hold_id: entry for entry in remembered}
+    for hold in holds:
+        known = entries.get(hold.hold_id)
+        released_at = known.released_at if known else None
+        entries[hold.hold_id] = HoldEntry(
+            *(hold.hold_id, hold.policy, hold.artifact_id, hold.kind, hold.reason, hold.placed_at, released_at)
+        )
+    for release in releases:
+        entry = entries.get(release.hold_id)
+        if entry is not None and entry.artifact_id == release.artifact_id and entry.released_at is None:
+            entries[release.hold_id] = replace(entry, released_at=release.released_at)
+    return [entries[hold_id] for hold_id in sorted(entries)]
+
+
 def _find(workplace: Workplace, prefix: str) -> ArtifactEntry:
     known = workplace.catalog.artifact(prefix).manifest
     found = find_artifacts(workplace, known.policy)
@@ -122,17 +139,12 @@ def _find(workplace: Workplace, prefix: str) -> ArtifactEntry:
 
 def _standing(workplace: Workplace, policy: str) -> list[HoldEntry]:
     """Return the holds that stand: of those that the catalog or any store knows, the ones that no release names."""
-    entries = {entry.hold_id: entry for entry in workplace.catalog.holds.entries(policy=policy)}
-    ended: set[str] = set()
+    holds: list[Hold] = []
+    releases: list[Release] = []
     for store in workplace.stores.values():
-        try:
-            holds, releases = read_holds(store, workplace.signers, policy)
-        except StoreError:
-            continue  # what cannot be read now is not released now
-        ended |= {release.hold_id for release in releases}
-        for hold in holds:
-            known = HoldEntry(
-                *(hold.hold_id, hold.policy, hold.artifact_id, hold.kind, hold.reason, hold.placed_at, None)
-            )
-            entries.setdefault(hold.hold_id, known)
-    return [entry for name, entry in sorted(entries.items()) if entry.released_at is None and name not in ended]
+        with suppress(StoreError):  # what cannot be read now is not released now
+            found = read_holds(store, workplace.signers, policy)
+            holds += found[0]
+            releases += found[1]
+    entries = known_holds(holds, releases, workplace.catalog.holds.entries(policy=policy))
+    return [entry for entry in entries if entry.released_at is None]

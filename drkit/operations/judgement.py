@@ -123,12 +123,14 @@ class _Judgement:
         self.remembered_evidence = [
             entry for entry in observed.remembered_evidence if entry.record.get("policy") == policy
         ]
+        self.holds = [hold for hold in observed.holds if hold.policy == policy]
         self.folders = {inventory.name: _folders(inventory, policy) for inventory in self.inventories}
 
     def verdict(self) -> PolicyVerdict:
         damage = [
             *(*self._untrusted(), *self._chain(), *self._objects(), *self._gone_copies()),
             *self._gone_evidence(),
+            *self._gone_holds(),
         ]
         broken = {(finding.subject, store) for store, finding in self._broken_objects()}
         whole = [
@@ -237,6 +239,14 @@ class _Judgement:
                 run_id = str(item.record.get("run_id"))
                 message = f"the record before that of run {run_id} is gone (sha256:{previous})"
                 yield Finding("evidence-gap", run_id, message, hint)
+
+    def _gone_holds(self) -> Iterator[Finding]:
+        """Find holds that the catalog knows and no store has: nobody removes a hold, it is released."""
+        for hold in () if self.unread else self.holds:
+            key = bucket.hold_key(self.policy, hold.hold_id)
+            if not any(key in inventory.objects for inventory in self.inventories):
+                message = f"the hold on artifact {hold.artifact_id} ({hold.reason}) was in the stores and is gone"
+                yield Finding("hold-gone", hold.artifact_id, message, f"drkit hold {hold.artifact_id}")
 
     def _dated(self, sound: Sequence[Manifest]) -> list[Manifest]:
         """Return those that are of the past: one of the future must not make everything look punctual until then."""

@@ -133,7 +133,7 @@ def rules_of(policy: Policy, retention: Retention) -> Rules:
 
 def guards_of(policy: Policy, retention: Retention) -> Guards:
     """Return the guards of a policy; a method goes stale after three of its longest waits, or as the policy says."""
-    stale = {
+    stale: dict[str, timedelta] = {
         rule.method: retention.stale_after or max(_STALE_WAITS * _longest_wait(rule), _STALE_AT_LEAST)
         for rule in policy.backups
         if rule.schedule is not None or retention.stale_after is not None

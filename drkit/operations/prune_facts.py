@@ -17,10 +17,11 @@ from drkit import bucket
 from drkit.catalog.holds import HoldEntry
 from drkit.model import Manifest, Tombstone
 from drkit.operations import Workplace
+from drkit.operations.holds import known_holds
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
 from drkit.policy import Policy
 from drkit.retention import CLOCK_SKEW, Candidate, Holdings, LogPiece, State
-from drkit.retention_documents import BuriedRun, Hold, LogTombstone, Release
+from drkit.retention_documents import BuriedRun, LogTombstone
 from drkit.units import format_duration, format_moment, parse_utc
 from drkit.wal import Segment, parse_lsn
 
@@ -175,7 +176,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
             copies[copy.manifest.artifact_id].append(copy)
     holds = [hold for item in read.values() for hold in item.holds.get(name, ())]
     releases = [release for item in read.values() for release in item.releases.get(name, ())]
-    entries = _all_holds(holds, releases, workplace.catalog.holds.entries(policy=name))
+    entries = known_holds(holds, releases, workplace.catalog.holds.entries(policy=name))
     graves = {grave.artifact_id: grave for item in read.values() for grave in item.graves.get(name, ())}
     log_graves = {grave.tombstone_id: grave for item in read.values() for grave in item.log_graves.get(name, ())}
     return Stored(
@@ -211,22 +212,6 @@ def _clock_doubts(inventories: Iterable[StoreInventory], now: datetime) -> Itera
         if newest > now + CLOCK_SKEW:
             ahead = f"{format_duration(newest - now)} ahead of this host's clock"
             yield f"store {inventory.name} took an object at {format_moment(newest)}, {ahead}"
-
-
-def _all_holds(holds: Iterable[Hold], releases: Iterable[Release], remembered: Iterable[HoldEntry]) -> list[HoldEntry]:
-    """Return every hold that the stores or the catalog know; a release ends the very hold that it names."""
-    entries = {entry.hold_id: entry for entry in remembered}
-    for hold in holds:
-        known = entries.get(hold.hold_id)
-        released_at = known.released_at if known else None
-        entries[hold.hold_id] = HoldEntry(
-            *(hold.hold_id, hold.policy, hold.artifact_id, hold.kind, hold.reason, hold.placed_at, released_at)
-        )
-    for release in releases:
-        entry = entries.get(release.hold_id)
-        if entry is not None and entry.artifact_id == release.artifact_id and entry.released_at is None:
-            entries[release.hold_id] = replace(entry, released_at=release.released_at)
-    return [entries[hold_id] for hold_id in sorted(entries)]
 
 
 def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:

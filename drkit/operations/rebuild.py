@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from drkit.catalog import EvidenceEntry, files
+from drkit.catalog.holds import HoldEntry
 from drkit.catalog.sqlite import SqliteCatalog, open_catalog
 from drkit.errors import EXIT_PROBLEMS, CatalogError, IntegrityError, KeyUnavailable, StoreError
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Finding, Manifest
 from drkit.operations.artifacts import open_details
+from drkit.operations.holds import known_holds
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
 from drkit.signing import Signer
 from drkit.stores import Store
@@ -48,6 +50,7 @@ class Rebuilt:
 class _Index:
     artifacts: Sequence[ArtifactEntry]
     evidence: Sequence[EvidenceEntry]
+    holds: Sequence[HoldEntry]
 
 
 def rebuild_catalog(
@@ -118,7 +121,11 @@ def _index(inventories: Mapping[str, StoreInventory], rebuilt: Rebuilt, identiti
             seen = evidence.get(record.sha256, EvidenceEntry(record.record, record.sha256, ()))
             evidence[record.sha256] = replace(seen, stores=(*seen.stores, inventory.name))
     entries = [_entry(copies, rebuilt, identities) for _, copies in sorted(stored.items())]
-    return _Index(entries, [evidence[sha256] for sha256 in sorted(evidence)])
+    holds = [hold for inventory in inventories.values() for item in inventory.holds.values() for hold in item]
+    releases = [
+        release for inventory in inventories.values() for item in inventory.releases.values() for release in item
+    ]
+    return _Index(entries, [evidence[sha256] for sha256 in sorted(evidence)], known_holds(holds, releases, ()))
 
 
 def _entry(copies: Sequence[StoredArtifact], rebuilt: Rebuilt, identities: Sequence[KeyFile]) -> ArtifactEntry:
@@ -160,6 +167,7 @@ def _update(
     try:
         policies = {row.artifact_id: row.policy for row in catalog.artifact_rows()}
         catalog.replace_index(artifacts, evidence, gone)
+        catalog.holds.remember(index.holds)
     finally:
         catalog.close()
     rebuilt.forgotten = tuple(sorted(gone & set(policies)))
@@ -181,6 +189,7 @@ def _replace(path: Path, index: _Index, now: datetime, rebuilt: Rebuilt) -> None
         catalog = SqliteCatalog(draft, files.connect(draft))
         try:
             catalog.replace_index(index.artifacts, index.evidence, ())
+            catalog.holds.remember(index.holds)
         finally:
             catalog.close()
         lost = files.salvage(path, draft) if path.exists() else []
