@@ -38,6 +38,13 @@ def mongo_binary(tool: str) -> Path:
     return found
 
 
+def dump_way(via: str | None) -> str:
+    """Return how dumps are made and loaded: as asked, else by MongoDB's tools where both are here, else by drkit."""
+    if via is not None:
+        return via
+    return "tools" if all(find_mongo_binary(tool) for tool in ("mongodump", "mongorestore")) else "native"
+
+
 def mongo_tool_version(path: Path) -> str:
     """Return the version that a program says it is; ``unknown`` for one that was built without it."""
     match = _VERSION.search(run(Command([str(path), "--version"]), timeout_s=20).stdout.decode(errors="replace"))

@@ -33,18 +33,19 @@ class Method:
     """What a policy can say of one method of an engine.
 
     A continuous one takes no schedule; ``needs`` is the method without which it restores nothing; ``options`` are the
-    keys of a rule that mean something to it, beside method, schedule and timezone.
+    keys of a rule that mean something to it, beside method, schedule and timezone; ``ways`` the words of ``via``.
     """
 
     continuous: bool = False
     needs: str | None = None
     options: tuple[str, ...] = ()
+    ways: tuple[str, ...] = ()
 
 
 METHODS: Mapping[str, Mapping[str, Method]] = {
     "postgres": {
         "dump": Method(options=("lock_timeout", "idle_timeout")),
-        "base": Method(options=("via", "parallel", "max_rate", "idle_timeout")),
+        "base": Method(options=("via", "parallel", "max_rate", "idle_timeout"), ways=("stream", "local")),
         "wal": Method(
             continuous=True,
             needs="base",
@@ -52,7 +53,7 @@ METHODS: Mapping[str, Mapping[str, Method]] = {
         ),
     },
     "mongodb": {
-        "dump": Method(options=("idle_timeout",)),
+        "dump": Method(options=("via", "parallel", "idle_timeout"), ways=("tools", "native")),
         "oplog": Method(continuous=True, needs="dump"),
     },
 }
@@ -107,12 +108,16 @@ class BackupRule(Section):
         examples=['"0 2 * * *"'],
     )
     timezone: Zone = Field(default="UTC", description="The time zone of the schedule.", examples=["Europe/Berlin"])
-    via: Literal["stream", "local"] = Field(
-        default="stream",
-        description="base only: over a replication connection, or in parallel on the database's own host.",
+    via: Literal["stream", "local", "tools", "native"] | None = Field(
+        default=None,
+        description="base: stream (over a replication connection, the default) or local (in parallel on the database's "
+        "own host); dump of mongodb: tools (mongodump, the default where it is found) or native (drkit itself).",
     )
-    parallel: Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
-        default=1, description="base only: how many files are read at once."
+    parallel: Annotated[int, Field(strict=True, ge=1, le=64)] | None = Field(
+        default=None,
+        description="base: how many files are read at once, 1 when left out; dump of mongodb: how many collections, 4 "
+        "when left out.",
+        examples=["4"],
     )
     receive: Literal["stream", "archive"] = Field(
         default="stream",

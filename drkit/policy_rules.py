@@ -15,6 +15,7 @@ from drkit.errors import Problem
 from drkit.policy import METHODS, URL_SCHEMES, Method
 from drkit.policy_fields import parse_recipient
 from drkit.policy_retention import COUNTS, PERIODS, Retention
+from drkit.validation import seen
 from drkit.words import did_you_mean, either
 
 _COMMON_KEYS = ("method", "schedule", "timezone")
@@ -64,6 +65,11 @@ def _options(document: SourceDocument, index: int, word: str, method: Method) ->
         path: KeyPath = ("backups", index, key)
         if key in _ALL_OPTIONS and key not in method.options:
             yield document.problem(path, f"means nothing to method {word}", place=document.key_place(path))
+    via = rule.get("via")
+    if "via" in method.options and via is not None and via not in method.ways:
+        yield document.problem(
+            ("backups", index, "via"), f"{seen(via)} is no way of method {word}; it has {either(list(method.ways))}"
+        )
     if method.continuous and rule.get("schedule") is not None:
         path = ("backups", index, "schedule")
         message = f"method {word} runs all the time and takes no schedule"

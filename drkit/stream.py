@@ -122,7 +122,7 @@ def compress(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
     compressor = zstd.ZstdCompressor(
         options={zstd.CompressionParameter.compression_level: level, zstd.CompressionParameter.checksum_flag: 1}
     )
-    yield from _in_chunks(_compressed(chunks, compressor))
+    yield from in_chunks(_compressed(chunks, compressor))
 
 
 def _compressed(chunks: Iterable[bytes], compressor: zstd.ZstdCompressor) -> Iterator[bytes]:
@@ -131,8 +131,8 @@ def _compressed(chunks: Iterable[bytes], compressor: zstd.ZstdCompressor) -> Ite
     yield compressor.flush(zstd.ZstdCompressor.FLUSH_FRAME)
 
 
-def _in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Join small pieces until they make a chunk."""
+def in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small pieces until they make a chunk of a mebibyte."""
     held: list[bytes] = []
     held_bytes = 0
     for piece in pieces:

@@ -38,7 +38,8 @@ class ParentBase:
 class BackupOptions:
     """What a policy asks of a backup. No databases means all of the server's. Times are in seconds.
 
-    ``via``, ``parallel`` and ``rate_bytes_s`` (of plain bytes; no limit when None) are for engines that copy files.
+    ``via`` and ``parallel`` are for engines that have several ways or read several things at once; None leaves both to
+    the engine. ``rate_bytes_s`` (of plain bytes; no limit when None) is for engines that copy files.
     With a ``parent`` only what changed since it is wanted.
     """
 
@@ -48,8 +49,8 @@ class BackupOptions:
     lock_timeout_s: float = 60
     idle_timeout_s: float = 300
     work_folder: Path = Path()
-    via: Literal["stream", "local"] = "stream"
-    parallel: int = 1
+    via: Literal["stream", "local", "tools", "native"] | None = None
+    parallel: int | None = None
     rate_bytes_s: int | None = None
     parent: ParentBase | None = None
 

@@ -32,7 +32,7 @@ _URL = re.compile(
     r"(?P<scheme>mongodb(?:\+srv)?)://(?:(?P<user>[^@/?]*)@)?(?P<hosts>[^@/?]+)(?:/(?P<path>[^?]*))?(?:\?(?P<query>.*))?"
 )
 _URL_FORM = "mongodb://USER:PASSWORD@HOST:27017/?authSource=admin"
-_UNAUTHORIZED, _AUTHENTICATION_FAILED = 13, 18
+_UNAUTHORIZED, _AUTHENTICATION_FAILED, _SNAPSHOT_TOO_OLD = 13, 18, 239
 _SYSTEM_DATABASES = ("admin", "config", "local")
 _COMPATIBLE = {"secantusVersion": "SecantusDB", "ferretdb": "FerretDB"}
 """What servers that only speak MongoDB's protocol add to ``buildInfo``."""
@@ -84,11 +84,15 @@ def parse_url(url: Secret) -> Endpoint:
 
 
 @contextmanager
-def connect(endpoint: Endpoint) -> Iterator[Client]:
-    """Lend a client; raise SourceError naming the server and what to do. Errors inside the context are translated."""
+def connect(endpoint: Endpoint, idle_timeout_s: float | None = None) -> Iterator[Client]:
+    """Lend a client; raise SourceError naming the server and what to do. Errors inside the context are translated.
+
+    With ``idle_timeout_s`` an answer that does not come for so long is an error as well.
+    """
+    idle: dict[str, Any] = {} if idle_timeout_s is None else {"socketTimeoutMS": round(idle_timeout_s * 1000)}
     with translated(endpoint):
         client: Client = MongoClient(
-            endpoint.url.reveal(), appname=_APPLICATION, serverSelectionTimeoutMS=_SELECT_TIMEOUT_MS
+            endpoint.url.reveal(), appname=_APPLICATION, serverSelectionTimeoutMS=_SELECT_TIMEOUT_MS, **idle
         )
         try:
             client.admin.command("ping")
@@ -125,6 +129,9 @@ def _refused(endpoint: Endpoint, error: OperationFailure) -> SourceError:
         hints = ["compare user, password and authSource of the connection string"]
     elif error.code == _UNAUTHORIZED:
         hints = [f'db.grantRolesToUser("{endpoint.user}", [{{role: "backup", db: "admin"}}])']
+    elif error.code == _SNAPSHOT_TOO_OLD:
+        longer = "db.adminCommand({setParameter: 1, minSnapshotHistoryWindowInSeconds: 3600})"
+        hints = [f"let the server keep a snapshot for longer: {longer}", "or write via: tools in the policy"]
     return SourceError(f"{endpoint.server}: {words}", hints=hints)
 
 

@@ -31,7 +31,9 @@ def read_counts(client: Client, database: str, collections: Iterable[str]) -> Co
     return Counts(documents, oplog_ts)
 
 
-def require_whole(client: Client, summary: ArchiveSummary, before: Counts, after: Counts) -> None:
+def require_whole(
+    client: Client, summary: ArchiveSummary, before: Counts, after: Counts, writer: str = "mongodump"
+) -> None:
     """Raise SourceError naming a collection that has fewer or more documents in the archive than it can have.
 
     It may have any number between the counts before and after; where documents came and went meanwhile, the oplog says
@@ -42,17 +44,17 @@ def require_whole(client: Client, summary: ArchiveSummary, before: Counts, after
         last = after.documents[name]
         if name not in dumped:
             if last:
-                raise SourceError(f"collection {name} has {last:,} documents, and mongodump left it out")
+                raise SourceError(f"collection {name} has {last:,} documents, and {writer} left it out")
             continue
         if min(first, last) <= dumped[name] <= max(first, last):
             continue
         inserted, deleted = _changes_since(client, name, before.oplog_ts)
         if not first - deleted <= dumped[name] <= first + inserted:
             raise SourceError(
-                f"collection {name}: mongodump wrote {dumped[name]:,} documents,"
+                f"collection {name}: {writer} wrote {dumped[name]:,} documents,"
                 f" and there were {first:,} before and {last:,} after",
                 details=[f"the oplog has {inserted:,} inserted and {deleted:,} deleted meanwhile"],
-                hints=["the dump is not whole, although mongodump says so: look at the server's log, and try again"],
+                hints=[f"the dump is not whole, although {writer} says so: look at the server's log, and try again"],
             )
 
 

@@ -34,7 +34,7 @@ from drkit.engines.mongodb_fingerprint import fingerprint_of, uuids_of
 from drkit.errors import SourceError
 from drkit.model import ChildRecord, Difference, Fingerprint
 from drkit.mongo_archive import ArchiveReader, ArchiveSummary
-from drkit.mongo_binaries import mongo_binary, mongo_tool_version
+from drkit.mongo_binaries import dump_way, mongo_binary, mongo_tool_version
 from drkit.process import Command, open_producer
 from drkit.units import format_bytes, format_count, format_utc
 
@@ -49,9 +49,14 @@ class MongodbDump:
     def open_backup(self, url: Secret, options: BackupOptions) -> Iterator[BackupSession]:
         """Connect, run the preflight and lend the session; see `Engine.open_backup`."""
         endpoint = parse_url(url)
-        with connect(endpoint) as client:
+        with connect(endpoint, options.idle_timeout_s) as client:
             server = read_server(client)
             plans = _plan(client, endpoint, server, options)
+            if dump_way(options.via) == "native":
+                from drkit.engines.mongodb_native import NativeDump
+
+                yield NativeDump(client, endpoint, options, server, plans)
+                return
         with tool_config(endpoint, options.work_folder) as config:
             yield _DumpSession(endpoint, options, server, plans, config)
 

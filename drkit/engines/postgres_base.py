@@ -44,6 +44,7 @@ class PostgresBase:
     def open_backup(self, url: Secret, options: BackupOptions) -> Iterator[BackupSession]:
         """Connect, check the server, start the backup and lend the session; see `Engine.open_backup`."""
         endpoint = parse_url(url)
+        options = replace(options, via=options.via or "stream")
         with ExitStack() as stack:
             connection = stack.enter_context(connect(endpoint))
             endpoint = pinned(endpoint, connection)

@@ -94,7 +94,7 @@ class LocalBackup:
         self._layout: PageLayout | None = None
         self._start_lsn = 0
         self._listing = Listing((), (), ())
-        self.parallel = options.parallel
+        self.parallel = options.parallel or 1
         self.locations: dict[int, str] = {}
         self.position: LogPosition | None = None
         control = _steady(self._root / CONTROL_FILE)

@@ -352,6 +352,19 @@ def test_a_check_of_mongodb_asks_a_pipeline() -> None:
     }
 
 
+def test_a_dump_of_mongodb_is_made_by_tools_or_by_drkit() -> None:
+    native = MONGODB.replace("{method: dump}", "{method: dump, via: native, parallel: 4}")
+    (rule,) = policy_of(native).backups
+    assert (rule.via, rule.parallel) == ("native", 4)
+    assert effective(policy_of(native))["backups"][0]["via"] == "native"
+    assert problems_of(MONGODB.replace("{method: dump}", "{method: dump, via: stream}")) == [
+        'p.yaml:3:31: backups[0].via: "stream" is no way of method dump; it has tools or native'
+    ]
+    assert problems_of(changed("via: stream", "via: tools")) == [
+        'p.yaml:19:10: backups[1].via: "tools" is no way of method base; it has stream or local'
+    ]
+
+
 def test_a_check_asks_in_the_words_of_its_engine() -> None:
     asks_sql = MONGODB.replace("        collection: orders\n", '        sql: "select 1"\n')
     assert problems_of(asks_sql) == [

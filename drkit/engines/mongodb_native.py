@@ -1,0 +1,198 @@
+"""Engine `mongodb`, method `dump`, without MongoDB's tools: drkit reads the collections and writes the archive itself.
+
+The archive is of mongodump's form, so that mongorestore restores it, and it passes the same checks on its way. Where
+the server has snapshots, all that is dumped shows one moment, of one database as well; mongodump cannot do that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pymongo
+
+from drkit import __version__
+from drkit.engines import BackupOptions, Part, Preflight
+from drkit.engines.logical_dump import LogicalDump
+from drkit.engines.mongodb_client import Client, Endpoint, ServerFacts, read_clock, translated
+from drkit.engines.mongodb_counts import Counts, read_counts, require_whole
+from drkit.engines.mongodb_dump import DatabasePlan
+from drkit.engines.mongodb_fingerprint import fingerprint_of, uuids_of
+from drkit.engines.mongodb_raw import RawCollection, read_collections
+from drkit.engines.mongodb_reading import Reading, open_batches
+from drkit.engines.mongodb_snapshot import Sentinel, Snapshot, find_snapshot, moved, read_sentinels
+from drkit.errors import SourceError
+from drkit.mongo_archive import ArchiveReader, Namespace
+from drkit.mongo_archive_writer import Prelude, write_archive
+from drkit.units import format_bytes, format_count, format_utc
+
+PARALLEL = 4
+"""As many collections at once as mongodump reads when it is not told."""
+
+
+@contextmanager
+def open_archive(
+    client: Client, server: ServerFacts, collections: Sequence[RawCollection], reading: Reading
+) -> Iterator[Iterator[bytes]]:
+    """Lend the archive of some collections as mongodump would write it, while they are read."""
+    tool = f"drkit {__version__}"
+    prelude = Prelude(server.version, tool, reading.parallel, [item.metadata() for item in collections])
+    with open_batches(client, collections, reading) as batches:
+        yield write_archive(prelude, batches)
+
+
+def read_dumpable(client: Client, database: str, excluded: Sequence[str] = ()) -> list[RawCollection]:
+    """Return the collections of a database; raise SourceError naming those that only MongoDB's tools can dump."""
+    collections = [item for item in read_collections(client, database) if item.namespace[1] not in excluded]
+    strange = [".".join(item.namespace) for item in collections if item.is_time_series]
+    if strange:
+        raise SourceError(
+            f"{', '.join(strange)} cannot be dumped without MongoDB's tools: a time series is more than its documents",
+            hints=["install the MongoDB Database Tools and write via: tools", "or name it in target.exclude_tables"],
+        )
+    return collections
+
+
+@dataclass(frozen=True)
+class _View:
+    """The collections of a database that have documents: ``pinned`` are read in the snapshot, ``live`` ones are not."""
+
+    database: str
+    pinned: tuple[str, ...]
+    live: tuple[str, ...]
+
+    @property
+    def unpinned(self) -> frozenset[Namespace]:
+        return frozenset((self.database, name) for name in self.live)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was seen of a view at one time."""
+
+    view: _View
+    counts: Counts
+    sentinels: Mapping[str, Sentinel]
+
+
+class NativeDump(LogicalDump):
+    """One backup in progress that drkit reads itself."""
+
+    def __init__(
+        self,
+        client: Client,
+        endpoint: Endpoint,
+        options: BackupOptions,
+        server: ServerFacts,
+        plans: Sequence[DatabasePlan],
+    ) -> None:
+        super().__init__()
+        self._client = client
+        self._endpoint = endpoint
+        self._options = options
+        self._server = server
+        self._plans = {f"database-{number}": plan for number, plan in enumerate(plans, 1)}
+        self._part_details: dict[str, dict[str, Any]] = {}
+        self._capped: list[str] = []
+        self._moved: list[str] = []
+        self._snapshot = self._find_snapshot()
+        self._preflight = self._examine()
+
+    def _find_snapshot(self) -> Snapshot:
+        for plan in self._plans.values():
+            for name in plan.collections:
+                return find_snapshot(self._client, plan.name, name)
+        return Snapshot(None, "there is no collection to read")
+
+    def _examine(self) -> Preflight:
+        plans = self._plans
+        summary = ", ".join(
+            [
+                f"mongodb {self._server.label} at {self._endpoint.server}",
+                "read by drkit itself" + (" in one snapshot" if self._snapshot.at else ""),
+                format_count(len(plans), "database"),
+                format_bytes(sum(plan.size_bytes for plan in plans.values())),
+                format_count(sum(len(plan.collections) for plan in plans.values()), "collection"),
+            ]
+        )
+        warnings = []
+        if not self._snapshot.at:
+            warnings.append(
+                "collections are read one after another: what is written meanwhile may be in some and not in others"
+                f" (the server gives no snapshot: {self._snapshot.why_not})"
+            )
+        if self._options.exclude_tables and not any(plan.excluded for plan in plans.values()):
+            warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
+        parts = [Part(name, "database", plan.name, plan.size_bytes) for name, plan in plans.items()]
+        return Preflight(summary, {"mongodb": self._server.label, "pymongo": pymongo.version}, parts, warnings)
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Return what the snapshot turned out not to hold."""
+        capped = f"capped collections are not in the snapshot: {', '.join(self._capped)}"
+        lie = f"the server says snapshot and does not isolate: {'; '.join(self._moved)} changed in it"
+        return ([capped] if self._capped else []) + ([lie] if self._moved else [])
+
+    def details(self) -> dict[str, Any]:
+        """Return what only key holders may read."""
+        server = {
+            "version": self._server.version,
+            "major": self._server.major,
+            "product": self._server.product or "MongoDB",
+            "replica_set": self._server.replica_set,
+            "address": self._endpoint.server,
+            "one_snapshot": self._snapshot.at is not None and not self._moved and not self._capped,
+        }
+        return {"server": server, "parts": self._part_details}
+
+    @contextmanager
+    def open_part(self, part: Part) -> Iterator[Iterator[bytes]]:
+        """Stream the archive of one database; see `BackupSession.open_part`."""
+        plan = self._plans[part.name]
+        with translated(self._endpoint):
+            collections = read_dumpable(self._client, plan.name, plan.excluded)
+            snapshot_at = self._snapshot.at or read_clock(self._client)
+            view = self._view(plan.name, collections)
+            before = self._look(view)
+            self._snapshots.append(snapshot_at)
+            facts = {
+                "label": plan.name,
+                "kind": "database",
+                "snapshot_at": format_utc(snapshot_at),
+                "size_bytes": plan.size_bytes,
+                "excluded": list(plan.excluded),
+            }
+            reading = Reading(self._options.parallel or PARALLEL, self._snapshot.concern, view.unpinned)
+            with open_archive(self._client, self._server, collections, reading) as chunks:
+                yield self._watched(part.name, chunks, facts, before)
+
+    def _watched(self, part: str, chunks: Iterator[bytes], facts: Mapping[str, Any], before: _Look) -> Iterator[bytes]:
+        """Yield ``chunks``; after the last, raise SourceError unless the archive is sound and has every document."""
+        reader = ArchiveReader(digests=self._options.fingerprint == "digests")
+        with translated(self._endpoint):
+            for chunk in chunks:
+                reader.feed(chunk)
+                yield chunk
+            summary = reader.finish()
+            after = self._look(before.view)
+            self._moved += moved(before.sentinels, after.sentinels)
+            require_whole(self._client, summary, before.counts, after.counts, "drkit")
+        self._part_details[part] = {**facts, "fingerprint": fingerprint_of(summary), "uuids": uuids_of(summary)}
+
+    def _view(self, database: str, collections: Sequence[RawCollection]) -> _View:
+        """Divide the collections into those that the snapshot holds and those that it cannot."""
+        names = [item.namespace[1] for item in collections if item.has_documents]
+        capped = [item.namespace[1] for item in collections if "capped" in item.option_names]
+        if self._snapshot.at is None:
+            return _View(database, (), tuple(names))
+        self._capped += [f"{database}.{name}" for name in capped]
+        return _View(database, tuple(name for name in names if name not in capped), tuple(capped))
+
+    def _look(self, view: _View) -> _Look:
+        """Count everything, inside of the snapshot what it holds."""
+        live = read_counts(self._client, view.database, view.live)
+        sentinels = read_sentinels(self._client, view.database, view.pinned, self._snapshot)
+        pinned = {name: sentinel.documents for name, sentinel in sentinels.items()}
+        return _Look(view, Counts({**live.documents, **pinned}, live.oplog_ts), sentinels)
