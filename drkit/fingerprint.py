@@ -59,8 +59,8 @@ def describe_difference(difference: Difference) -> str:
     if difference.fact == "rows":
         held = _HELD.get(difference.kind, "row")
         return f"{subject}: {_shown(difference.actual)} {held}s, {_shown(difference.expected)} at backup time"
-    if difference.fact == "digest":
-        return f"{subject}: digest differs"
+    if difference.fact in {"digest", "order"}:
+        return f"{subject}: {difference.fact} differs"
     return f"{subject}: {difference.fact} {_shown(difference.actual)}, at backup time {_shown(difference.expected)}"
 
 

@@ -5,7 +5,7 @@ header that names a collection, raw documents, and a terminator; blocks of diffe
 collection is closed by a block without documents whose header carries the checksum of all its documents
 (mongo-tools, common/archive/spec.md). The checksum is CRC-64/XZ, written as a signed number.
 
-Documents are sliced by their length and hashed, never decoded: no value can change its type on the way. What is wrong
+Documents are cut by their length and hashed, never decoded: no value can change its type on the way. What is wrong
 raises IntegrityError; at most one document of the largest size that MongoDB knows is held in memory.
 """
 
@@ -14,15 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import bson
+import numpy as np
 from bson.errors import BSONError
 from fastcrc import crc64
 
 from drkit.errors import IntegrityError
+from drkit.mongo_ids import Identifiers
 
 MAGIC = b"\x6d\xe2\x99\x81"
 TERMINATOR = -1
@@ -44,7 +47,8 @@ class CollectionSummary:
     """What an archive holds of one collection.
 
     ``digest`` is the sum modulo 2^256 of the SHA-256 of each document, as 64 hex digits; None when it was not asked
-    for. ``definition`` is the collection's metadata: options, indexes and UUID, their keys in the server's order.
+    for. ``order_digest`` is the SHA-256 over the documents of a capped collection as they come, None for any other.
+    ``definition`` is the collection's metadata: options, indexes and UUID, their keys in the server's order.
     """
 
     database: str
@@ -53,6 +57,7 @@ class CollectionSummary:
     documents: int
     digest: str | None
     definition: Mapping[str, Any]
+    order_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,13 @@ class ArchiveSummary:
 class _Content:
     """What came of one collection so far."""
 
+    database: str
     kind: str
     definition: Mapping[str, Any]
     documents: int = 0
     digest: int = 0
     crc: int = 0
+    order: Any = None
     closed: bool = False
 
 
@@ -80,10 +87,12 @@ class ArchiveReader:
     """Takes an archive in chunks of any size and says at the end what it holds.
 
     ``feed`` raises IntegrityError at the first byte that cannot be right, ``finish`` when the archive is cut short.
+    With ``identifiers`` also for a document without an ``_id`` of its own.
     """
 
-    def __init__(self, *, digests: bool = True) -> None:
+    def __init__(self, *, digests: bool = True, identifiers: Identifiers | None = None) -> None:
         self._digests = digests
+        self._identifiers = identifiers
         self._buffer = bytearray()
         self._consumed_bytes = 0
         self._step: Callable[[], bool] = self._read_magic
@@ -111,7 +120,8 @@ class ArchiveReader:
 
     def _summary(self, namespace: Namespace, content: _Content) -> CollectionSummary:
         digest = f"{content.digest:064x}" if self._digests else None
-        return CollectionSummary(*namespace, content.kind, content.documents, digest, content.definition)
+        order = content.order.hexdigest() if self._digests and content.order is not None else None
+        return CollectionSummary(*namespace, content.kind, content.documents, digest, content.definition, order)
 
     def _read_magic(self) -> bool:
         if len(self._buffer) < len(MAGIC):
@@ -145,7 +155,9 @@ class ArchiveReader:
             raise self._damage(f"collection {_label(namespace)} is listed twice")
         if len(self._contents) == _MOST_COLLECTIONS:
             raise self._damage(f"it lists more than {_MOST_COLLECTIONS:,} collections")
-        self._contents[namespace] = _Content(str(document.get("type", "")), self._definition_of(document, namespace))
+        kind, definition = str(document.get("type", "")), self._definition_of(document, namespace)
+        order = hashlib.sha256() if _is_capped(definition) else None
+        self._contents[namespace] = _Content(namespace[0], kind, definition, order=order)
         return True
 
     def _definition_of(self, document: Mapping[str, Any], namespace: Namespace) -> Mapping[str, Any]:
@@ -191,6 +203,8 @@ class ArchiveReader:
         recorded = document.get("CRC")
         if not isinstance(recorded, int) or recorded % _CRC_MODULUS != content.crc:
             raise self._damage(f"the documents of collection {self._current_name} are not those that were dumped")
+        if self._identifiers is not None:
+            self._require_sound(self._identifiers.close(self._current_name))
         content.closed = True
 
     def _read_end_of_collection(self) -> bool:
@@ -206,44 +220,56 @@ class ArchiveReader:
         """Take as many whole documents as there are, and the terminator when it is reached."""
         content = self._current
         assert content is not None
-        end, terminated = self._scan(content)
-        if end:
+        ends, terminated = self._boundaries()
+        if ends:
             with memoryview(self._buffer) as view:
-                content.crc = crc64.xz(view[:end], content.crc)
-            self._drop(end)
+                documents = bytes(view[: ends[-1]])
+            self._take_documents(content, documents, ends)
+            self._drop(ends[-1])
         if terminated:
             self._drop(_LENGTH.size)
             self._step = self._read_header_of_block
         return terminated
 
-    def _scan(self, content: _Content) -> tuple[int, bool]:
-        """Count and hash the whole documents at the front; return where they end, and whether a terminator follows.
+    def _boundaries(self) -> tuple[list[int], bool]:
+        """Return where the whole documents at the front end, and whether a terminator follows the last.
 
         This loop runs once for every document of a database, so it calls nothing that it can do without.
         """
-        buffer, available, digests = self._buffer, len(self._buffer), self._digests
-        unpack, sha256, to_int = _LENGTH.unpack_from, hashlib.sha256, int.from_bytes
-        position, documents, total, terminated = 0, 0, 0, False
-        with memoryview(buffer) as view:
-            while available - position >= 4:
-                (length,) = unpack(buffer, position)
-                end = position + length
+        buffer, unpack, position = self._buffer, _LENGTH.unpack_from, 0
+        available = len(buffer)
+        ends: list[int] = []
+        note = ends.append
+        while available - position >= 4:
+            length = unpack(buffer, position)[0]
+            if not _SMALLEST_DOCUMENT_BYTES <= length <= LARGEST_DOCUMENT_BYTES:
                 if length == TERMINATOR:
-                    terminated = True
-                    break
-                if not _SMALLEST_DOCUMENT_BYTES <= length <= LARGEST_DOCUMENT_BYTES:
-                    raise self._damage(self._bad_length(length), position)
-                if end > available:
-                    break
-                if buffer[end - 1]:
-                    raise self._damage(f"a document of collection {self._current_name} has no end", position)
-                if digests:
-                    total += to_int(sha256(view[position:end]).digest())
-                documents += 1
-                position = end
-        content.documents += documents
-        content.digest = (content.digest + total) % _DIGEST_MODULUS
-        return position, terminated
+                    return ends, True
+                raise self._damage(self._bad_length(length), position)
+            position += length
+            if position > available:
+                break
+            note(position)
+        return ends, False
+
+    def _take_documents(self, content: _Content, documents: bytes, ends: list[int]) -> None:
+        """Count, check and hash whole documents that lie one after another."""
+        endings = np.frombuffer(documents, np.uint8)[np.array(ends) - 1]
+        if endings.any():
+            place = ends[int(endings.argmax()) - 1] if endings[0] == 0 else 0
+            raise self._damage(f"a document of collection {self._current_name} has no end", place)
+        content.crc = crc64.xz(documents, content.crc)
+        content.documents += len(ends)
+        if self._digests:
+            content.digest = (content.digest + sum_of_digests(documents, ends)) % _DIGEST_MODULUS
+            if content.order is not None:
+                content.order.update(documents)
+        if self._identifiers is not None and content.database:
+            self._require_sound(self._identifiers.take(self._current_name, documents, ends))
+
+    def _require_sound(self, fault: str) -> None:
+        if fault:
+            raise self._damage(f"collection {self._current_name} {fault}")
 
     def _bad_length(self, length: int) -> str:
         return f"a document of collection {self._current_name} says it has {length:,} bytes"
@@ -282,13 +308,28 @@ class ArchiveReader:
         return IntegrityError(f"the archive is damaged at byte {place:,}: {what}")
 
 
+def sum_of_digests(documents: bytes, ends: Sequence[int]) -> int:
+    """Return the sum of the SHA-256 of each document, read as big-endian numbers; ``ends`` are where they end."""
+    sha256 = hashlib.sha256
+    digests = b"".join([sha256(documents[start:end]).digest() for start, end in pairwise((0, *ends))])
+    limbs = np.frombuffer(digests, ">u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
+    return sum(limb << 32 * place for place, limb in enumerate(reversed(limbs.tolist())))
+
+
 def _label(namespace: Namespace) -> str:
     return ".".join(part for part in namespace if part)
 
 
-def read_archive(chunks: Iterator[bytes], *, digests: bool = True) -> ArchiveSummary:
+def _is_capped(definition: Mapping[str, Any]) -> bool:
+    options = definition.get("options")
+    return isinstance(options, dict) and options.get("capped") is True
+
+
+def read_archive(
+    chunks: Iterator[bytes], *, digests: bool = True, identifiers: Identifiers | None = None
+) -> ArchiveSummary:
     """Read an archive to its end and return what it holds; raise IntegrityError when it is not whole and sound."""
-    reader = ArchiveReader(digests=digests)
+    reader = ArchiveReader(digests=digests, identifiers=identifiers)
     for chunk in chunks:
         reader.feed(chunk)
     return reader.finish()

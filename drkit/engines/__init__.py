@@ -132,7 +132,10 @@ class BackupSession(Protocol):
 class RestoreOptions:
     """How to load. ``details`` are the artifact's, opened; ``parts`` the names to load, in the manifest's order.
 
-    ``tables`` limits the load to the named ones (``schema.table``). ``scratch`` says that the server is a sandbox of
+    ``tables`` limits the load to the named ones (``schema.table``, ``database.collection``), ``exclude_tables`` leaves
+    some out, ``renames`` gives databases or collections other names, and only ``with_users`` loads users and roles into
+    a server that is not ours. `registry.restore_choices` says which of
+    them an engine knows. ``scratch`` says that the server is a sandbox of
     ours: globals are loaded as its superuser and a full-speed load may trade durability. With ``stage_folder``, a
     private folder with room for the plain bytes, parts may be staged there for a parallel load; without it they are
     streamed.
@@ -141,6 +144,9 @@ class RestoreOptions:
     details: Mapping[str, Any]
     parts: tuple[str, ...]
     tables: tuple[str, ...] = ()
+    exclude_tables: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
+    with_users: bool = False
     jobs: int = 2
     scratch: bool = False
     stage_folder: Path | None = None
@@ -150,10 +156,14 @@ class RestoreOptions:
 
 @dataclass
 class LoadResult:
-    """What came of a load: warnings by name, and where each part went (part name -> label in the target)."""
+    """What came of a load: warnings by name, and where each part went (part name -> label in the target).
+
+    ``built`` says of whatever was built after the data, one by one, how that went (index or view -> words).
+    """
 
     warnings: list[str] = field(default_factory=list)
     loaded: dict[str, str] = field(default_factory=dict)
+    built: dict[str, str] = field(default_factory=dict)
 
 
 class RestoreSession(Protocol):
@@ -175,7 +185,10 @@ class RestoreSession(Protocol):
         """
 
     def finish(self) -> LoadResult:
-        """Do what comes after the last part (ANALYZE) and return what came of it."""
+        """Do what comes after the last part (indexes and views, ANALYZE) and return what came of it.
+
+        Raise SourceError naming what could not be built; the data is all there then, and stays.
+        """
 
 
 class Engine(Protocol):

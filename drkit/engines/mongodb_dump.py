@@ -68,19 +68,21 @@ class MongodbDump:
 
     def fingerprint(self, url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
         """Take the fingerprint of restored parts."""
-        from drkit.engines import mongodb_restore
+        from drkit.engines import mongodb_proof
 
-        return mongodb_restore.read_fingerprints(url, options)
+        return mongodb_proof.read_fingerprints(url, options)
 
-    def expected(self, difference: Difference) -> str:  # noqa: ARG002 an archive carries all that is compared
-        """Return the empty string: nothing that is compared is lost on the way."""
-        return ""
+    def expected(self, difference: Difference) -> str:
+        """Return why a difference is to be expected."""
+        from drkit.engines import mongodb_proof
+
+        return mongodb_proof.expected(difference)
 
     def run_check(self, url: Secret, part: Mapping[str, Any], query: str) -> Any:
         """Run one check of a policy, an aggregation pipeline, against a restored database."""
-        from drkit.engines import mongodb_restore
+        from drkit.engines import mongodb_proof
 
-        return mongodb_restore.run_check(url, part, query)
+        return mongodb_proof.run_check(url, part, query)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def fingerprint_of(summary: ArchiveSummary) -> Fingerprint:
             kinds["view"][name] = {"definition": options}
             continue
         facts: dict[str, Any] = {"form": item.kind, "options": options, "rows": item.documents}
-        kinds["collection"][name] = facts if item.digest is None else {**facts, "digest": item.digest}
+        digests = {"digest": item.digest, "order": item.order_digest}
+        kinds["collection"][name] = {**facts, **{key: value for key, value in digests.items() if value is not None}}
         for index in item.definition.get("indexes") or ():
             kinds["index"][f"{name}.{index.get('name')}"] = {"definition": _spelled(index, without=("ns",))}
     return {kind: items for kind, items in kinds.items() if items}
@@ -43,6 +44,11 @@ def collection_name(item: CollectionSummary) -> str:
 def has_digests(fingerprint: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> bool:
     """Tell whether the collections of a recorded fingerprint have digests; without collections there is nothing to."""
     return all("digest" in facts for facts in fingerprint.get("collection", {}).values())
+
+
+def is_capped(facts: Mapping[str, Any]) -> bool:
+    """Tell whether a collection, by its facts in a fingerprint, keeps its documents in their order."""
+    return json.loads(facts.get("options") or "{}").get("capped") is True
 
 
 def _spelled(document: Mapping[str, Any], without: Iterable[str] = ()) -> str:

@@ -1,17 +1,16 @@
 """Loading archives of mongodump with mongorestore, into a server that has none of the databases yet.
 
 mongorestore exits with 0 when documents were refused, so its final count decides: nothing may have failed, and what it
-restored must be what was dumped. The archive is read once more on its way, and damage stops the load.
+restored must be what was dumped. The archive is read once more on its way, and damage stops the load. mongorestore
+loads documents only: indexes and views are built by drkit when all of them are there, one by one.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions, RestoreSession
@@ -19,21 +18,20 @@ from drkit.engines.mongodb_client import (
     Client,
     Endpoint,
     ServerFacts,
-    blamed_on_mongodump,
     connect,
-    dump_argv,
     parse_url,
     read_server,
     tool_config,
     without_secrets,
 )
-from drkit.engines.mongodb_fingerprint import fingerprint_of, has_digests
-from drkit.errors import IntegrityError, SourceError
+from drkit.engines.mongodb_fingerprint import collection_name, is_capped
+from drkit.engines.mongodb_indexes import BuildOutcome, build_indexes, build_view, indexes_to_build, require_built
+from drkit.engines.mongodb_placing import Placing, place_parts, tool_arguments
+from drkit.errors import SourceError
 from drkit.fingerprint import total_rows
-from drkit.model import Fingerprint
-from drkit.mongo_archive import ArchiveReader, read_archive
+from drkit.mongo_archive import ArchiveReader, ArchiveSummary
 from drkit.mongo_binaries import mongo_binary
-from drkit.process import Command, open_consumer, open_producer
+from drkit.process import Command, open_consumer
 from drkit.units import format_count
 
 _FINAL = re.compile(r"(\d+) document\(s\) restored successfully\. (\d+) document\(s\) failed to restore")
@@ -44,57 +42,51 @@ _SHOWN_NAMES = 5
 def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSession]:
     """Connect to the target and check that it has nothing of what is to be loaded; see `Engine.open_restore`."""
     endpoint = parse_url(url)
-    _require_known(options)
+    placings = place_parts(options)
     with connect(endpoint) as client:
         server = read_server(client)
-        for part in options.parts:
-            _require_empty(client, endpoint, _database(options, part), options.tables)
+        for placing in placings.values():
+            _require_empty(client, endpoint, placing)
     with tool_config(endpoint, options.work_folder) as config:
-        yield _LoadSession(endpoint, options, server, config)
+        yield _LoadSession(endpoint, options, server, config, placings)
 
 
-def _database(options: RestoreOptions, part: str) -> str:
-    return str(options.details["parts"][part]["label"])
-
-
-def _require_known(options: RestoreOptions) -> None:
-    """Raise SourceError naming collections that were asked for and are in no part of the backup."""
-    known = {
-        name
-        for part in options.parts
-        for kind in ("collection", "view")
-        for name in options.details["parts"][part].get("fingerprint", {}).get(kind, {})
-    }
-    missing = sorted(set(options.tables) - known)
-    if missing:
-        raise SourceError(
-            f"the backup has no collection {', '.join(missing)}", hints=["write it like DATABASE.COLLECTION"]
-        )
-
-
-def _require_empty(client: Client, endpoint: Endpoint, database: str, tables: Sequence[str]) -> None:
+def _require_empty(client: Client, endpoint: Endpoint, placing: Placing) -> None:
     """Raise SourceError naming the collections that are in the way."""
-    there = sorted(name for name in client[database].list_collection_names() if not name.startswith("system."))
-    if tables:
-        there = [name for name in there if f"{database}.{name}" in tables]
-    if there:
-        shown = ", ".join(there[:_SHOWN_NAMES]) + (", …" if len(there) > _SHOWN_NAMES else "")
-        raise SourceError(
-            f"refused: database {database} on {endpoint.server} is not empty"
-            f" ({format_count(len(there), 'collection')}: {shown})",
-            hints=["restore into another server: --to mongodb://OTHER-HOST:27017"],
-        )
+    for database in placing.databases:
+        there = sorted(name for name in client[database].list_collection_names() if not name.startswith("system."))
+        if database not in placing.whole:
+            there = sorted({*there} & {*placing.names_in(database)})
+        if there:
+            shown = ", ".join(there[:_SHOWN_NAMES]) + (", …" if len(there) > _SHOWN_NAMES else "")
+            raise SourceError(
+                f"refused: database {database} on {endpoint.server} is not empty"
+                f" ({format_count(len(there), 'collection')}: {shown})",
+                hints=[
+                    "restore into another server: --to mongodb://OTHER-HOST:27017",
+                    f"or beside it: --rename {database}={database}_restored",
+                ],
+            )
 
 
 class _LoadSession:
     """One load in progress."""
 
-    def __init__(self, endpoint: Endpoint, options: RestoreOptions, server: ServerFacts, config: Path) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        options: RestoreOptions,
+        server: ServerFacts,
+        config: Path,
+        placings: Mapping[str, Placing],
+    ) -> None:
         self._endpoint = endpoint
         self._options = options
         self._server = server
         self._config = config
+        self._placings = placings
         self._mongorestore = mongo_binary("mongorestore")
+        self._loaded: list[tuple[Placing, ArchiveSummary]] = []
         self._result = LoadResult()
         source = options.details["server"]
         if source["major"] != server.major:
@@ -109,24 +101,29 @@ class _LoadSession:
         return f"mongodb {self._server.label} at {self._endpoint.server}"
 
     def load(self, part: str, chunks: Iterator[bytes]) -> None:
-        """Load one database; whatever goes wrong, none of it stays behind."""
-        database = _database(self._options, part)
+        """Load the documents of one part; whatever goes wrong, none of them stays behind."""
+        placing = self._placings[part]
         try:
             with without_secrets():
-                restored = self._run(chunks)
+                restored, summary = self._run(placing, part, chunks)
             self._require_all(part, restored)
         except BaseException:
-            self._take_back(database)
+            self._take_back(placing)
             raise
-        self._result.loaded[part] = database
+        self._loaded.append((placing, summary))
+        self._result.loaded[part] = ", ".join(placing.databases)
 
-    def _run(self, chunks: Iterator[bytes]) -> int:
-        """Feed mongorestore and return how many documents it says it restored; raise SourceError if any failed."""
-        argv = [str(self._mongorestore), f"--config={self._config}", "--archive"]
-        argv.append(f"--numInsertionWorkersPerCollection={self._options.jobs}")
-        argv += [f"--nsInclude={_escaped(name)}" for name in self._options.tables]
+    def _run(self, placing: Placing, part: str, chunks: Iterator[bytes]) -> tuple[int, ArchiveSummary]:
+        """Feed mongorestore; return how many documents it says it restored, and what the archive holds.
+
+        Raise SourceError if any document failed.
+        """
+        sound = _Sound()
+        argv = [str(self._mongorestore), f"--config={self._config}", "--archive", "--noIndexRestore"]
+        # What was there before its validator came has to come back as well.
+        argv += ["--bypassDocumentValidation", *self._order(part), *tool_arguments(placing, self._options.renames)]
         with open_consumer(Command(argv), idle_timeout_s=self._options.idle_timeout_s) as consumer:
-            consumer.feed(_sound(chunks))
+            consumer.feed(sound.watched(chunks))
             lines = consumer.stderr_lines
         final = next((match for line in reversed(lines) if (match := _FINAL.search(line))), None)
         if final is None:
@@ -138,97 +135,87 @@ class _LoadSession:
                 " and still exited with 0",
                 details=[line for line in lines if "error" in line.lower() or "duplicate" in line.lower()] or lines,
             )
-        return restored
+        return restored, sound.summary
+
+    def _order(self, part: str) -> list[str]:
+        """Return how many may insert at once: one alone where the order of a capped collection is at stake."""
+        recorded = self._options.details["parts"][part].get("fingerprint", {})
+        if any(is_capped(facts) for facts in recorded.get("collection", {}).values()):
+            return ["--maintainInsertionOrder"]
+        return [f"--numInsertionWorkersPerCollection={self._options.jobs}"]
 
     def _require_all(self, part: str, restored: int) -> None:
         """Raise SourceError unless as many documents were restored as were dumped."""
-        recorded = self._options.details["parts"][part].get("fingerprint", {})
-        if self._options.tables:
-            recorded = {"collection": _only(recorded.get("collection", {}), self._options.tables)}
-        dumped = total_rows(recorded)
+        recorded = self._options.details["parts"][part].get("fingerprint", {}).get("collection", {})
+        placing = self._placings[part]
+        dumped = total_rows({"collection": {name: recorded[name] for name in placing.collections}})
         if restored != dumped:
-            database = _database(self._options, part)
-            raise SourceError(f"database {database}: mongorestore restored {restored:,} of {dumped:,} documents")
+            names = ", ".join(placing.databases)
+            raise SourceError(f"database {names}: mongorestore restored {restored:,} of {dumped:,} documents")
 
-    def _take_back(self, database: str) -> None:
+    def _take_back(self, placing: Placing) -> None:
         """Drop what was loaded: it was not there before."""
         with connect(self._endpoint) as client:
-            if not self._options.tables:
-                client.drop_database(database)
-                return
-            for name in self._options.tables:
-                owner, _, collection = name.partition(".")
-                if owner == database:
-                    client[database].drop_collection(collection)
+            for database in placing.databases:
+                if database in placing.whole:
+                    client.drop_database(database)
+                else:
+                    for name in placing.names_in(database):
+                        client[database].drop_collection(name)
 
     def finish(self) -> LoadResult:
-        """Return what came of the load."""
+        """Build indexes, then views, one by one; raise SourceError naming those that could not be built.
+
+        The documents stay in that case: they took the time.
+        """
+        with connect(self._endpoint) as client:
+            outcomes = [*self._build_indexes(client), *self._build_views(client)]
+        for outcome in outcomes:
+            self._result.built[outcome.label] = outcome.words
+            self._result.warnings += [f"{outcome.label}: {change}" for change in outcome.changed]
+        require_built(outcomes)
         return self._result
 
+    def _build_indexes(self, client: Client) -> Iterator[BuildOutcome]:
+        for placing, summary in self._loaded:
+            for item in summary.collections:
+                target = placing.collections.get(collection_name(item))
+                if target is not None:
+                    yield from build_indexes(client, _split(target), indexes_to_build(item.definition))
 
-def _only(facts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: facts[name] for name in names if name in facts}
-
-
-def _sound(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield ``chunks`` and raise IntegrityError as soon as they cannot be a sound archive."""
-    reader = ArchiveReader(digests=False)
-    for chunk in chunks:
-        reader.feed(chunk)
-        yield chunk
-    reader.finish()
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([\\*])", r"\\\1", name)
-
-
-def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
-    """Dump the restored databases once more, into nothing, and take the fingerprint of what passes."""
-    endpoint = parse_url(url)
-    mongodump = mongo_binary("mongodump")
-    found: dict[str, Fingerprint] = {}
-    with tool_config(endpoint, options.work_folder) as config:
-        for part in options.parts:
-            database = _database(options, part)
-            digests = has_digests(options.details["parts"][part].get("fingerprint", {}))
-            command = Command(dump_argv(mongodump, config, database))
-            with (
-                open_producer(command, idle_timeout_s=options.idle_timeout_s) as producer,
-                blamed_on_mongodump(database),
-            ):
-                found[part] = fingerprint_of(read_archive(producer.chunks(), digests=digests))
-    return found
+    def _build_views(self, client: Client) -> Iterator[BuildOutcome]:
+        for placing, summary in self._loaded:
+            for item in summary.collections:
+                target = placing.views.get(collection_name(item))
+                if target is not None:
+                    options = item.definition.get("options") or {}
+                    base = f"{item.database}.{options.get('viewOn')}"
+                    if placing.renamed_alone(base):
+                        self._result.warnings.append(f"view {target} is of {base}, which got another name")
+                    yield build_view(client, _split(target), options)
 
 
-def verify_part(facts: Mapping[str, Any] | None, chunks: Iterator[bytes]) -> None:
-    """Read an archive without a server; raise IntegrityError unless it is sound and holds what was recorded.
-
-    ``facts`` are the part's of the artifact's details, None where they could not be opened.
-    """
-    recorded = (facts or {}).get("fingerprint")
-    summary = read_archive(chunks, digests=recorded is not None and has_digests(recorded))
-    if recorded is not None and fingerprint_of(summary) != recorded:
-        raise IntegrityError("the archive does not hold the documents and definitions that were recorded of it")
+def _split(name: str) -> tuple[str, str]:
+    database, _, collection = name.partition(".")
+    return database, collection
 
 
-def run_check(url: Secret, part: Mapping[str, Any], query: str) -> Any:
-    """Run one aggregation pipeline, ``{"collection": ..., "pipeline": [...]}``, and return its single value.
+class _Sound:
+    """Looks at an archive on its way to mongorestore."""
 
-    Raise SourceError when it does not end in one document with one value beside ``_id``.
-    """
-    from bson import json_util
+    def __init__(self) -> None:
+        self._reader = ArchiveReader(digests=False)
+        self._summary: ArchiveSummary | None = None
 
-    asked = json_util.loads(query)
-    endpoint = parse_url(url)
-    with connect(endpoint) as client:
-        found = list(client[str(part["label"])][asked["collection"]].aggregate(asked["pipeline"]))
-    values = [value for document in found for key, value in document.items() if key != "_id"]
-    if len(found) != 1 or len(values) != 1:
-        raise SourceError(
-            f"the pipeline over {asked['collection']} gave {format_count(len(found), 'document')}"
-            f" with {format_count(len(values), 'value')}, and one value is wanted",
-            hints=['end it like {$count: "n"} or {$group: {_id: null, n: {$sum: "$total"}}}'],
-        )
-    (value,) = values
-    return value if value is None or isinstance(value, bool | int | float | str) else json.loads(json_util.dumps(value))
+    @property
+    def summary(self) -> ArchiveSummary:
+        """Return what the archive holds; it was fed whole."""
+        assert self._summary is not None
+        return self._summary
+
+    def watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield ``chunks`` and raise IntegrityError as soon as they cannot be a sound archive."""
+        for chunk in chunks:
+            self._reader.feed(chunk)
+            yield chunk
+        self._summary = self._reader.finish()

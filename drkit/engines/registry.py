@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, cast
@@ -17,13 +17,19 @@ _ENGINES = {
 }
 
 
-_PART_CHECKS = {("mongodb", "dump"): "drkit.engines.mongodb_restore:verify_part"}
+_PART_CHECKS = {("mongodb", "dump"): "drkit.engines.mongodb_proof:verify_part"}
 
-PartCheck = Callable[[Mapping[str, Any] | None, Iterator[bytes]], None]
+PartCheck = Callable[[Mapping[str, Any] | None, Iterator[bytes]], Sequence[str]]
 """Reads a part's plain bytes whole, without a server; the part's facts are None where the details were not opened.
 
-Raises IntegrityError when the bytes are not sound, or are not what the facts record.
+Returns what could not be looked at, in words. Raises IntegrityError when the bytes are not sound, or are not what the
+facts record.
 """
+
+_RESTORE_CHOICES = {
+    ("postgres", "dump"): frozenset({"tables"}),
+    ("mongodb", "dump"): frozenset({"tables", "exclude_tables", "renames", "with_users"}),
+}
 
 
 @cache
@@ -40,6 +46,11 @@ def find_part_check(engine: str, method: str) -> PartCheck | None:
     """Return how a part's content is verified without a server; None where only its digest can be."""
     found = _PART_CHECKS.get((engine, method))
     return cast("PartCheck", _imported(found)) if found else None
+
+
+def restore_choices(engine: str, method: str) -> frozenset[str]:
+    """Return the fields of `RestoreOptions` by which a person can narrow or change a restore."""
+    return _RESTORE_CHOICES.get((engine, method), frozenset())
 
 
 def _imported(place: str) -> Any:

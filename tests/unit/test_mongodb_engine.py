@@ -12,7 +12,8 @@ from drkit.credentials import Secret
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_client import blamed_on_mongodump, parse_url, tool_config
 from drkit.engines.mongodb_fingerprint import fingerprint_of
-from drkit.engines.mongodb_restore import open_restore, verify_part
+from drkit.engines.mongodb_proof import verify_part
+from drkit.engines.mongodb_restore import open_restore
 from drkit.errors import ConfigError, IntegrityError, SourceError
 from drkit.mongo_archive import read_archive
 

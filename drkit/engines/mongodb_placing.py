@@ -1,0 +1,143 @@
+"""Which collections and views of a backup a restore loads, and under which names: pure, from the artifact's details.
+
+Names are ``database.collection``; patterns know ``*`` and ``?`` as those of a policy do. A collection's own rename goes
+before its database's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from drkit.engines import RestoreOptions
+from drkit.errors import SourceError
+
+_KINDS = ("collection", "view")
+_SYSTEM_DATABASES = ("admin", "config", "local")
+_NO_DATABASE_NAME = frozenset('/\\. "$*<>:|?\0')
+_HINT = "write it like DATABASE.COLLECTION, as drkit restore --plan shows them"
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where the content of one part goes: source name to target name, and what is left out, by source name.
+
+    ``whole`` databases of the target get all that there is of one database, and nothing else may be in them.
+    """
+
+    collections: Mapping[str, str]
+    views: Mapping[str, str]
+    left_out: tuple[str, ...]
+    whole: tuple[str, ...]
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """Return the target's databases that something goes to, and those that come empty."""
+        names = [*self.collections.values(), *self.views.values()]
+        return tuple(dict.fromkeys([*self.whole, *(name.partition(".")[0] for name in names)]))
+
+    def names_in(self, database: str) -> list[str]:
+        """Return what will be in one of the target's databases, without the database's name."""
+        split = (name.partition(".") for name in (*self.collections.values(), *self.views.values()))
+        return [name for owner, _, name in split if owner == database]
+
+    def renamed_alone(self, name: str) -> bool:
+        """Tell whether a collection got a name that is not just the one of its database changed."""
+        return self.collections.get(name, name).partition(".")[2] != name.partition(".")[2]
+
+
+def place_parts(options: RestoreOptions) -> dict[str, Placing]:
+    """Return for each part where its content goes.
+
+    Raise SourceError for a name that the backup does not have, and for two collections that would get one name.
+    """
+    parts = {part: _names_of(options.details["parts"][part]) for part in options.parts}
+    known = [name for kinds in parts.values() for names in kinds.values() for name in names]
+    labels = [str(options.details["parts"][part]["label"]) for part in options.parts]
+    _require_known(options, known, labels)
+    placings = {part: _place(options, str(options.details["parts"][part]["label"]), parts[part]) for part in parts}
+    targets = Counter(
+        name for placing in placings.values() for name in (*placing.collections.values(), *placing.views.values())
+    )
+    twice = [name for name, count in targets.items() if count > 1]
+    if twice:
+        raise SourceError(f"two collections of the backup would both become {twice[0]}", hints=["drkit restore --plan"])
+    return placings
+
+
+def _names_of(facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    fingerprint = facts.get("fingerprint", {})
+    return {kind: list(fingerprint.get(kind, {})) for kind in _KINDS}
+
+
+def _require_known(options: RestoreOptions, known: Sequence[str], labels: Sequence[str]) -> None:
+    databases = {*labels, *(name.partition(".")[0] for name in known)}
+    asked = [*options.tables, *options.exclude_tables]
+    missing = [pattern for pattern in asked if not _any_matches(known, [pattern])]
+    missing += [name for name in options.renames if name not in known and name not in databases]
+    if missing:
+        raise SourceError(f"the backup has no collection {', '.join(missing)}", hints=[_HINT])
+    for old, new in options.renames.items():
+        _require_name(old, new)
+
+
+def _require_name(old: str, new: str) -> None:
+    """Raise SourceError unless a database gets the name of a database, a collection that of a collection."""
+    database, dot, collection = new.partition(".")
+    if ("." in old) != bool(dot) or (dot and not collection):
+        raise SourceError(f"{old} cannot become {new}: one names a database, the other a collection", hints=[_HINT])
+    if not database or _NO_DATABASE_NAME & set(database) or database in _SYSTEM_DATABASES:
+        raise SourceError(f"{old} cannot become {new}: {database or 'nothing'} is no name for a database of data")
+    if collection.startswith("system.") or "$" in collection + old.partition(".")[2]:
+        raise SourceError(f"{old} cannot become {new}: mongorestore renames no collection of such a name")
+
+
+def _any_matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _place(options: RestoreOptions, label: str, names: Mapping[str, Sequence[str]]) -> Placing:
+    def placed(kind: str) -> dict[str, str]:
+        return {name: _renamed(name, options.renames) for name in names[kind] if _wanted(name, options)}
+
+    collections, views = placed("collection"), placed("view")
+    left_out = tuple(name for kind in _KINDS for name in names[kind] if name not in {**collections, **views})
+    if options.tables or any("." in name for name in options.renames):
+        return Placing(collections, views, left_out, ())
+    sources = dict.fromkeys([name.partition(".")[0] for kind in _KINDS for name in names[kind]] or [label])
+    return Placing(collections, views, left_out, tuple(options.renames.get(name, name) for name in sources))
+
+
+def _wanted(name: str, options: RestoreOptions) -> bool:
+    included = not options.tables or _any_matches([name], options.tables)
+    return included and not _any_matches([name], options.exclude_tables)
+
+
+def _renamed(name: str, renames: Mapping[str, str]) -> str:
+    if name in renames:
+        return renames[name]
+    database, _, collection = name.partition(".")
+    return f"{renames.get(database, database)}.{collection}"
+
+
+def tool_arguments(placing: Placing, renames: Mapping[str, str]) -> list[str]:
+    """Return mongorestore's arguments for a placing; views are not for mongorestore, they come last.
+
+    Of two renames that fit, the later one counts (mongo-tools, mongorestore/ns).
+    """
+    out = [*placing.left_out, *placing.views]
+    if placing.collections and len(placing.collections) < len(out):
+        argv = [f"--nsInclude={_escaped(name)}" for name in placing.collections]
+    else:
+        argv = [f"--nsExclude={_escaped(name)}" for name in out]
+    for old, new in sorted(renames.items(), key=lambda pair: "." in pair[0]):
+        rest = "" if "." in old else ".*"
+        argv += [f"--nsFrom={_escaped(old)}{rest}", f"--nsTo={_escaped(new)}{rest}"]
+    return argv
+
+
+def _escaped(name: str) -> str:
+    return name.replace("\\", "\\\\").replace("*", "\\*")

@@ -1,0 +1,87 @@
+"""Proving a MongoDB restore: archives read without a server, restored copies looked at with the same eyes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from drkit.credentials import Secret
+from drkit.engines import RestoreOptions
+from drkit.engines.mongodb_client import blamed_on_mongodump, connect, dump_argv, parse_url, tool_config
+from drkit.engines.mongodb_fingerprint import fingerprint_of, has_digests
+from drkit.errors import IntegrityError, SourceError
+from drkit.fingerprint import compare_fingerprints, describe_difference
+from drkit.model import Difference, Fingerprint
+from drkit.mongo_archive import read_archive
+from drkit.mongo_binaries import mongo_binary
+from drkit.mongo_ids import Identifiers
+from drkit.process import Command, open_producer
+from drkit.units import format_count
+
+
+def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
+    """Dump the restored databases once more, into nothing, and take the fingerprint of what passes."""
+    endpoint = parse_url(url)
+    mongodump = mongo_binary("mongodump")
+    found: dict[str, Fingerprint] = {}
+    with tool_config(endpoint, options.work_folder) as config:
+        for part in options.parts:
+            database = str(options.details["parts"][part]["label"])
+            digests = has_digests(options.details["parts"][part].get("fingerprint", {}))
+            command = Command(dump_argv(mongodump, config, database))
+            with (
+                open_producer(command, idle_timeout_s=options.idle_timeout_s) as producer,
+                blamed_on_mongodump(database),
+            ):
+                found[part] = fingerprint_of(read_archive(producer.chunks(), digests=digests))
+    return found
+
+
+def verify_part(facts: Mapping[str, Any] | None, chunks: Iterator[bytes]) -> Sequence[str]:
+    """Read an archive without a server; raise IntegrityError unless it is sound and holds what was recorded.
+
+    ``facts`` are the part's of the artifact's details, None where they could not be opened. Return what could not be
+    looked at.
+    """
+    recorded = (facts or {}).get("fingerprint")
+    identifiers = Identifiers()
+    summary = read_archive(chunks, digests=recorded is not None and has_digests(recorded), identifiers=identifiers)
+    if recorded is not None:
+        found = compare_fingerprints(recorded, fingerprint_of(summary), expected)
+        differences = [item for item in found if not item.expected_by]
+        if differences:
+            raise IntegrityError(
+                "the archive does not hold the documents and definitions that were recorded of it:"
+                f" {describe_difference(differences[0])}"
+            )
+    return identifiers.notes
+
+
+def expected(difference: Difference) -> str:
+    """Return why a difference is no loss, or the empty string: an archive carries all that is compared."""
+    if difference.fact == "order" and difference.expected is None:
+        return "a backup of before drkit looked at the order of capped collections"
+    return ""
+
+
+def run_check(url: Secret, part: Mapping[str, Any], query: str) -> Any:
+    """Run one aggregation pipeline, ``{"collection": ..., "pipeline": [...]}``, and return its single value.
+
+    Raise SourceError when it does not end in one document with one value beside ``_id``.
+    """
+    from bson import json_util
+
+    asked = json_util.loads(query)
+    endpoint = parse_url(url)
+    with connect(endpoint) as client:
+        found = list(client[str(part["label"])][asked["collection"]].aggregate(asked["pipeline"]))
+    values = [value for document in found for key, value in document.items() if key != "_id"]
+    if len(found) != 1 or len(values) != 1:
+        raise SourceError(
+            f"the pipeline over {asked['collection']} gave {format_count(len(found), 'document')}"
+            f" with {format_count(len(values), 'value')}, and one value is wanted",
+            hints=['end it like {$count: "n"} or {$group: {_id: null, n: {$sum: "$total"}}}'],
+        )
+    (value,) = values
+    return value if value is None or isinstance(value, bool | int | float | str) else json.loads(json_util.dumps(value))
