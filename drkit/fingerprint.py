@@ -61,6 +61,8 @@ def describe_difference(difference: Difference) -> str:
         return f"{subject}: {_shown(difference.actual)} {held}s, {_shown(difference.expected)} at backup time"
     if difference.fact in {"digest", "order"}:
         return f"{subject}: {difference.fact} differs"
+    if difference.fact == "validate":
+        return f"{subject}: the server finds it damaged: {_shown(difference.actual)}"
     return f"{subject}: {difference.fact} {_shown(difference.actual)}, at backup time {_shown(difference.expected)}"
 
 

@@ -47,8 +47,9 @@ class CollectionSummary:
     """What an archive holds of one collection.
 
     ``digest`` is the sum modulo 2^256 of the SHA-256 of each document, as 64 hex digits; None when it was not asked
-    for. ``order_digest`` is the SHA-256 over the documents of a capped collection as they come, None for any other.
-    ``definition`` is the collection's metadata: options, indexes and UUID, their keys in the server's order.
+    for. ``definition`` is the collection's metadata: options, indexes and UUID, their keys in the server's order.
+    ``order_digest`` is the SHA-256 over the documents of a capped collection as they come, None for any other, and
+    ``size_bytes`` the size of all documents.
     """
 
     database: str
@@ -58,6 +59,7 @@ class CollectionSummary:
     digest: str | None
     definition: Mapping[str, Any]
     order_digest: str | None = None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class _Content:
     kind: str
     definition: Mapping[str, Any]
     documents: int = 0
+    size_bytes: int = 0
     digest: int = 0
     crc: int = 0
     order: Any = None
@@ -121,7 +124,9 @@ class ArchiveReader:
     def _summary(self, namespace: Namespace, content: _Content) -> CollectionSummary:
         digest = f"{content.digest:064x}" if self._digests else None
         order = content.order.hexdigest() if self._digests and content.order is not None else None
-        return CollectionSummary(*namespace, content.kind, content.documents, digest, content.definition, order)
+        return CollectionSummary(
+            *namespace, content.kind, content.documents, digest, content.definition, order, content.size_bytes
+        )
 
     def _read_magic(self) -> bool:
         if len(self._buffer) < len(MAGIC):
@@ -260,6 +265,7 @@ class ArchiveReader:
             raise self._damage(f"a document of collection {self._current_name} has no end", place)
         content.crc = crc64.xz(documents, content.crc)
         content.documents += len(ends)
+        content.size_bytes += len(documents)
         if self._digests:
             content.digest = (content.digest + sum_of_digests(documents, ends)) % _DIGEST_MODULUS
             if content.order is not None:

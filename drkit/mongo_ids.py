@@ -2,7 +2,7 @@
 
 A server refuses the second of two documents with one ``_id``, so an archive that has them cannot be restored. Each
 ``_id`` is kept in 16 bytes: as it is where it fits, else as a digest. Numbers of one value are one ``_id`` whatever
-their type. How many are kept at once is bounded: beyond that the first of a collection are compared, and a note says it.
+their type. How many are kept at once is bounded; beyond that the first of a collection are compared, and a note tells.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 
 MOST_IDENTIFIERS = 4_000_000
 """How many are kept at once: 64 MB, and half as much again while they are compared."""
+_KEY_BYTES = 16
 _PLACE = 9
 """Where the value lies in a document that begins with its ``_id``: length, type, name and NUL before it."""
 _NAME = b"_id\0"
-_INT32, _INT64, _DOUBLE, _STRING, _DOCUMENT, _ARRAY, _BINARY = 0x10, 0x12, 0x01, 0x02, 0x03, 0x04, 0x05
+_INT32, _INT64, _DOUBLE = 0x10, 0x12, 0x01
 _SIZES = {_INT32: 4, _INT64: 8, _DOUBLE: 8, 0x07: 12, 0x08: 1, 0x09: 8, 0x0A: 0, 0x11: 8, 0xFF: 0, 0x7F: 0}
 """Bytes of the types that have a size of their own and fit beside the type: ObjectId, boolean, date, null, …"""
+_MEASURED = {0x02: 4, 0x03: 0, 0x04: 0, 0x05: 5}
+"""Types that begin with a length, and how many bytes there are beside those it counts: text, documents, binary."""
 _LENGTH = struct.Struct("<i")
 _OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS)
 _LARGEST_INTEGER = float(1 << 62)
@@ -54,7 +57,7 @@ class Identifiers:
         stops = np.array(ends, np.int64)
         starts = np.concatenate(([0], stops[:-1]))
         leading = _begins_with_id(bytes_of, starts, stops)
-        keys = np.zeros((len(ends), 16), np.uint8)
+        keys = np.zeros((len(ends), _KEY_BYTES), np.uint8)
         types = np.where(leading, bytes_of[np.minimum(starts + 4, len(data) - 1)], 0)
         for kind in np.unique(types).tolist():
             chosen = np.flatnonzero(types == kind)
@@ -99,7 +102,7 @@ def _begins_with_id(data: NDArray[np.uint8], starts: _Positions, stops: _Positio
 
 def _fixed_keys(kind: int, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the keys of values that fit: the type, then the value; integers of any type look alike."""
-    keys = np.zeros((len(values), 16), np.uint8)
+    keys = np.zeros((len(values), _KEY_BYTES), np.uint8)
     if kind in {_INT32, _INT64, _DOUBLE}:
         numbers = np.ascontiguousarray(values).view({_INT32: "<i4", _INT64: "<i8", _DOUBLE: "<f8"}[kind])[:, 0]
         whole = np.ones(len(numbers), np.bool_)
@@ -128,10 +131,10 @@ def _digest_each(keys: NDArray[np.uint8], data: bytes, places: Any) -> str:
 
 
 def _value_of(document: bytes) -> bytes | None:
-    """Return type and value of a document's ``_id``, the key of a number; None where it has none."""
-    if document[5:_PLACE] == _NAME:
-        size = _variable_size(document)
-        return None if size is None else document[4:5] + document[_PLACE : _PLACE + size]
+    """Return type and value of a document's ``_id``, the key of one that has a fixed size; None where it has none."""
+    if document[5:_PLACE] == _NAME and document[4] in _MEASURED:
+        size = _measure(document)
+        return document[4:5] + document[_PLACE : _PLACE + size] if size >= 0 else None
     try:
         found = bson.decode(document, _OPTIONS)
         if "_id" not in found:
@@ -139,22 +142,19 @@ def _value_of(document: bytes) -> bytes | None:
         alone = bson.encode({"_id": found["_id"]}, codec_options=_OPTIONS)
     except (BSONError, ValueError, OverflowError, RecursionError):
         return None
-    kind, size = alone[4], _SIZES.get(alone[4])
-    if size is None:
-        return _value_of(alone)
-    return _fixed_keys(kind, np.frombuffer(alone[_PLACE : _PLACE + size], np.uint8).reshape(1, size)).tobytes()
+    kind, value = alone[4], alone[_PLACE:-1]
+    if kind in _SIZES:
+        return _fixed_keys(kind, np.frombuffer(value, np.uint8).reshape(1, -1)).tobytes()
+    return bytes([kind]) + value
 
 
-def _variable_size(document: bytes) -> int | None:
-    """Return the size of the ``_id`` that a document begins with, of a type without a fixed one; None if it is cut."""
-    kind, room = document[4], len(document) - _PLACE - 1
-    size = 16
-    if kind in {_STRING, _DOCUMENT, _ARRAY, _BINARY}:
-        length = _LENGTH.unpack_from(document, _PLACE)[0] if room >= _LENGTH.size else -1
-        size = length + {_STRING: 4, _BINARY: 5}.get(kind, 0) if length >= 0 else -1
-    elif kind != 0x13:  # a decimal; whatever else is rare enough to be taken with what follows
-        size = room
-    return size if 0 <= size <= room else None
+def _measure(document: bytes) -> int:
+    """Return the size of the ``_id`` that a document begins with, -1 when it reaches beyond the document."""
+    room = len(document) - _PLACE - 1
+    if room < _LENGTH.size:
+        return -1
+    size = int(_LENGTH.unpack_from(document, _PLACE)[0]) + _MEASURED[document[4]]
+    return size if _LENGTH.size <= size <= room else -1
 
 
 def _has_twice(kept: list[_Keys]) -> bool:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _AT_HELP = "WHEN: ISO 8601 with an offset, or latest; with --into also immediate, lsn:…, name:… or xid:…."
 
+_TABLE_HELP = "With --to: only this table, as schema.table, or collection, as database.collection."
+_RENAME_HELP = "MongoDB: give a database or a collection (database.collection) another name."
+
 _WAL_TARGETS = ("immediate", "lsn", "name", "xid")
 
 
@@ -34,6 +37,8 @@ class _Options:
     no_start: bool
     databases: tuple[str, ...]
     tables: tuple[str, ...]
+    exclude_tables: tuple[str, ...]
+    renames: tuple[str, ...]
     identity: tuple[Path, ...]
     jobs: int
     plan_only: bool
@@ -49,7 +54,9 @@ class _Options:
 @click.option("--exclusive", is_flag=True, help="With --into: stop just before the target instead of just after it.")
 @click.option("--no-start", is_flag=True, help="With --into: lay out files and WAL, and let somebody else replay it.")
 @click.option("--database", "databases", multiple=True, help="With --to: only this database of the artifact.")
-@click.option("--table", "tables", multiple=True, help="With --to: only this table, as schema.table.")
+@click.option("--table", "tables", multiple=True, help=_TABLE_HELP)
+@click.option("--exclude-table", "exclude_tables", multiple=True, help="MongoDB: leave this collection out; * and ?.")
+@click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help=_RENAME_HELP)
 @click.option(
     "--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file, instead of the site's."
 )
@@ -84,8 +91,18 @@ def _check_usage(ctx: click.Context, options: _Options) -> None:
         raise click.UsageError(
             "--timeline, --exclusive, --no-start and this --at go with --into: a dump has no WAL", ctx
         )
-    if options.into and (options.databases or options.tables):
-        raise click.UsageError("--database and --table go with --to; a base backup comes back as a whole", ctx)
+    if options.into and _narrows(options):
+        raise click.UsageError(
+            "--database, --table, --exclude-table and --rename go with --to; a base backup comes back as a whole",
+            ctx,
+        )
+    if any(not all(pair.partition("=")) for pair in options.renames):
+        raise click.UsageError("write --rename like OLD=NEW", ctx)
+
+
+def _narrows(options: _Options) -> bool:
+    chosen = (options.databases, options.tables, options.exclude_tables, options.renames)
+    return any(chosen)
 
 
 def _asks_for_wal(options: _Options) -> bool:
@@ -95,13 +112,18 @@ def _asks_for_wal(options: _Options) -> bool:
 
 def _is_physical(options: _Options, workplace: Workplace) -> bool:
     """Tell whether base and WAL are meant: by the options, or where only a plan is asked for, by the policy."""
-    if options.target or options.databases or options.tables:
+    if options.target or _narrows(options):
         return False
     if options.into or _asks_for_wal(options):
         return True
     policy = workplace.policies.get(options.policy)
     methods = {rule.method for rule in policy.backups} if policy else set()
     return "base" in methods and "dump" not in methods
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, _, new = text.partition("=")
+    return old, new
 
 
 def _restore_database(ctx: click.Context, options: _Options, workplace: Workplace) -> None:
@@ -115,7 +137,16 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
 
     output = output_of(ctx)
     moment = moment_option(options.at)
-    request = RestoreRequest(options.policy, options.artifact, moment, options.databases, options.tables, options.jobs)
+    request = RestoreRequest(
+        options.policy,
+        options.artifact,
+        moment,
+        options.databases,
+        options.tables,
+        options.exclude_tables,
+        dict(_pair(text) for text in options.renames),
+        jobs=options.jobs,
+    )
     keys = identities_in_reach(workplace, options.identity, ask_passphrase)
     plan = plan_restore(workplace, request, keys)
     if options.plan_only:
@@ -125,11 +156,14 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
     assert options.target is not None
     url = resolve(options.target, folder=workplace.site.folder)
     result = run_restore(workplace, plan, request, url, output)
+    for name, words in result.loaded.built.items():
+        output.line(f"  {name}  {words}")
     for warning in result.loaded.warnings:
         output.line(f"  warning     {warning}")
     document = {
         **plan.document(),
         "loaded": result.loaded.loaded,
+        "built": result.loaded.built,
         "warnings": result.loaded.warnings,
         "took_s": round(result.took_s, 3),
         "run_id": result.run_id,

@@ -133,9 +133,8 @@ class RestoreOptions:
     """How to load. ``details`` are the artifact's, opened; ``parts`` the names to load, in the manifest's order.
 
     ``tables`` limits the load to the named ones (``schema.table``, ``database.collection``), ``exclude_tables`` leaves
-    some out, ``renames`` gives databases or collections other names, and only ``with_users`` loads users and roles into
-    a server that is not ours. `registry.restore_choices` says which of
-    them an engine knows. ``scratch`` says that the server is a sandbox of
+    some out, ``renames`` gives databases or collections other names; `registry.restore_choices` says which of these an
+    engine knows. ``scratch`` says that the server is a sandbox of
     ours: globals are loaded as its superuser and a full-speed load may trade durability. With ``stage_folder``, a
     private folder with room for the plain bytes, parts may be staged there for a parallel load; without it they are
     streamed.
@@ -146,12 +145,28 @@ class RestoreOptions:
     tables: tuple[str, ...] = ()
     exclude_tables: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
-    with_users: bool = False
     jobs: int = 2
     scratch: bool = False
     stage_folder: Path | None = None
     idle_timeout_s: float = 600
     work_folder: Path = Path()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One table, collection or view that a restore will make, and what will be built on it afterwards.
+
+    ``source`` is its name in the backup, ``target`` the one that it gets. ``rows`` is None for what has none of its
+    own, ``size_bytes`` where it was not recorded.
+    """
+
+    part: str
+    kind: str
+    source: str
+    target: str
+    rows: int | None
+    size_bytes: int | None
+    indexes: tuple[str, ...] = ()
 
 
 @dataclass

@@ -30,7 +30,7 @@ from drkit.engines.mongodb_client import (
     tool_config,
 )
 from drkit.engines.mongodb_counts import Counts, read_counts, require_whole
-from drkit.engines.mongodb_fingerprint import fingerprint_of, uuids_of
+from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.errors import SourceError
 from drkit.model import ChildRecord, Difference, Fingerprint
 from drkit.mongo_archive import ArchiveReader, ArchiveSummary
@@ -199,7 +199,12 @@ class _DumpSession(LogicalDump):
                 yield chunk
             summary = reader.finish()
         self._require_whole(plan, summary, before)
-        self._part_details[part] = {**facts, "fingerprint": fingerprint_of(summary), "uuids": uuids_of(summary)}
+        self._part_details[part] = {
+            **facts,
+            "fingerprint": fingerprint_of(summary),
+            "uuids": uuids_of(summary),
+            "sizes_bytes": sizes_of(summary),
+        }
 
     def _require_whole(self, plan: DatabasePlan, summary: ArchiveSummary, before: Counts) -> None:
         with connect(self._endpoint) as client:

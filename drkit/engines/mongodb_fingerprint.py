@@ -36,6 +36,11 @@ def uuids_of(summary: ArchiveSummary) -> dict[str, str]:
     return {collection_name(item): str(item.definition.get("uuid", "")) for item in summary.collections}
 
 
+def sizes_of(summary: ArchiveSummary) -> dict[str, int]:
+    """Return how many bytes the documents of each collection have."""
+    return {collection_name(item): item.size_bytes for item in summary.collections if item.kind != "view"}
+
+
 def collection_name(item: CollectionSummary) -> str:
     """Return ``database.collection``."""
     return f"{item.database}.{item.name}"

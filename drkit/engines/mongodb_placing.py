@@ -6,13 +6,14 @@ before its database's.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from drkit.engines import RestoreOptions
+from drkit.engines import Planned, RestoreOptions
 from drkit.errors import SourceError
 
 _KINDS = ("collection", "view")
@@ -121,6 +122,20 @@ def _renamed(name: str, renames: Mapping[str, str]) -> str:
         return renames[name]
     database, _, collection = name.partition(".")
     return f"{renames.get(database, database)}.{collection}"
+
+
+def plan_contents(options: RestoreOptions) -> Iterator[Planned]:
+    """Yield the collections and views that a restore will make."""
+    for part, placing in place_parts(options).items():
+        facts = options.details["parts"][part]
+        recorded, sizes = facts.get("fingerprint", {}), facts.get("sizes_bytes", {})
+        named = [(full, json.loads(item["definition"])["name"]) for full, item in recorded.get("index", {}).items()]
+        for source, target in placing.collections.items():
+            rows = recorded["collection"][source]["rows"]
+            indexes = tuple(name for full, name in named if full == f"{source}.{name}" and name != "_id_")
+            yield Planned(part, "collection", source, target, rows, sizes.get(source), indexes)
+        for source, target in placing.views.items():
+            yield Planned(part, "view", source, target, None, None)
 
 
 def tool_arguments(placing: Placing, renames: Mapping[str, str]) -> list[str]:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pymongo.errors import OperationFailure
+
 from drkit.credentials import Secret
 from drkit.engines import RestoreOptions
-from drkit.engines.mongodb_client import blamed_on_mongodump, connect, dump_argv, parse_url, tool_config
+from drkit.engines.mongodb_client import Client, blamed_on_mongodump, connect, dump_argv, parse_url, tool_config
 from drkit.engines.mongodb_fingerprint import fingerprint_of, has_digests
 from drkit.errors import IntegrityError, SourceError
 from drkit.fingerprint import compare_fingerprints, describe_difference
@@ -21,7 +23,10 @@ from drkit.units import format_count
 
 
 def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
-    """Dump the restored databases once more, into nothing, and take the fingerprint of what passes."""
+    """Dump the restored databases once more, into nothing, and take the fingerprint of what passes.
+
+    What the server itself finds wrong with a restored collection (its command ``validate``) is a fact of it.
+    """
     endpoint = parse_url(url)
     mongodump = mongo_binary("mongodump")
     found: dict[str, Fingerprint] = {}
@@ -35,7 +40,24 @@ def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerp
                 blamed_on_mongodump(database),
             ):
                 found[part] = fingerprint_of(read_archive(producer.chunks(), digests=digests))
+    if options.scratch:
+        with connect(endpoint) as client:
+            for fingerprint in found.values():
+                _validate(client, fingerprint)
     return found
+
+
+def _validate(client: Client, fingerprint: Fingerprint) -> None:
+    """Let the server look at storage and indexes of each collection, and note what it finds; not all servers can."""
+    for name, facts in fingerprint.get("collection", {}).items():
+        database, _, collection = name.partition(".")
+        try:
+            answer = client[database].command("validate", collection, full=True)
+        except OperationFailure:
+            continue
+        if not answer.get("valid", True):
+            assert isinstance(facts, dict)
+            facts["validate"] = "; ".join(map(str, answer.get("errors") or ())) or "not valid"
 
 
 def verify_part(facts: Mapping[str, Any] | None, chunks: Iterator[bytes]) -> Sequence[str]:

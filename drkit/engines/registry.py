@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, cast
 
-from drkit.engines import Engine
+from drkit.engines import Engine, Planned, RestoreOptions
 from drkit.errors import ConfigError
 
 _ENGINES = {
@@ -26,9 +26,14 @@ Returns what could not be looked at, in words. Raises IntegrityError when the by
 facts record.
 """
 
+_PLANNERS = {("mongodb", "dump"): "drkit.engines.mongodb_placing:plan_contents"}
+
+Planner = Callable[[RestoreOptions], Iterable[Planned]]
+"""Lists what a restore will make, from the details alone; raises SourceError for a name that they do not have."""
+
 _RESTORE_CHOICES = {
     ("postgres", "dump"): frozenset({"tables"}),
-    ("mongodb", "dump"): frozenset({"tables", "exclude_tables", "renames", "with_users"}),
+    ("mongodb", "dump"): frozenset({"tables", "exclude_tables", "renames"}),
 }
 
 
@@ -46,6 +51,12 @@ def find_part_check(engine: str, method: str) -> PartCheck | None:
     """Return how a part's content is verified without a server; None where only its digest can be."""
     found = _PART_CHECKS.get((engine, method))
     return cast("PartCheck", _imported(found)) if found else None
+
+
+def find_planner(engine: str, method: str) -> Planner | None:
+    """Return what lists the content of a restore by name; None where nothing does."""
+    found = _PLANNERS.get((engine, method))
+    return cast("Planner", _imported(found)) if found else None
 
 
 def restore_choices(engine: str, method: str) -> frozenset[str]:

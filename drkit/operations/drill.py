@@ -28,7 +28,7 @@ from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
 from drkit.operations.evidence import record_drill
-from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, load
+from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, inspect, load
 from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
@@ -36,7 +36,6 @@ from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.verify import verify_exists
 from drkit.policy import Policy
 from drkit.sandboxes import SandboxRequest, ScratchServer
-from drkit.stream import Meter, drain
 from drkit.units import format_bytes, format_count, format_duration, format_moment
 
 _DISK_FACTOR = 3
@@ -162,9 +161,7 @@ class _Drill(DrillFrame):
         with self.level("intact") as level, self.phase("fetch"):
             fetched = fetch(self.workplace, plan, self.workplace.work_folder, self.reporter)
             self.outcome.findings += copies_passed_over(plan, fetched)
-            for item in fetched:
-                with item.open(plan, Meter()) as chunks:
-                    drain(chunks)
+            self.outcome.findings += inspect(plan, fetched, self.reporter, read_all=True)
             level.summary = f"{format_bytes(plan.stored_bytes)} read, decrypted, digests equal"
 
     def _restore(self, plan: RestorePlan) -> None:
@@ -173,6 +170,7 @@ class _Drill(DrillFrame):
         with self.level("intact") as intact, self.phase("fetch"):
             fetched = fetch(self.workplace, plan, self.workplace.work_folder, self.reporter)
             self.outcome.findings += copies_passed_over(plan, fetched)
+            self.outcome.findings += inspect(plan, fetched, self.reporter)
             intact.summary = f"{format_bytes(plan.stored_bytes)} read, digests equal; decrypted while it was loaded"
         with self._scratch(plan) as server:
             options = _restore_options(self.workplace, plan, server)

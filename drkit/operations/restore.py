@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from drkit.credentials import Secret
-from drkit.engines import LoadResult, RestoreOptions, RestoreSession
-from drkit.engines.registry import find_engine
+from drkit.engines import LoadResult, Planned, RestoreOptions, RestoreSession
+from drkit.engines.registry import find_engine, find_part_check
 from drkit.errors import ConfigError, IntegrityError, RecoveryGap, StoreError
 from drkit.fingerprint import data_words, total_rows
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details, open_plain, open_sealed, read_recorded, reopen_sealed, store_order
+from drkit.operations.restore_contents import contents_document, describe_contents, plan_contents
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
 from drkit.stores import Store
@@ -34,7 +35,8 @@ _SPARE_BYTES = 256 * MIB
 class RestoreRequest:
     """What to bring back: an artifact by the start of its id, or the newest not after ``at``, or the newest.
 
-    ``databases`` and ``tables`` narrow it down; empty means everything.
+    ``databases``, ``tables`` and ``exclude_tables`` narrow it down; empty means everything. ``renames`` are
+    as in `RestoreOptions`.
     """
 
     policy: str
@@ -42,7 +44,20 @@ class RestoreRequest:
     at: datetime | None = None
     databases: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    exclude_tables: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
     jobs: int = 2
+
+    def options(self, details: Mapping[str, Any], parts: tuple[str, ...]) -> RestoreOptions:
+        """Return what an engine is told of it."""
+        return RestoreOptions(
+            details=details,
+            parts=parts,
+            tables=self.tables,
+            exclude_tables=self.exclude_tables,
+            renames=self.renames,
+            jobs=self.jobs,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,7 @@ class RestorePlan:
     identities: tuple[KeyFile, ...] = ()
     asked_at: datetime | None = None
     passed_over: tuple[str, ...] = ()
+    contents: tuple[Planned, ...] = ()
 
     @property
     def stored_bytes(self) -> int:
@@ -84,6 +100,7 @@ class RestorePlan:
             "stored_bytes": self.stored_bytes,
             "plain_bytes": self.plain_bytes,
             "parts": [{"part": item.part, "label": self.label(item.part), **_sizes(item)} for item in self.objects],
+            "contents": contents_document(self.contents),
             "identities": [key.name for key in self.identities],
             "server": self.details.get("server", {}).get("version"),
         }
@@ -106,6 +123,7 @@ class RestorePlan:
                 f"  {self.label(item.part):<10} {format_bytes(item.stored_bytes)} stored,"
                 f" {format_bytes(item.plain_bytes)} to load{shown}"
             )
+            lines += describe_contents(self.contents, item.part)
         lines.append(f"  needs      {manifest.engine} {self.details.get('server', {}).get('version', '')} or newer")
         lines.append(f"  identity   {', '.join(key.name for key in self.identities)} (opens it)")
         return "\n".join(lines)
@@ -132,7 +150,8 @@ def plan_restore(workplace: Workplace, request: RestoreRequest, identities: Sequ
     entry, passed_over = believed_copies(workplace, chosen)
     details = open_details(entry.manifest, identities)
     objects = _wanted(entry, details, request)
-    return RestorePlan(entry, details, objects, tuple(identities), request.at, passed_over)
+    contents = plan_contents(entry.manifest, request.options(details, tuple(item.part for item in objects)))
+    return RestorePlan(entry, details, objects, tuple(identities), request.at, passed_over, contents)
 
 
 def believed_copies(workplace: Workplace, entry: ArtifactEntry) -> tuple[ArtifactEntry, tuple[str, ...]]:
@@ -208,6 +227,29 @@ def fetch(workplace: Workplace, plan: RestorePlan, folder: Path, reporter: Repor
     """
     with reporter.progress("fetch", plan.stored_bytes) as progress:
         return [_fetch_object(workplace, plan, item, folder, Meter(progress.advance)) for item in plan.objects]
+
+
+def inspect(
+    plan: RestorePlan, fetched: Sequence[FetchedObject], reporter: Reporter, *, read_all: bool = False
+) -> list[str]:
+    """Read the content whole, before anything is loaded, where its form can be judged without a server.
+
+    With ``read_all`` everything else is decrypted and its digest compared. Return what could not be looked at. Raise
+    IntegrityError for content that is not what the details record: every copy has it.
+    """
+    manifest, notes = plan.entry.manifest, list[str]()
+    check_part = find_part_check(manifest.engine, manifest.method)
+    if check_part is None and not read_all:
+        return notes
+    with reporter.progress("verify", plan.plain_bytes) as progress:
+        for item in fetched:
+            with item.open(plan, Meter(progress.advance)) as chunks:
+                if check_part is None:
+                    drain(chunks)
+                else:
+                    notes += check_part(plan.details["parts"].get(item.record.part), chunks)
+    reporter.line(f"  verify      {format_bytes(plan.plain_bytes)} decrypted and looked through, as recorded")
+    return notes
 
 
 def _fetch_object(
@@ -299,19 +341,19 @@ def restore(
     manifest = plan.entry.manifest
     with recorded_run(workplace.catalog, workplace.clock, "restore", manifest.policy, alone=None) as running:
         clock_s = time.monotonic()
-        options = RestoreOptions(
-            details=plan.details,
-            parts=tuple(item.part for item in plan.objects),
-            tables=request.tables,
-            jobs=request.jobs,
-            work_folder=workplace.work_folder,
-        )
+        options = request.options(plan.details, tuple(item.part for item in plan.objects))
+        options = replace(options, work_folder=workplace.work_folder)
         engine = find_engine(manifest.engine, manifest.method)
         with engine.open_restore(url, options) as session:
             reporter.line(f"restore {manifest.policy}  artifact {manifest.artifact_id}  to {session.summary}")
             fetched = fetch(workplace, plan, workplace.work_folder, reporter)
             reporter.line(f"  fetch       {format_bytes(plan.stored_bytes)} read, digests equal")
+            warnings = inspect(plan, fetched, reporter)
+            if find_part_check(manifest.engine, manifest.method):
+                reporter.line(
+                    f"  verify      {format_bytes(plan.plain_bytes)} decrypted and looked through, as recorded"
+                )
             loaded = load(plan, fetched, session, reporter)
-            loaded.warnings[:0] = copies_passed_over(plan, fetched)
+            loaded.warnings[:0] = [*copies_passed_over(plan, fetched), *warnings]
         running.outcome = {"artifact_id": manifest.artifact_id, "loaded": loaded.loaded}
         return RestoreResult(plan, loaded, time.monotonic() - clock_s, running.run_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 from drkit import bucket
-from drkit.engines.registry import find_part_check
+from drkit.engines.registry import PartCheck, find_part_check
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Finding, Manifest, ObjectRecord
@@ -32,13 +32,17 @@ Level = Literal["exists", "intact"]
 
 @dataclass
 class Verification:
-    """What was found of one artifact in one store; ``decrypted`` is False where no identity was at hand."""
+    """What was found of one artifact in one store; ``decrypted`` is False where no identity was at hand.
+
+    ``notes`` say what of the content could not be looked at.
+    """
 
     artifact_id: str
     policy: str
     store: str
     level: Level
     findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     read_bytes: int = 0
     decrypted: bool = False
 
@@ -117,11 +121,20 @@ def _verify_content(
     with reporter.progress(f"{manifest.artifact_id[:10]} {store.name}", manifest.stored_bytes) as progress:
         for item in manifest.objects:
             meter = Meter(progress.advance)
-            check = partial(check_part, details.get("parts", {}).get(item.part)) if check_part else drain
+            check = _noting(check_part, details.get("parts", {}).get(item.part), result.notes) if check_part else drain
             read = partial(_read_object, store, manifest, item, _Opening(keys, check), meter)
             _judge(result, item.key, read)
             result.read_bytes += meter.size_bytes
     result.decrypted = bool(keys)
+
+
+def _noting(
+    check_part: PartCheck, facts: Mapping[str, Any] | None, notes: list[str]
+) -> Callable[[Iterator[bytes]], None]:
+    def check(chunks: Iterator[bytes]) -> None:
+        notes.extend(check_part(facts, chunks))
+
+    return check
 
 
 @dataclass(frozen=True)
@@ -186,7 +199,7 @@ def describe_verification(result: Verification) -> str:
         head += f"  {format_bytes(result.read_bytes)} {how}"
     elif result.ok:
         head += "  signature, sizes and checksums as recorded; not read"
-    lines = [f"    {finding.message}" for finding in result.findings]
+    lines = [f"    {line}" for line in (*(finding.message for finding in result.findings), *result.notes)]
     return "\n".join([head, *lines])
 
 
