@@ -10,14 +10,14 @@ import argparse
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from bench_place import DRKIT, Bench, bench, make_database, report, write_policy
+from bench_mongo import bench_mongo
+from bench_place import DRKIT, Bench, bench, make_database, peak_kilobytes, report, write_policy
 from bench_recovery import bench_base, bench_replay, bench_wal
 
 from drkit.operations.init import NewSite, init_site
@@ -102,24 +102,6 @@ def bench_memory(scale: int, repeats: int) -> None:
         print("promised: under 150 MB, and the same for four times the data")
 
 
-# Linux counts what a process was before it became another program, so a small one starts what is measured.
-_MEASURE = """import os, sys
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ,
-    file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)])
-_, status, usage = os.wait4(pid, 0)
-print(usage.ru_maxrss)
-sys.exit(status != 0)"""
-
-
-def peak_kilobytes(place: Bench, *words: str) -> int:
-    """Return the largest resident size of the command or any of its children, in KiB."""
-    measure = [sys.executable, "-I", "-S", "-c", _MEASURE, DRKIT, "--site", str(place.site.site_file), "--quiet"]
-    done = subprocess.run([*measure, *words], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"drkit {' '.join(words)} failed:\n{done.stderr}")
-    return int(done.stdout)
-
-
 def bench_startup(scale: int, repeats: int) -> None:
     """``drkit --help``, and ``drkit list`` of 10,000 artifacts."""
     del scale
@@ -187,6 +169,7 @@ BENCHES = {
     "base": bench_base,
     "wal": bench_wal,
     "replay": bench_replay,
+    "mongo": bench_mongo,
 }
 
 
@@ -194,7 +177,9 @@ def main() -> None:
     """Run one bench, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*BENCHES, "all"])
-    parser.add_argument("--scale", type=int, default=80, help="pgbench's scale; 80 is 1.2 GB, the default")
+    parser.add_argument(
+        "--scale", type=int, default=80, help="pgbench's scale; 80, the default, is 1.2 GB, and 0.2 GB for mongo"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="how often each side runs; the best counts")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -29,17 +29,21 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The server, the site with its policies, and a folder for what is measured."""
+class Place:
+    """The site with its policies, and a folder for what is measured."""
 
-    server: PostgresServer
     site: NewSite
     folder: Path
     repeats: int
 
+    @property
+    def programs(self) -> str:
+        """Return the folder in which a pipeline's programs are looked for first."""
+        return str(Path(sys.executable).parent)
+
     def shell(self, script: str, **variables: str) -> float:
         """Run a bash pipeline with pipefail and return its seconds."""
-        env = {**os.environ, "PATH": f"{self.server.bin}:{os.environ['PATH']}", **variables}
+        env = {**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}", **variables}
         started = time.perf_counter()
         subprocess.run(["bash", "-c", f"set -euo pipefail; {script}"], check=True, env=env)
         return time.perf_counter() - started
@@ -65,14 +69,33 @@ class Bench:
         return best
 
 
+@dataclass(frozen=True)
+class Bench(Place):
+    """A place with a PostgreSQL server."""
+
+    server: PostgresServer
+
+    @property
+    def programs(self) -> str:
+        """Return the folder of the server's own programs."""
+        return str(self.server.bin)
+
+
 @contextmanager
-def bench(repeats: int, **settings: str) -> Iterator[Bench]:
-    """Start a server with ordinary settings, and ``settings`` on top, and make a site; remove both at the end."""
-    with running_postgres(**SETTINGS | settings) as server, tempfile.TemporaryDirectory(prefix="drkit-bench-") as name:
+def bench_place(repeats: int) -> Iterator[Place]:
+    """Make a site without policies; remove it at the end."""
+    with tempfile.TemporaryDirectory(prefix="drkit-bench-") as name:
         folder = Path(name)
         site = init_site(folder / "site", principal="bench@example.org")
         site.policy_file.unlink()
-        yield Bench(server, site, folder, repeats)
+        yield Place(site, folder, repeats)
+
+
+@contextmanager
+def bench(repeats: int, **settings: str) -> Iterator[Bench]:
+    """Start a server with ordinary settings, and ``settings`` on top, and make a site; remove both at the end."""
+    with running_postgres(**SETTINGS | settings) as server, bench_place(repeats) as place:
+        yield Bench(place.site, place.folder, repeats, server)
 
 
 def make_database(bench: Bench, name: str, scale: int) -> int:
@@ -87,13 +110,19 @@ def make_database(bench: Bench, name: str, scale: int) -> int:
 
 def write_policy(bench: Bench, name: str, *rules: str, database: str = "", fingerprint: str = "digests") -> None:
     """Write a policy with the given backup rules, of one database or of the whole server."""
-    secret = bench.site.folder / "keys" / "bench-url"
-    secret.touch(mode=0o600)
-    secret.write_text(bench.server.url("postgres").reveal())
-    recipients = f"{bench.site.restore.recipient}, {bench.site.escrow.recipient}"
     databases = f", databases: [{database}]" if database else ""
-    (bench.site.folder / "policies" / f"{name}.yaml").write_text(
-        f"policy: {name}\ntarget: {{engine: postgres, url: 'file:keys/bench-url'{databases}}}\n"
+    target = f"engine: postgres{databases}"
+    write_policy_of(bench, name, target, bench.server.url("postgres").reveal(), *rules, fingerprint=fingerprint)
+
+
+def write_policy_of(place: Place, name: str, target: str, url: str, *rules: str, fingerprint: str) -> None:
+    """Write a policy; ``target`` is what its target has beside the url, which goes into a secret file."""
+    secret = place.site.folder / "keys" / "bench-url"
+    secret.touch(mode=0o600)
+    secret.write_text(url)
+    recipients = f"{place.site.restore.recipient}, {place.site.escrow.recipient}"
+    (place.site.folder / "policies" / f"{name}.yaml").write_text(
+        f"policy: {name}\ntarget: {{{target}, url: 'file:keys/bench-url'}}\n"
         f"backups: [{', '.join(rules)}]\nstores: [primary]\nfingerprint: {fingerprint}\n"
         f"encryption: {{recipients: [{recipients}]}}\n"
     )
@@ -105,3 +134,21 @@ def report(title: str, best: Mapping[str, float], base: str, promises: Mapping[s
     for name, seconds in best.items():
         promise = f"   promised at most {promises[name]:.2f}" if name in promises else ""
         print(f"  {name:<16} {seconds:7.2f} s   {seconds / best[base]:5.2f} x{promise}", flush=True)
+
+
+# Linux counts what a process was before it became another program, so a small one starts what is measured.
+_MEASURE = """import os, sys
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ,
+    file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)])
+_, status, usage = os.wait4(pid, 0)
+print(usage.ru_maxrss)
+sys.exit(status != 0)"""
+
+
+def peak_kilobytes(place: Place, *words: str) -> int:
+    """Return the largest resident size of the command or any of its children, in KiB."""
+    measure = [sys.executable, "-I", "-S", "-c", _MEASURE, DRKIT, "--site", str(place.site.site_file), "--quiet"]
+    done = subprocess.run([*measure, *words], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"drkit {' '.join(words)} failed:\n{done.stderr}")
+    return int(done.stdout)

@@ -50,10 +50,11 @@ drills:
 @common_options
 @click.pass_context
 def demo(ctx: click.Context, folder: Path) -> None:
-    """Back up, restore and prove a sample database on throw-away servers.
+    """Back up, restore and prove a sample database on throw-away servers: PostgreSQL, then MongoDB if it is installed.
 
     Exit codes: 0 proven; 3 FOLDER holds something else; any other as of the command that failed.
     """
+    from drkit.cli.demo_mongodb import show_mongodb
     from drkit.operations.init import init_site
 
     output = output_of(ctx)
@@ -64,8 +65,15 @@ def demo(ctx: click.Context, folder: Path) -> None:
     with _source(site) as server:
         _write_policy(site, server)
         evidence = _story(site, server, output)
-    document = {"folder": str(site.folder), "evidence": str(evidence)}
-    text = f"\nproven; the signed record is {evidence}\nthe site stays in {folder}/ to look at"
+    output.line("\nthe same with MongoDB")
+    second = show_mongodb(site, output, _type)
+    document = {
+        "folder": str(site.folder),
+        "evidence": str(evidence),
+        "evidence_mongodb": str(second) if second else None,
+    }
+    records = f"record is {evidence}" if second is None else f"records are\n  {evidence}\n  {second}"
+    text = f"\nproven; the signed {records}\nthe site stays in {folder}/ to look at"
     output.result("demo", document, text)
 
 

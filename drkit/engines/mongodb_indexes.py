@@ -72,10 +72,9 @@ def from_extended_json(value: Any) -> Any:
         return [from_extended_json(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if frozenset(value) not in _WRAPPED:
-        return {key: from_extended_json(item) for key, item in value.items()}
     try:
-        return json_util.object_hook(value, _READING)
+        converted = {key: from_extended_json(item) for key, item in value.items()}
+        return json_util.object_hook(converted, _READING) if frozenset(value) in _WRAPPED else converted
     except (BSONError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise IntegrityError(f"the backup's metadata has {next(iter(value))} without a value of that kind") from error
 

@@ -43,11 +43,11 @@ def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerp
     if options.scratch:
         with connect(endpoint) as client:
             for fingerprint in found.values():
-                _validate(client, fingerprint)
+                validate(client, fingerprint)
     return found
 
 
-def _validate(client: Client, fingerprint: Fingerprint) -> None:
+def validate(client: Client, fingerprint: Fingerprint) -> None:
     """Let the server look at storage and indexes of each collection, and note what it finds; not all servers can."""
     for name, facts in fingerprint.get("collection", {}).items():
         database, _, collection = name.partition(".")

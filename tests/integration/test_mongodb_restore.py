@@ -22,7 +22,7 @@ Archives = tuple[dict[str, Any], dict[str, bytes]]
 
 @pytest.fixture
 def small(mongodb: MongoServer, mongo_tools: Path) -> Iterator[str]:
-    """A database with two collections, an index on each and a view whose pipeline has an operator that looks like a value."""
+    """A database with two collections, indexes, and a view whose pipeline has an operator that looks like a value."""
     mongodb.client.drop_database("small")
     database = mongodb.client["small"]
     database["orders"].insert_many([{"_id": number, "state": "paid", "n": number % 7} for number in range(40)])
@@ -172,7 +172,7 @@ def test_a_lie_of_mongorestore_turns_red(
 def test_damaged_archives_leave_the_target_untouched(
     ready_site: ReadySite, mongodb: MongoServer, small: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The content of an artifact that was sealed and signed, and yet is not what was recorded: cut, flipped, swapped."""
+    """What was sealed and signed may still not be what was recorded; a person who wrote the bucket could not tell."""
     from drkit.engines import mongodb_dump
 
     url = ready_site.write_secret("source-url", mongodb.url.reveal())

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from drkit.errors import IntegrityError
 from drkit.mongo_archive import LARGEST_DOCUMENT_BYTES, MAGIC, ArchiveReader, ArchiveSummary, read_archive
+from drkit.mongo_ids import Identifiers
 
 GOLDEN = (Path(__file__).parent.parent / "data" / "mongodb" / "tiny.archive").read_bytes()
 DOCUMENTS = [bson.encode({"_id": number, "name": name}) for number, name in enumerate(("Rock", "Jazz", "Metal"))]
@@ -38,10 +39,10 @@ def header(name: str, *, documents: list[bytes] | None = None) -> bytes:
     return bson.encode({"db": "d", "collection": name, "EOF": documents is not None, "CRC": bson.Int64(crc)})
 
 
-def archive(*blocks: bytes, names: tuple[str, ...] = ("a",), kind: str = "collection") -> bytes:
+def archive(*blocks: bytes, names: tuple[str, ...] = ("a",), kind: str = "collection", metadata: str = "{}") -> bytes:
     """Return an archive with these blocks."""
     prelude = [bson.encode({"concurrent_collections": 4, "version": "0.1", "server_version": "8.0"})]
-    prelude += [bson.encode({"db": "d", "collection": n, "metadata": "{}", "size": 0, "type": kind}) for n in names]
+    prelude += [bson.encode({"db": "d", "collection": n, "metadata": metadata, "size": 0, "type": kind}) for n in names]
     return MAGIC + b"".join(prelude) + END + b"".join(blocks)
 
 
@@ -94,6 +95,41 @@ def test_buckets_of_a_time_series_count_for_it() -> None:
     )
     (found,) = read(data).collections
     assert (found.name, found.kind, found.documents) == ("a", "timeseries", 3)
+
+
+def test_the_order_of_a_capped_collection_counts_and_of_no_other() -> None:
+    one, two, three = DOCUMENTS
+
+    def order(*documents: bytes, metadata: str = '{"options":{"capped":true}}') -> str | None:
+        data = archive(block("a", *documents), close("a", *documents), metadata=metadata)
+        (found,) = read(data, 100).collections
+        assert (found.digest, found.size_bytes) == (digest_of(DOCUMENTS), sum(map(len, DOCUMENTS)))
+        return found.order_digest
+
+    assert order(one, two, three) == hashlib.sha256(one + two + three).hexdigest()
+    assert order(one, three, two) != order(one, two, three)
+    assert order(one, two, three, metadata='{"options":{"capped":false}}') is None
+
+
+def test_a_document_without_an_id_of_its_own_is_damage_where_it_is_asked_for() -> None:
+    nameless = bson.encode({"name": "Polka"})
+    for wrong, words in [(nameless, "collection d.a has a document without _id"), (DOCUMENTS[1], "has an _id twice")]:
+        data = archive(block("a", *DOCUMENTS, wrong), close("a", *DOCUMENTS, wrong))
+        assert read(data).collections[0].documents == 4
+        with pytest.raises(IntegrityError, match=words):
+            read_archive(iter([data]), identifiers=Identifiers())
+    read_archive(iter([GOLDEN]), identifiers=Identifiers())
+
+
+def test_one_id_may_be_in_two_collections() -> None:
+    data = archive(
+        block("a", DOCUMENTS[0]),
+        block("b", DOCUMENTS[0]),
+        close("a", DOCUMENTS[0]),
+        close("b", DOCUMENTS[0]),
+        names=("a", "b"),
+    )
+    read_archive(iter([data]), identifiers=Identifiers())
 
 
 def test_every_cut_is_noticed() -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo.errors import OperationFailure
 
 from drkit.credentials import Secret
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_client import blamed_on_mongodump, parse_url, tool_config
 from drkit.engines.mongodb_fingerprint import fingerprint_of
-from drkit.engines.mongodb_proof import verify_part
+from drkit.engines.mongodb_proof import expected, validate, verify_part
 from drkit.engines.mongodb_restore import open_restore
 from drkit.errors import ConfigError, IntegrityError, SourceError
+from drkit.fingerprint import compare_fingerprints, describe_difference
 from drkit.mongo_archive import read_archive
 
 GOLDEN = (Path(__file__).parent.parent / "data" / "mongodb" / "tiny.archive").read_bytes()
@@ -109,3 +111,36 @@ def test_a_password_that_a_tool_repeats_is_masked() -> None:
     assert caught.value.details == (said.replace("sesame", "***"),)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+def test_a_backup_of_before_the_order_was_recorded_is_still_verified(facts: dict[str, Any]) -> None:
+    recorded = facts["fingerprint"]["collection"]["tiny.genre"]
+    found = {"collection": {"tiny.genre": {**recorded, "order": "0" * 64}}}
+    (difference,) = compare_fingerprints({"collection": {"tiny.genre": recorded}}, found, expected)
+    assert difference.expected_by
+    (difference,) = compare_fingerprints(
+        found, {"collection": {"tiny.genre": {**recorded, "order": "1" * 64}}}, expected
+    )
+    assert not difference.expected_by
+    assert describe_difference(difference) == "collection tiny.genre: order differs"
+
+
+class ScriptedServer:
+    """A server that finds one collection damaged and does not know how to look at another."""
+
+    def __getitem__(self, name: str) -> ScriptedServer:
+        return self
+
+    def command(self, command: str, collection: str, *, full: bool) -> dict[str, Any]:
+        if collection == "empty":
+            raise OperationFailure("no such command", 59)
+        return {"valid": False, "errors": ["index name_1 has 2 entries for 3 documents"]}
+
+
+def test_what_the_server_finds_wrong_with_a_restored_collection_is_a_difference(facts: dict[str, Any]) -> None:
+    found = copy.deepcopy(facts["fingerprint"])
+    validate(ScriptedServer(), found)  # type: ignore[arg-type]
+    (difference,) = compare_fingerprints(facts["fingerprint"], found, expected)
+    assert describe_difference(difference) == (
+        "collection tiny.genre: the server finds it damaged: index name_1 has 2 entries for 3 documents"
+    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from bson import Decimal128, Int64, MaxKey, ObjectId, Regex, Timestamp, json_util
+from bson import Binary, Decimal128, Int64, MaxKey, ObjectId, Regex, Timestamp, json_util
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from drkit.engines.mongodb_indexes import (
@@ -50,7 +51,7 @@ def canonical(value: Any) -> Any:
 @pytest.mark.parametrize(
     "value",
     [1, Int64(1), 1.5, "text", True, None, ObjectId(), Decimal128("1.50"), Timestamp(0, 0), MaxKey(), Regex("^a", "i"),
-     [1, {"b": 1, "a": [Int64(2)]}], {"": 1}],
+     datetime(2026, 1, 1, tzinfo=UTC), Binary(b"x", 5), [1, {"b": 1, "a": [Int64(2)]}], {"": 1}],
 )  # fmt: skip
 def test_values_come_back_with_their_types(value: Any) -> None:
     found = from_extended_json({"key": canonical(value)})["key"]
