@@ -32,7 +32,7 @@ _WRAPPED = frozenset(
     }
 )
 _READING = json_util.JSONOptions(
-    json_mode=json_util.JSONMode.CANONICAL, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+    json_mode=json_util.JSONMode.CANONICAL, datetime_conversion=DatetimeConversion.DATETIME_AUTO, tz_aware=True
 )
 _GONE_OPTIONS = ("safe", "dropDups")
 """Options that old servers kept with an index and newer ones refuse; neither changes what a built index does."""

@@ -263,18 +263,6 @@ def test_what_cannot_be_is_said(mongodb: MongoServer, shop: str, tmp_path: Path)
     assert "sesame" not in str([wrong.value.message, wrong.value.details, wrong.value.hints])
 
 
-def test_an_index_that_the_target_cannot_build_fails_the_load(mongodb: MongoServer, shop: str, tmp_path: Path) -> None:
-    details, archives = dump(mongodb.url, tmp_path, databases=(shop,))
-    mongodb.client.drop_database(shop)
-    # SecantusDB has no text indexes: the same bytes with another key are an index that cannot be built.
-    (data,) = archives.values()
-    changed = data.replace(b'"key":{"Name":{"$numberInt":"1"}', b'"key":{"Name":"text"            ', 1)
-    assert changed != data
-    with pytest.raises(SourceError):
-        load(mongodb.url, details, {"database-1": changed}, work_folder=tmp_path)
-    assert shop not in mongodb.client.list_database_names()
-
-
 def test_documents_of_every_type_come_back_byte_for_byte(
     mongodb: MongoServer, mongo_tools: Path, tmp_path: Path
 ) -> None:
