@@ -107,7 +107,7 @@ def build_view(client: Client, namespace: tuple[str, str], options: Mapping[str,
     return BuildOutcome("view", f"{database}.{name}", took_s, error)
 
 
-def _run(client: Client, database: str, command: Mapping[str, Any]) -> tuple[float, str]:
+def _run(client: Client, database: str, command: dict[str, Any]) -> tuple[float, str]:
     """Run a command; return its seconds, and the server's refusal or nothing."""
     started_s, error = time.monotonic(), ""
     try:
