@@ -25,6 +25,7 @@ from drkit.policy_fields import (
     scalar,
 )
 from drkit.policy_retention import Retention
+from drkit.policy_schedule import SCHEDULED, CatchUp, DstRule, Jitter
 from drkit.validation import Flag, Section, Text
 
 
@@ -44,8 +45,8 @@ class Method:
 
 METHODS: Mapping[str, Mapping[str, Method]] = {
     "postgres": {
-        "dump": Method(options=("lock_timeout", "idle_timeout")),
-        "base": Method(options=("via", "parallel", "max_rate", "idle_timeout"), ways=("stream", "local")),
+        "dump": Method(options=("lock_timeout", "idle_timeout", *SCHEDULED)),
+        "base": Method(options=("via", "parallel", "max_rate", "idle_timeout", *SCHEDULED), ways=("stream", "local")),
         "wal": Method(
             continuous=True,
             needs="base",
@@ -53,7 +54,7 @@ METHODS: Mapping[str, Mapping[str, Method]] = {
         ),
     },
     "mongodb": {
-        "dump": Method(options=("via", "parallel", "idle_timeout"), ways=("tools", "native")),
+        "dump": Method(options=("via", "parallel", "idle_timeout", *SCHEDULED), ways=("tools", "native")),
         "oplog": Method(continuous=True, needs="dump"),
     },
 }
@@ -108,6 +109,9 @@ class BackupRule(Section):
         examples=['"0 2 * * *"'],
     )
     timezone: Zone = Field(default="UTC", description="The time zone of the schedule.", examples=["Europe/Berlin"])
+    dst: DstRule = "wall"
+    jitter: Jitter = None
+    catch_up: CatchUp = None
     via: Literal["stream", "local", "tools", "native"] | None = Field(
         default=None,
         description="base: stream (over a replication connection, the default) or local (in parallel on the database's "
@@ -219,6 +223,9 @@ class DrillRule(Section):
         default=None, description="When, as five cron fields; only by hand when left out.", examples=['"0 6 1 */3 *"']
     )
     timezone: Zone = Field(default="UTC", description="The time zone of the schedule.", examples=["Europe/Berlin"])
+    dst: DstRule = "wall"
+    jitter: Jitter = None
+    catch_up: CatchUp = None
     pick: Literal["latest", "random", "oldest"] = Field(
         default="latest", description="Which moment to restore.", examples=["random"]
     )

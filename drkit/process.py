@@ -336,6 +336,11 @@ def run(command: Command, *, stdin: bytes = b"", timeout_s: float = 60, check: b
     return Completed(process.returncode, stdout, text)
 
 
+def start_partner(command: Command) -> subprocess.Popen[bytes]:
+    """Start a child with pipes both ways, for `drkit.partner`; raise SourceError when it cannot be started."""
+    return _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
 def _start(command: Command, *, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
     try:
         identity = _identity(command.user) if command.user else {}

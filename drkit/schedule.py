@@ -1,9 +1,15 @@
-"""When something is due: cron expressions and time zones as users write them."""
+"""When something is due: cron expressions and time zones as users write them, and the moments that they mean."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
+from itertools import takewhile
+from typing import Literal
 
 _FIELDS = (
     ("minute", 0, 59, ""),
@@ -13,7 +19,97 @@ _FIELDS = (
     ("day of the week", 0, 7, "SUN MON TUE WED THU FRI SAT"),
 )
 _MAX_CHARS = 200
+_SECOND = timedelta(seconds=1)
+_FIRST_LOOK = timedelta(hours=6)
+_LONGEST_LOOK = timedelta(days=366 * 50)
+
+Dst = Literal["wall", "utc"]
 _EXAMPLE = 'write it like "0 2 * * *" (minute, hour, day of the month, month, day of the week)'
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """The moments that a cron expression means, in UTC and strictly increasing.
+
+    With ``dst`` wall, times of day are those of ``timezone``: one that does not exist, because clocks are put forward,
+    is the first moment after the gap; one that comes twice is meant the first time; a day that does not exist has none.
+    An expression whose minute or hour begins with ``*`` counts real time through both changes, as Debian's cron does.
+    With ``dst`` utc, the times are UTC, and the zone is only for reading. ``offset`` is added to each moment.
+    """
+
+    cron: str
+    timezone: str = "UTC"
+    dst: Dst = "wall"
+    offset: timedelta = timedelta()
+
+    def after(self, moment: datetime) -> Iterator[datetime]:
+        """Yield the moments after ``moment``, without end."""
+        last = moment
+        for found in self._found(moment - self.offset):
+            due_at = found + self.offset
+            if due_at > last:
+                yield due_at
+                last = due_at
+
+    def between(self, after: datetime, until: datetime) -> list[datetime]:
+        """Return the moments after ``after`` and not after ``until``."""
+        return list(takewhile(lambda due_at: due_at <= until, self.after(after)))
+
+    def newest(self, after: datetime, until: datetime, most: int) -> list[datetime]:
+        """Return the last ``most`` of `between`, or a few more, without going through all of a long time."""
+        look = _FIRST_LOOK
+        while True:
+            start = max(after, until - look)
+            found = self.between(start, until)
+            if len(found) >= most or start == after or look > _LONGEST_LOOK:
+                return found
+            look *= 4
+
+    def _found(self, moment: datetime) -> Iterator[datetime]:
+        from zoneinfo import ZoneInfo
+
+        from cronsim import CronSim
+
+        minute, hour, *_ = self.cron.split()
+        if self.dst == "utc" or self.timezone == "UTC":
+            yield from CronSim(self.cron, moment.astimezone(UTC))
+            return
+        zone = ZoneInfo(self.timezone)
+        local = moment.astimezone(zone)
+        if minute.startswith("*") or hour.startswith("*"):
+            yield from (found.astimezone(UTC) for found in CronSim(self.cron, local))
+            return
+        for label in CronSim(self.cron, local.replace(tzinfo=None)):
+            found = _first_instant(label, zone)
+            if found is not None:
+                yield found
+
+
+def _first_instant(label: datetime, zone: tzinfo) -> datetime | None:
+    """Return when a clock of ``zone`` first shows ``label`` or skips it; None when that whole day is skipped."""
+    instant = label.replace(tzinfo=zone).astimezone(UTC)
+    if instant.astimezone(zone).replace(tzinfo=None, fold=0) == label:
+        return instant
+    # PEP 495: of a time in a gap, fold 1 gives a moment before the change and fold 0 one not before it.
+    before, after = label.replace(tzinfo=zone, fold=1).astimezone(UTC), instant
+    if after - before >= timedelta(days=1):
+        return None
+    offset = before.astimezone(zone).utcoffset()
+    while after - before > _SECOND:
+        middle = before + (after - before) // 2
+        if middle.astimezone(zone).utcoffset() == offset:
+            before = middle
+        else:
+            after = middle
+    return after.replace(microsecond=0)
+
+
+def spread(name: str, within: timedelta | None) -> timedelta:
+    """Return a whole number of seconds from 0 up to ``within``, always the same for ``name``, evenly over names."""
+    if within is None or within < _SECOND:
+        return timedelta()
+    digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return timedelta(seconds=digest % int(within.total_seconds()))
 
 
 def check_cron(text: str) -> str:
@@ -21,8 +117,6 @@ def check_cron(text: str) -> str:
 
     cronsim decides (Debian's cron, with ``L`` and ``#`` besides); this only finds the words for its verdict.
     """
-    from datetime import UTC, datetime
-
     from cronsim import CronSim, CronSimError
 
     if len(text) > _MAX_CHARS:

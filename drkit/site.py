@@ -16,6 +16,7 @@ from drkit.policy import Policy
 from drkit.policy_fields import Duration, Name
 from drkit.policy_rules import cross_checks
 from drkit.site_file import DEFAULT_CATALOG, SITE_FILE, find_site
+from drkit.site_scheduler import SchedulerConfig
 from drkit.validation import Flag, Section, Text, refuse, validate
 from drkit.words import did_you_mean
 
@@ -172,6 +173,9 @@ class Site(Section):
         default=KeysConfig(), description="Where this host keeps its keys.", examples=["{signing: keys/signing}"]
     )
     notify: Notify = Field(default=Notify(), description="Whom to tell what.", repr=False)
+    scheduler: SchedulerConfig = Field(
+        default=SchedulerConfig(), description="How drkit serve runs what is due.", examples=["{limits: {runs: 4}}"]
+    )
 
     _path: Path = PrivateAttr(Path(SITE_FILE))
 

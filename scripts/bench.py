@@ -19,6 +19,7 @@ from pathlib import Path
 from bench_mongo import bench_mongo
 from bench_place import DRKIT, Bench, bench, make_database, peak_kilobytes, report, write_policy
 from bench_recovery import bench_base, bench_replay, bench_wal
+from bench_schedule import bench_schedule
 
 from drkit.operations.init import NewSite, init_site
 
@@ -170,6 +171,7 @@ BENCHES = {
     "wal": bench_wal,
     "replay": bench_replay,
     "mongo": bench_mongo,
+    "schedule": bench_schedule,
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a list builds no documents
     from drkit.catalog.holds import Holds
+    from drkit.catalog.occurrences import OccurrenceLedger
     from drkit.model import ArtifactEntry, Lease, Run, Scratch
 
 
@@ -85,6 +86,9 @@ class Catalog(Protocol):
     def lease(self, name: str) -> Lease | None:
         """Return who holds a lease, expired or not; None when nobody does."""
 
+    def lease_of_run(self, run_id: str) -> Lease | None:
+        """Return the lease that a run holds, expired or not; None when it holds none."""
+
     def release_lease(self, lease: Lease) -> None:
         """Give a lease back; no error when it is no longer ours. The fence number is kept."""
 
@@ -133,6 +137,10 @@ class Catalog(Protocol):
 
     def export(self) -> bytes:
         """Return what the stores say, canonically: artifacts and evidence, the same on every host."""
+
+    @property
+    def occurrences(self) -> OccurrenceLedger:
+        """Return the ledger of what was due when."""
 
     def close(self) -> None:
         """Close the database."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drkit.errors import CatalogError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 APPLICATION_ID = 0x64726B74  # "drkt": tells a catalog from anybody else's SQLite file
 BUSY_TIMEOUT_S = 15.0
 _DRAFT_IS_OLD_S = 3600.0
@@ -211,6 +211,16 @@ _SALVAGE = {
     "events": "insert into events (event_id, at, name, facts) select event_id, at, name, facts from old.events",
     "holds": """insert into holds (hold_id, policy, artifact_id, kind, reason, placed_at, released_at)
         select hold_id, policy, artifact_id, kind, reason, placed_at, released_at from old.holds""",
+    "schedules": "insert into schedules (schedule, cursor_at) select schedule, cursor_at from old.schedules",
+    "occurrences": """insert into occurrences (occurrence_id, schedule, kind, policy, what, due_at, state, reason,
+        decided_at, not_before_at, attempts, seen, holder, run_id)
+        select occurrence_id, schedule, kind, policy, what, due_at, state, reason, decided_at, not_before_at, attempts,
+        seen, holder, run_id from old.occurrences""",
+    "attempts": """insert into attempts (occurrence_id, number, run_id, started_at, ended_at, failure, error)
+        select occurrence_id, number, run_id, started_at, ended_at, failure, error from old.attempts""",
+    "claims": "insert into claims (occurrence_id, thing) select occurrence_id, thing from old.claims",
+    "event_readers": """insert into event_readers (reader, event_id)
+        select reader, event_id from old.event_readers""",
 }
 
 

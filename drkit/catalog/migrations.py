@@ -146,6 +146,55 @@ def _holds(db: Database) -> None:
         db.execute(statement)
 
 
+_LEDGER = (
+    "create table schedules (schedule text primary key, cursor_at text not null) without rowid",
+    """create table occurrences (
+        occurrence_id integer primary key,
+        schedule text not null,
+        kind text not null,
+        policy text not null,
+        what text not null,
+        due_at text not null,
+        state text not null,
+        reason text not null,
+        decided_at text not null,
+        not_before_at text not null,
+        attempts integer not null default 0,
+        seen integer not null default 1,
+        holder text not null default '',
+        run_id text not null default '',
+        unique (schedule, due_at)  -- whoever writes a moment first has planned it
+    )""",
+    "create index occurrences_unfinished on occurrences (state, due_at) where state in ('due', 'dispatched')",
+    "create index occurrences_by_policy on occurrences (policy, due_at desc)",
+    "create index occurrences_by_age on occurrences (due_at desc, schedule)",
+    """create table attempts (
+        occurrence_id integer not null references occurrences (occurrence_id) on delete cascade,
+        number integer not null,
+        run_id text not null,
+        started_at text not null,
+        ended_at text,
+        failure text not null,
+        error text not null,
+        primary key (occurrence_id, number)
+    ) without rowid""",
+    "create index attempts_by_run on attempts (run_id)",
+    """create table claims (
+        occurrence_id integer not null references occurrences (occurrence_id) on delete cascade,
+        thing text not null,  -- what a limit counts: the site, a store, a database host, a policy's backups
+        primary key (thing, occurrence_id)
+    ) without rowid""",
+    "create table event_readers (reader text primary key, event_id integer not null) without rowid",
+)
+
+
+@MIGRATIONS(name="005_occurrences")
+def _occurrences(db: Database) -> None:
+    """Remember what was due when, and what became of it."""
+    for statement in _LEDGER:
+        db.execute(statement)
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

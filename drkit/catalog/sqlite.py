@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from drkit.canonical import canonical_json
 from drkit.catalog import ArtifactRow, Catalog, EvidenceEntry, files, rows
 from drkit.catalog.holds import SqliteHolds
+from drkit.catalog.occurrences import OccurrenceLedger
 from drkit.errors import Busy, CatalogError, ConfigError, IntegrityError
 from drkit.units import format_moment, format_utc, parse_utc
 
@@ -48,6 +49,12 @@ class SqliteCatalog(Catalog):
         self.path = path
         self._connection = connection
         self._turn = threading.RLock()
+        self._occurrences = OccurrenceLedger(self._transaction, self._read)
+
+    @property
+    def occurrences(self) -> OccurrenceLedger:
+        """Return the ledger of what was due when."""
+        return self._occurrences
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -163,6 +170,11 @@ class SqliteCatalog(Catalog):
 
         found = self._read("select holder, fence, expires_at from leases where name = ? and holder <> ''", (name,))
         return Lease(name, found[0]["holder"], found[0]["fence"], parse_utc(found[0]["expires_at"])) if found else None
+
+    def lease_of_run(self, run_id: str) -> Lease | None:
+        """Return the lease that a run holds, expired or not; None when it holds none."""
+        found = self._read("select name from leases where substr(holder, instr(holder, '#') + 1) = ?", (run_id,))
+        return self.lease(found[0]["name"]) if found else None
 
     def release_lease(self, lease: Lease) -> None:
         """Give a lease back; no error when it is no longer ours. The fence number is kept."""

@@ -43,8 +43,9 @@ _COMMANDS = {
     "store": ("drkit.cli.store:store", "Find out what a store really does; catch up missing copies."),
     "keys": ("drkit.cli.keys:keys", "Make, list and prove keys."),
     "wal": ("drkit.cli.wal:wal", "What PostgreSQL calls for its log, and the line with which it does."),
-    "serve": ("drkit.cli.serve:serve", "Receive and ship logs, all the time, until it is told to stop."),
-    "run": ("drkit.cli.run:run", "List and show running and past runs."),
+    "serve": ("drkit.cli.serve:serve", "Run what is due and ship logs, all the time, until told to stop."),
+    "schedule": ("drkit.cli.schedule:schedule", "Show what will run when."),
+    "run": ("drkit.cli.run:run", "List, show and cancel runs."),
 }
 
 

@@ -12,7 +12,10 @@ from drkit.cli import common_options, output_of, site_option
 @common_options
 @click.pass_context
 def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
-    """Run what has to run all the time: receive and ship the log of every policy with method wal, or of each POLICY.
+    """Run what has to run all the time, for every policy or for each POLICY.
+
+    It takes the backups and runs the drills that the schedules want (drkit schedule shows them), and receives and ships
+    the log of method wal. Several may run on one catalog: each thing that is due is done once.
 
     Runs until SIGTERM or Ctrl-C, and then ships what it has. A process that was killed leaves nothing to clean up.
     Exit codes: 0 stopped; 3 no policy has anything to do here.
@@ -25,19 +28,21 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
     from drkit.errors import ConfigError
     from drkit.operations.choosing import find_policy
     from drkit.operations.serve import serve as run_duties
+    from drkit.worker import has_schedules, scheduler_duties
 
     output = output_of(ctx)
     with open_app(site_option(ctx)) as workplace:
         for problem in workplace.policy_problems:
             output.line(f"left out: {problem}")
-        named = [find_policy(workplace, name) for name in policy] or workplace.policies.values()
-        chosen = [item for item in named if item.rule("wal")]
-        if not chosen:
-            raise ConfigError("no policy has method wal", hints=["add to a policy's backups: {method: wal}"])
+        chosen = [find_policy(workplace, name) for name in policy] or list(workplace.policies.values())
+        if not has_schedules(workplace, chosen) and not any(item.rule("wal") for item in chosen):
+            raise ConfigError(
+                "no policy has a schedule or method wal", hints=['add to a backup of a policy: schedule: "0 2 * * *"']
+            )
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
-        run_duties(workplace, chosen, output, stopping)
+        run_duties(workplace, chosen, output, stopping, scheduler_duties(workplace, chosen, output))
     if threading.active_count() > 1:
         # Some thread waits for a store that never answers, and Python would wait for it. It can be cut anywhere.
         os._exit(0)

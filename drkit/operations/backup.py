@@ -334,6 +334,7 @@ class _Job:
         data = manifest.to_bytes()
         key = bucket.manifest_key(manifest.policy, manifest.artifact_id)
         store = self.sealing.store
+        self.running.require_lease(self.workplace.catalog)
         store.put(bucket.signature_key(key), [sign(data, self.signing_key, MANIFEST_NAMESPACE)])
         store.put(key, [data])
         entry = ArtifactEntry(manifest, hashlib.sha256(data).hexdigest(), (store.name,), details)

@@ -13,19 +13,23 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any
 
 from ulid import ULID
 
 from drkit.catalog import Catalog
-from drkit.errors import CatalogError, DrkitError
+from drkit.errors import Busy, CatalogError, DrkitError
 from drkit.model import Lease, Run
 from drkit.process import ProcessIdentity, start_mark
 
 LEASE_TTL = timedelta(seconds=60)
 HEARTBEAT_S = 15.0
 _SILENT_FOR = timedelta(minutes=10)
+
+
+_planned: ContextVar[str | None] = ContextVar("planned_run", default=None)
 
 
 class RunningRun:
@@ -41,6 +45,34 @@ class RunningRun:
         """Return the run's id."""
         return self.run.run_id
 
+    def require_lease(self, catalog: Catalog) -> None:
+        """Raise Busy when another run has taken the lease over: it does the work again, and ours comes too late.
+
+        A lease that merely expired is still ours. Called right before what cannot be taken back.
+        """
+        held = catalog.lease(self.lease.name)
+        if held is not None and held.fence > self.lease.fence:
+            raise Busy(
+                f"{self.lease.name} was taken over by {held.holder} while this run stood still; nothing is committed",
+                hints=["drkit run list"],
+            )
+
+
+@contextmanager
+def planned_run(run_id: str) -> Iterator[None]:
+    """Give the first run that the body begins the id under which somebody has planned it."""
+    token = _planned.set(run_id)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+def _next_id(now: datetime) -> str:
+    planned = _planned.get()
+    _planned.set(None)
+    return planned or new_id(now)
+
 
 @contextmanager
 def recorded_run(
@@ -54,7 +86,7 @@ def recorded_run(
     """
     close_lost_runs(catalog, clock())
     now = clock()
-    run = Run(new_id(now), kind, policy, "running", now, socket.gethostname(), os.getpid(), now)
+    run = Run(_next_id(now), kind, policy, "running", now, socket.gethostname(), os.getpid(), now)
     lease = _acquire(catalog, alone or f"{kind}/{policy}", run)
     running = RunningRun(run, lease)
     try:

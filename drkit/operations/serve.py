@@ -1,7 +1,7 @@
 """`drkit serve`: the duties that one resident process has, each in a thread of its own.
 
 A duty runs until it is told to stop, and deals with its own failures; one that ends with an error is started again. Log
-shipping makes a group of duties for each policy with method wal; a scheduler will be one more duty.
+shipping makes a group of duties for each policy with method wal. What belongs to a layer above is handed in.
 """
 
 from __future__ import annotations
@@ -219,16 +219,23 @@ def _keep_running(duty: Duty, tell: Callable[[str, str, str], None], leaving: th
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
-def serve(workplace: Workplace, policies: Sequence[Policy], reporter: Reporter, stopping: threading.Event) -> None:
-    """Run the duties of the site until ``stopping`` is set."""
+def serve(
+    workplace: Workplace,
+    policies: Sequence[Policy],
+    reporter: Reporter,
+    stopping: threading.Event,
+    more: Sequence[Duty] = (),
+) -> None:
+    """Run the duties of the site, and ``more``, until ``stopping`` is set."""
     duties: list[Duty] = [
         LogShipping(workplace, policy, rule, reporter)
         for policy in policies
         if (rule := policy.rule("wal")) is not None
     ]
+    within_s = _WHOLE_GROUP_WITHIN_S + workplace.site.scheduler.stop_within.total_seconds()
 
     def tell(duty: str, state: str, message: str) -> None:
         reporter.line(f"{duty}  {state}: {message}")
 
-    with running_duties(duties, tell, _WHOLE_GROUP_WITHIN_S):
+    with running_duties([*duties, *more], tell, within_s):
         stopping.wait()

@@ -459,6 +459,7 @@ def test_the_effective_values_pass_the_check_again() -> None:
         "method": "dump",
         "schedule": "0 2 * * *",
         "timezone": "Europe/Berlin",
+        "dst": "wall",
         "lock_timeout": "30s",
         "idle_timeout": "5m",
     }

@@ -1,0 +1,298 @@
+"""The worker: claims what is due, has it done by a process of its own, and writes down how that ended.
+
+A job is a child of `drkit serve` (`drkit.cli.job`): it can be ended, cannot grow this process, and ends when this
+process does. What a process that is gone had claimed is taken up again by any other on its host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from drkit.catalog.occurrences import Claim, Ending, facts_of
+from drkit.credentials import resolve
+from drkit.errors import CatalogError, DrkitError, SourceError
+from drkit.jobs import KINDS, Job
+from drkit.model import Run
+from drkit.occurrences import AttemptClass, Occurrence, next_attempt, tell_attempts
+from drkit.operations import Reporter, Workplace
+from drkit.operations.running import close_lost_runs, new_id
+from drkit.operations.serve import Duty
+from drkit.partner import Partner
+from drkit.policy import Policy
+from drkit.process import Command, ProcessIdentity, end_orphan
+from drkit.scheduler import Planner, Ticker, schedules_of
+from drkit.units import format_duration
+
+# -P: the folder of a site is no place to import from.
+JOB_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "drkit.cli.job")
+LOOK_S = 0.5
+_RECLAIM_S = 5.0
+_LATE = timedelta(minutes=10)
+_SILENT_FOR = timedelta(minutes=2)
+_HARD_AFTER_S = 5.0
+_PASSED = ("passed", "passed_with_findings", None)
+_EXTRA_MOOT = timedelta(days=1)
+
+
+@dataclass
+class _Doing:
+    """A job in progress. ``asked`` is why it was told to end, empty while it was not."""
+
+    item: Occurrence
+    partner: Partner
+    moved_bytes: int = 0
+    heard_s: float = field(default_factory=time.monotonic)
+    ended: Mapping[str, Any] | None = None
+    asked: str = ""
+    asked_s: float = 0.0
+
+
+class Worker:
+    """The duty that runs what is due."""
+
+    name = "worker"
+
+    def __init__(
+        self,
+        workplace: Workplace,
+        planner: Planner,
+        policies: Sequence[Policy],
+        reporter: Reporter,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._workplace = workplace
+        self._ledger = workplace.catalog.occurrences
+        self._planner = planner
+        self._policies = {policy.policy: policy for policy in policies}
+        self._reporter = reporter
+        self._clock = clock or workplace.clock
+        self._config = workplace.site.scheduler
+        self._holder = str(ProcessIdentity.own())
+        self._doing: list[_Doing] = []
+        self._reclaimed_s = 0.0
+        self._hosts: dict[str, str] = {}
+
+    def run(self, stopping: threading.Event) -> None:
+        """Work until ``stopping``; then let what runs go on for a while, end it, and leave it to the next process."""
+        try:
+            while not stopping.wait(LOOK_S):
+                with suppress(CatalogError):  # a catalog that is busy or full now is asked again
+                    self._look()
+        finally:
+            self._stop()
+
+    def _look(self) -> None:
+        self._collect()
+        self._watch()
+        if time.monotonic() - self._reclaimed_s > _RECLAIM_S:
+            self._reclaim()
+            self._reclaimed_s = time.monotonic()
+        for item in self._ledger.waiting(self._clock()):
+            self._begin(item)
+
+    # Beginning
+
+    def _begin(self, item: Occurrence) -> None:
+        policy = self._policies.get(item.policy)
+        if policy is None or item.kind not in KINDS:
+            self._leave(item)
+            return
+        now = self._clock()
+        run_id = new_id(self._workplace.clock())
+        claim = Claim(item.occurrence_id, self._holder, run_id, self._limits(item, policy))
+        if not self._ledger.claim(claim, now):
+            return
+        claimed = replace(item, run_id=run_id, holder=self._holder, attempts=item.attempts + 1)
+        if claimed.attempts == 1 and now - item.due_at > _LATE:
+            facts = {**facts_of(item), "late_s": (now - item.due_at).total_seconds(), "reason": item.reason}
+            self._workplace.catalog.add_event("occurrence.late", now, facts)
+        self._start(claimed)
+
+    def _leave(self, item: Occurrence) -> None:
+        """Skip what no policy wants any more; a policy that is elsewhere, or cannot be read now, is waited for."""
+        known = item.policy in self._workplace.policies
+        if not known and not self._workplace.policy_problems and item.kind in KINDS:
+            self._ledger.give_up(item, "skipped", f"there is no policy {item.policy} any more", self._clock())
+
+    def _limits(self, item: Occurrence, policy: Policy) -> dict[str, int]:
+        """Return what the job counts against, and how many may at once."""
+        kind, most = KINDS[item.kind], self._config.limits
+        stores = policy.stores if kind.further_stores else policy.stores[:1]
+        limits = {"site": most.runs, f"schedule {item.schedule}": 1, f"{item.kind} of {item.policy}": 1}
+        limits |= {f"store {name}": most.per_store for name in stores}
+        host = self._source_host(policy) if kind.reads_source else ""
+        return {**limits, f"host {host}": most.per_host} if host else limits
+
+    def _source_host(self, policy: Policy) -> str:
+        """Return the host of a policy's database; empty when it cannot be told: then the job itself says why."""
+        if policy.policy not in self._hosts:
+            try:
+                url = resolve(policy.target.url, folder=self._workplace.site.folder).reveal()
+                self._hosts[policy.policy] = urlsplit(url).hostname or "local"
+            except (DrkitError, ValueError):
+                return ""
+        return self._hosts[policy.policy]
+
+    def _start(self, item: Occurrence) -> None:
+        job = Job(item.kind, item.policy, item.what, item.due_at, item.run_id)
+        task = json.dumps({"site": str(self._workplace.site.path.absolute()), "job": job.document()}).encode()
+        command = Command(JOB_COMMAND, env=dict(os.environ), cwd=self._workplace.site.folder)
+        self._say(item, f"begins, attempt {item.attempts}, run {item.run_id}")
+        doing: list[_Doing] = []
+        ready = threading.Event()
+
+        def hear(line: bytes) -> None:
+            ready.wait()
+            self._hear(doing[0], line)
+
+        try:
+            partner = Partner(command, task, hear)
+        except SourceError as error:
+            self._finish(item, "transient", error.message)
+            return
+        doing.append(_Doing(item, partner))
+        self._doing.append(doing[0])
+        ready.set()
+
+    def _hear(self, doing: _Doing, line: bytes) -> None:
+        doing.heard_s = time.monotonic()
+        with suppress(ValueError):
+            told = json.loads(line)
+            doing.moved_bytes = told.get("moved_bytes", doing.moved_bytes)
+            if "said" in told:
+                self._say(doing.item, str(told["said"]).strip())
+            if "ended" in told:
+                doing.ended = told["ended"]
+
+    # Watching
+
+    def _watch(self) -> None:
+        """End what has not moved for too long: a job that lives and does nothing helps nobody."""
+        now_s = time.monotonic()
+        for doing in self._doing:
+            still_s = now_s - doing.heard_s
+            told = doing.asked or doing.ended is not None
+            if told and still_s > _HARD_AFTER_S and now_s - doing.asked_s > _HARD_AFTER_S:
+                doing.partner.close(0)
+            elif not told and KINDS[doing.item.kind].can_stall and still_s > self._config.stalled_after.total_seconds():
+                doing.asked = f"stalled: no byte and no word for {format_duration(timedelta(seconds=still_s))}"
+                doing.asked_s = now_s
+                doing.partner.ask_to_end()
+
+    def _collect(self) -> None:
+        for doing in list(self._doing):
+            if doing.partner.ended() is not None:
+                self._end(doing, "interrupted" if doing.asked == "stopping" else "")
+
+    def _end(self, doing: _Doing, failure: AttemptClass | str) -> None:
+        doing.partner.close(0)  # it has ended, or was asked to long enough ago
+        ended = doing.ended or {}
+        said = ended.get("error") or "; ".join(doing.partner.complaints[-3:]) or "its process ended without a word"
+        if ended and not ended["failure"]:
+            self._finish(doing.item, "", "")
+        elif failure == "interrupted":
+            self._finish(doing.item, "interrupted", "drkit serve was stopped")
+        elif doing.asked:
+            self._finish(doing.item, "transient", doing.asked)
+        elif ended.get("failure") == "interrupted":
+            self._finish(doing.item, "cancelled", "it was cancelled by hand")
+        else:
+            self._finish(doing.item, ended.get("failure", "lost"), said)
+        self._doing.remove(doing)
+
+    def _finish(self, item: Occurrence, failure: str, error: str) -> None:
+        now = self._clock()
+        ending = self._ending(item, failure, error, now)
+        if self._ledger.finish(item, ending, now):
+            again = f", again at {ending.not_before_at:%H:%M:%S} UTC" if ending.state == "due" else ""
+            self._say(item, f"{ending.state if not again else failure}{f': {error}' if error else ''}{again}")
+
+    def _ending(self, item: Occurrence, failure: str, error: str, now: datetime) -> Ending:
+        if not failure:
+            return Ending("done", item.reason)
+        if failure == "cancelled":
+            return Ending("failed", error, failure, error)
+        policy = self._policies.get(item.policy)
+        moot_at = self._planner.next_due(item.schedule, item.due_at) or max(now, item.due_at) + _EXTRA_MOOT
+        rpo = policy.objectives.rpo if policy else None
+        again_at = next_attempt(failure, item.attempts, now, moot_at=moot_at, rpo=rpo)  # type: ignore[arg-type]
+        if again_at is not None:
+            return Ending("due", f"attempt {item.attempts} ended ({failure}): {error}", failure, error, again_at)
+        tried = tell_attempts(item.attempts)
+        moot = f"; after {tried}, and the next is due" if failure not in ("auth", "data") else f"; {tried}"
+        return Ending("failed", f"{failure}: {error}{moot}", failure, error)
+
+    # Taking up what the dead left
+
+    def _reclaim(self) -> None:
+        mine = {doing.item.occurrence_id for doing in self._doing}
+        orphans = [item for item in self._ledger.dispatched() if item.occurrence_id not in mine]
+        gone = [item for item in orphans if item.holder == self._holder or _is_dead(item.holder)]
+        if not gone:
+            return
+        close_lost_runs(self._workplace.catalog, self._workplace.clock())
+        for item in gone:
+            self._take_up(item, self._run_of(item))
+
+    def _run_of(self, item: Occurrence) -> Run | None:
+        runs = self._workplace.catalog.runs(policy=item.policy, limit=500)
+        return next((run for run in runs if run.run_id == item.run_id), None)
+
+    def _take_up(self, item: Occurrence, run: Run | None) -> None:
+        """Write down how the attempt of a dead process ended; a child of it that still lives is waited for."""
+        if run is None or run.state in ("lost", "failed", "interrupted"):
+            self._finish(item, "lost", "drkit serve ended while it ran")
+        elif run.state == "succeeded":
+            verdict = (run.outcome or {}).get("verdict")
+            passed = verdict in _PASSED
+            self._finish(item, "" if passed else "data", "" if passed else f"drill {item.what}: {verdict}")
+        elif self._workplace.clock() - run.heartbeat_at > _SILENT_FOR:
+            lease = self._workplace.catalog.lease_of_run(run.run_id)
+            if lease is not None:
+                end_orphan(ProcessIdentity.parse(lease.holder.partition("#")[0]))
+
+    # Stopping
+
+    def _stop(self) -> None:
+        """Give what runs its time, then end it; what could not end is left to whoever comes next."""
+        until_s = time.monotonic() + self._config.stop_within.total_seconds()
+        while self._doing and time.monotonic() < until_s:
+            with suppress(CatalogError):
+                self._collect()
+            time.sleep(0.1)
+        for doing in self._doing:
+            doing.asked = "stopping"
+            doing.partner.ask_to_end()
+        for doing in list(self._doing):
+            doing.partner.wait(_HARD_AFTER_S)
+            with suppress(CatalogError):
+                self._end(doing, "interrupted")
+
+    def _say(self, item: Occurrence, text: str) -> None:
+        what = f" {item.what}" if item.what else ""
+        self._reporter.line(f"{item.policy}  {item.kind}{what}  {text}")
+
+
+def scheduler_duties(workplace: Workplace, policies: Sequence[Policy], reporter: Reporter) -> list[Duty]:
+    """Return the duties that plan what the policies want and do it."""
+    planner = Planner(workplace.catalog.occurrences, schedules_of(policies, workplace.site.scheduler))
+    return [Ticker(planner, workplace.clock, reporter), Worker(workplace, planner, policies, reporter)]
+
+
+def has_schedules(workplace: Workplace, policies: Sequence[Policy]) -> bool:
+    """Tell whether anything of the policies comes round by itself."""
+    return bool(schedules_of(policies, workplace.site.scheduler))
+
+
+def _is_dead(holder: str) -> bool:
+    return ProcessIdentity.parse(holder).is_known_dead()
