@@ -37,6 +37,7 @@ Moment = Annotated[datetime, AfterValidator(_aware_utc), PlainSerializer(format_
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Lsn = Annotated[str, Field(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
+OplogPlace = Annotated[str, Field(pattern=r"^[0-9]{1,10}:[0-9]{1,10}$")]
 Timeline = Annotated[int, Field(ge=1, le=0xFFFFFFFF)]
 
 
@@ -136,15 +137,28 @@ class LogPosition(Document):
     system_identifier_tail: str | None = None
 
 
+class OplogPosition(Document):
+    """Where in MongoDB's oplog a dump lies: with the entries from ``start_ts`` on it is consistent at ``stop_ts``.
+
+    ``included`` says that the dump itself holds the entries up to there.
+    """
+
+    timeline: Timeline
+    start_ts: OplogPlace
+    stop_ts: OplogPlace
+    included: bool
+
+
 class Manifest(Document):
     """The signed document that makes an artifact exist.
 
     ``written_to`` is the store in which it was committed: the version ids of ``objects`` are that store's.
-    ``position`` is there for artifacts from which a log can be replayed. ``degraded`` says that the source had damage
+    ``position`` is there for artifacts from which PostgreSQL's log can be replayed, ``oplog`` where it is MongoDB's.
+    ``degraded`` says that the source had damage
     (pages with wrong checksums) that is in the artifact as it was; ``details`` say where.
     """
 
-    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"position", "degraded"})
+    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"position", "degraded", "oplog"})
 
     format: Literal["drkit-manifest"] = "drkit-manifest"
     version: Literal[1] = 1
@@ -171,6 +185,7 @@ class Manifest(Document):
     details: str
     position: LogPosition | None = None
     degraded: Literal[True] | None = None
+    oplog: OplogPosition | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -212,24 +227,20 @@ class LogRecord(ObjectRecord):
     stored_at: Moment | None = None
 
 
-class LogManifest(Document):
-    """The signed list of log files of one timeline, without a gap inside.
+class SignedLog(Document):
+    """What every signed list of log files has, whatever the database.
 
     ``previous`` is the SHA-256 of the policy's log manifest before this one, None for the first. ``written_to`` is the
     store that the version ids of ``files`` belong to.
     """
 
-    format: Literal["drkit-log"] = "drkit-log"
     version: Literal[1] = 1
     features: tuple[str, ...] = ()
     repo_id: str
     policy: str
     engine: str
     timeline: Timeline
-    segment_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 30)]
-    from_lsn: Lsn
-    to_lsn: Lsn
-    files: tuple[LogRecord, ...]
+    files: tuple[ObjectRecord, ...]
     previous: Sha256 | None = None
     made_at: Moment
     compression: Compression
@@ -242,6 +253,48 @@ class LogManifest(Document):
         manifest = super().from_bytes(data, what)
         _refuse_unknown_features(manifest.features, what)
         return manifest
+
+
+class LogManifest(SignedLog):
+    """The signed list of files of PostgreSQL's log of one timeline, without a gap inside."""
+
+    format: Literal["drkit-log"] = "drkit-log"
+    segment_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 30)]
+    from_lsn: Lsn
+    to_lsn: Lsn
+    files: tuple[LogRecord, ...]
+
+
+class SliceRecord(ObjectRecord):
+    """One stored slice of MongoDB's oplog: the entries after ``from_ts`` up to ``to_ts``, as raw BSON documents.
+
+    ``last_sha256`` is of the last entry: what continues the slice has to begin behind that very entry.
+    """
+
+    kind: Literal["slice"] = "slice"
+    from_ts: OplogPlace
+    to_ts: OplogPlace
+    entries: Count
+    last_sha256: Sha256
+    stored_at: Moment | None = None
+
+
+class OplogManifest(SignedLog):
+    """The signed list of slices of one timeline, without a gap inside; or what there is to say where there are none.
+
+    With ``lost``, no slice is listed: the entries between ``from_ts`` and ``to_ts`` were gone before they were read.
+    With ``branched_from``, none is listed either: the timeline begins at ``from_ts``, and ``reason`` says why.
+    """
+
+    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"lost", "branched_from", "reason"})
+
+    format: Literal["drkit-oplog"] = "drkit-oplog"
+    from_ts: OplogPlace
+    to_ts: OplogPlace
+    files: tuple[SliceRecord, ...]
+    lost: Literal[True] | None = None
+    branched_from: Timeline | None = None
+    reason: str | None = None
 
 
 def _refuse_unknown_features(features: tuple[str, ...], what: str) -> None:

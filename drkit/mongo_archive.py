@@ -39,7 +39,10 @@ _DIGEST_MODULUS = 1 << 256
 _CRC_MODULUS = 1 << 64
 
 Namespace = tuple[str, str]
-"""Database and collection. The oplog of a dump has the database ``""``."""
+"""Database and collection."""
+
+OPLOG: Namespace = ("", "oplog")
+"""Under which name an archive holds what ``mongodump --oplog`` took from the oplog."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,15 @@ class CollectionSummary:
 
 @dataclass(frozen=True)
 class ArchiveSummary:
-    """What a whole and sound archive holds; ``collections`` are in the order of the prelude."""
+    """What a whole and sound archive holds; ``collections`` are in the order of the prelude.
+
+    ``oplog_entries`` are counted apart; None when the archive was made without ``--oplog``.
+    """
 
     server_version: str
     tool_version: str
     collections: tuple[CollectionSummary, ...]
+    oplog_entries: int | None = None
 
 
 @dataclass
@@ -90,12 +97,20 @@ class ArchiveReader:
     """Takes an archive in chunks of any size and says at the end what it holds.
 
     ``feed`` raises IntegrityError at the first byte that cannot be right, ``finish`` when the archive is cut short.
-    With ``identifiers`` also for a document without an ``_id`` of its own.
+    With ``identifiers`` also for a document without an ``_id`` of its own. ``on_oplog`` is given the entries of the
+    archive's oplog as they pass, whole ones; their checksum comes after them.
     """
 
-    def __init__(self, *, digests: bool = True, identifiers: Identifiers | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        digests: bool = True,
+        identifiers: Identifiers | None = None,
+        on_oplog: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._digests = digests
         self._identifiers = identifiers
+        self._on_oplog = on_oplog
         self._buffer = bytearray()
         self._consumed_bytes = 0
         self._step: Callable[[], bool] = self._read_magic
@@ -117,9 +132,10 @@ class ArchiveReader:
         unclosed = [_label(namespace) for namespace, content in self._contents.items() if not content.closed]
         if unclosed:
             raise self._damage(f"it ends before collection {unclosed[0]} does")
+        oplog = self._contents.pop(OPLOG, None)
         summaries = [self._summary(namespace, content) for namespace, content in self._contents.items()]
         version = (str(self._header.get("server_version", "")), str(self._header.get("tool_version", "")))
-        return ArchiveSummary(*version, tuple(summaries))
+        return ArchiveSummary(*version, tuple(summaries), oplog.documents if oplog else None)
 
     def _summary(self, namespace: Namespace, content: _Content) -> CollectionSummary:
         digest = f"{content.digest:064x}" if self._digests else None
@@ -270,6 +286,8 @@ class ArchiveReader:
             content.digest = (content.digest + sum_of_digests(documents, ends)) % _DIGEST_MODULUS
             if content.order is not None:
                 content.order.update(documents)
+        if self._on_oplog is not None and content is self._contents.get(OPLOG):
+            self._on_oplog(documents)
         if self._identifiers is not None and content.database:
             self._require_sound(self._identifiers.take(self._current_name, documents, ends))
 

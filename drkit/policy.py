@@ -18,6 +18,7 @@ from drkit.policy_fields import (
     Name,
     Rate,
     Recipient,
+    Size,
     SlotName,
     SourceUrl,
     StoreName,
@@ -55,7 +56,7 @@ METHODS: Mapping[str, Mapping[str, Method]] = {
     },
     "mongodb": {
         "dump": Method(options=("via", "parallel", "idle_timeout", *SCHEDULED), ways=("tools", "native")),
-        "oplog": Method(continuous=True, needs="dump"),
+        "oplog": Method(continuous=True, needs="dump", options=("slice", "slice_size", "idle_timeout")),
     },
 }
 """Every engine and method that a policy may name; which of them this drkit can run is for `engines.registry` to say."""
@@ -154,6 +155,16 @@ class BackupRule(Section):
         default=None,
         description="base only: how many bytes a second are read at most, so that the server has time for others.",
         examples=["50MB"],
+    )
+    slice: Interval = Field(
+        default=timedelta(seconds=60),
+        description="oplog only: after how long what was read of the oplog is stored.",
+        examples=["60s"],
+    )
+    slice_size: Size = Field(
+        default=16_000_000,
+        description="oplog only: how much is read at most before it is stored; it is held in memory meanwhile.",
+        examples=["16MB"],
     )
     lock_timeout: Duration = Field(
         default=timedelta(seconds=60),
@@ -302,6 +313,12 @@ class Policy(Section):
     def rule(self, method: str) -> BackupRule | None:
         """Return the first rule of that method, or None when the policy has none."""
         return next((rule for rule in self.backups if rule.method == method), None)
+
+    @property
+    def continuous_rule(self) -> BackupRule | None:
+        """Return the rule whose log `drkit serve` ships, or None when the policy has none."""
+        methods = METHODS[self.target.engine]
+        return next((rule for rule in self.backups if methods[rule.method].continuous), None)
 
 
 def effective(policy: Policy) -> dict[str, Any]:

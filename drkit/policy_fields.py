@@ -117,6 +117,7 @@ Rate = Annotated[
         {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*[kKmMgGtT]?i?[bB]?$"}]}
     ),
 ]
+Size = Annotated[Rate, Field(le=256 << 20)]
 Cron = Annotated[Text, AfterValidator(check_cron)]
 Zone = Annotated[Text, AfterValidator(check_timezone)]
 Recipient = Annotated[Text, AfterValidator(_recipient)]

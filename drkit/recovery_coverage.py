@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-
-from drkit.recovery_windows import Window
+from typing import Protocol
 
 Span = tuple[datetime, datetime]
+
+
+class Window(Protocol):
+    """A stretch of time in which every moment can be restored."""
+
+    @property
+    def from_at(self) -> datetime:
+        """Return its first moment."""
+
+    @property
+    def to_at(self) -> datetime:
+        """Return its last moment."""
 
 
 @dataclass(frozen=True)

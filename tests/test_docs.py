@@ -16,7 +16,16 @@ from click.testing import CliRunner
 
 from drkit import bucket, cli, errors, signing
 from drkit.engines.postgres_inventory import DATABASE_QUERIES, GLOBAL_QUERIES
-from drkit.model import Document, LogManifest, LogRecord, Manifest, ObjectRecord, Tombstone
+from drkit.model import (
+    Document,
+    LogManifest,
+    LogRecord,
+    Manifest,
+    ObjectRecord,
+    OplogManifest,
+    SliceRecord,
+    Tombstone,
+)
 from drkit.operations.evidence import DrillRecord
 from drkit.retention_documents import BuriedRun, Hold, LogTombstone, Release
 
@@ -233,6 +242,8 @@ def fields(model: type[Document]) -> set[str]:
         ("## 10. Evidence", DrillRecord),
         ("### 15.1 ", LogManifest),
         ("### 15.2 ", LogRecord),
+        ("### 16.1 ", OplogManifest),
+        ("### 16.2 ", SliceRecord),
     ],
 )
 def test_every_field_of_every_document_is_documented_and_nothing_else(heading: str, model: type[Document]) -> None:

@@ -31,6 +31,7 @@ def check(ctx: click.Context, policy: str | None) -> None:
     from drkit.operations.expectations import expectation_of
     from drkit.operations.judgement import judge
     from drkit.operations.log_check import summarize_log
+    from drkit.operations.oplog_timeline import summarize_oplog
 
     output = output_of(ctx)
     with open_app(site_option(ctx)) as workplace:
@@ -42,6 +43,7 @@ def check(ctx: click.Context, policy: str | None) -> None:
         now = workplace.clock()
         observed = gather(stores, workplace.signers, workplace.catalog, asked)
         logs = {item.policy: summarize_log(workplace, item.policy) for item in chosen if item.rule("wal")}
+        logs |= {item.policy: summarize_oplog(workplace, item.policy) for item in chosen if item.rule("oplog")}
         observed = dataclasses.replace(observed, logs=logs)
         report = judge(observed, {item.policy: expectation_of(item, now) for item in chosen}, now)
     output.result("check", _document(report), "\n".join(_lines(report, store_count=len(stores))))

@@ -14,8 +14,8 @@ from drkit.cli import common_options, output_of, site_option
 def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
     """Run what has to run all the time, for every policy or for each POLICY.
 
-    It takes the backups and runs the drills that the schedules want (drkit schedule shows them), and receives and ships
-    the log of method wal. Several may run on one catalog: each thing that is due is done once.
+    It takes the backups and runs the drills that the schedules want (drkit schedule shows them), and ships the
+    log of methods wal and oplog. Several may run on one catalog: each thing that is due is done once.
 
     Runs until SIGTERM or Ctrl-C, and then ships what it has. A process that was killed leaves nothing to clean up.
     Exit codes: 0 stopped; 3 no policy has anything to do here.
@@ -35,9 +35,9 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
         for problem in workplace.policy_problems:
             output.line(f"left out: {problem}")
         chosen = [find_policy(workplace, name) for name in policy] or list(workplace.policies.values())
-        if not has_schedules(workplace, chosen) and not any(item.rule("wal") for item in chosen):
+        if not has_schedules(workplace, chosen) and not any(item.continuous_rule for item in chosen):
             raise ConfigError(
-                "no policy has a schedule or method wal", hints=['add to a backup of a policy: schedule: "0 2 * * *"']
+                "no policy has a schedule or a method that runs all the time", hints=['add to a backup of a policy: schedule: "0 2 * * *"']
             )
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -27,13 +27,20 @@ def timeline(ctx: click.Context, policy: str) -> None:
     Reads listings and signed manifests, no data; it needs no identity, and no policy file.
     """
     from drkit.app import open_app
+    from drkit.cli import oplog_timeline
+    from drkit.operations.oplog_timeline import has_oplog, read_oplog_timeline
     from drkit.operations.timeline import read_timeline
 
     output = output_of(ctx)
     with open_app(site_option(ctx)) as workplace:
-        found = read_timeline(workplace, policy)
         chosen = workplace.policies.get(policy)
         objective = chosen.objectives.rpo if chosen else None
+        if has_oplog(workplace, policy):
+            oplog = read_oplog_timeline(workplace, policy)
+            drawn = "" if output.json else oplog_timeline.drawn(oplog, objective)
+            output.result("timeline", oplog_timeline.document(oplog), drawn)
+            return
+        found = read_timeline(workplace, policy)
     output.result("timeline", _document(found), "" if output.json else _drawn(found, objective))
 
 
@@ -51,8 +58,7 @@ def _drawn(found: Timeline, objective: timedelta | None) -> str:
         proofs=[Proof(item.moment, item.verdict) for item in found.proofs],
         coverage=found.coverage,
         objective=objective,
-        columns=shutil.get_terminal_size((100, 24)).columns,
-        plain=bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not _speaks_unicode(),
+        **terminal(),
     )
     lines = [draw_timeline(picture)]
     exposure = found.exposure
@@ -70,8 +76,11 @@ def _drawn(found: Timeline, objective: timedelta | None) -> str:
     return "\n".join(lines)
 
 
-def _speaks_unicode() -> bool:
-    return (sys.stdout.encoding or "").lower().startswith("utf")
+def terminal() -> dict[str, Any]:
+    """Return how wide a picture may be, and whether it has to be plain ASCII."""
+    speaks_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not speaks_unicode
+    return {"columns": shutil.get_terminal_size((100, 24)).columns, "plain": plain}
 
 
 def _document(found: Timeline) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Literal
+from typing import Literal, Protocol
 
+from drkit import recovery_coverage
 from drkit.recovery_coverage import Coverage
-from drkit.recovery_windows import Gap, Window
 from drkit.units import format_duration
 
 _LABEL_COLUMNS = 11
@@ -24,6 +24,34 @@ _TICK_STEPS = [
     *(timedelta(hours=step) for step in (1, 3, 6, 12)),
     *(timedelta(days=step) for step in (1, 2, 7, 14, 30, 90, 180, 365)),
 ]
+
+
+class Window(recovery_coverage.Window, Protocol):
+    """A stretch of one timeline that can be restored."""
+
+    @property
+    def timeline(self) -> int:
+        """Return which timeline."""
+
+
+class Gap(Protocol):
+    """A stretch of one timeline that cannot be restored, and why; open while nothing ends it."""
+
+    @property
+    def timeline(self) -> int:
+        """Return which timeline."""
+
+    @property
+    def from_at(self) -> datetime:
+        """Return the last moment before it."""
+
+    @property
+    def to_at(self) -> datetime | None:
+        """Return the first moment after it."""
+
+    @property
+    def reason(self) -> str:
+        """Return what is missing."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,8 @@ class Proof:
 class TimelinePicture:
     """What there is to draw; ``objective`` is the RPO that was promised, ``columns`` the width of the terminal.
 
-    ``plain`` asks for ASCII. ``zone`` is the machine's when it is None.
+    ``log`` is the database's word for what is replayed, ``start`` for what it is replayed on. ``plain`` asks for ASCII.
+    ``zone`` is the machine's when it is None.
     """
 
     policy: str
@@ -53,6 +82,8 @@ class TimelinePicture:
     columns: int = 100
     plain: bool = False
     zone: tzinfo | None = None
+    log: str = "wal"
+    start: str = "base"
 
 
 @dataclass(frozen=True)
@@ -170,7 +201,7 @@ def _wal_rows(picture: TimelinePicture, axis: _Axis, marks: _Marks, names: dict[
             if gap.timeline == timeline:
                 first, end = axis.hole(gap)
                 cells[first:end] = " " * (end - first)
-        label = "" if position else "wal"
+        label = "" if position else picture.log
         yield f"{label:<{_LABEL_COLUMNS}}{''.join(cells)}{names[timeline]}"
 
 
@@ -179,7 +210,7 @@ def _gap_lines(picture: TimelinePicture, axis: _Axis, marks: _Marks, width: int)
     gaps = sorted(picture.gaps, key=lambda gap: gap.from_at)
     for gap in gaps[-_MOST_GAPS_TOLD:]:
         place = _LABEL_COLUMNS + axis.hole(gap)[0]
-        text = f"gap {_span(axis, gap.from_at, gap.to_at)}: {gap.reason}"
+        text = f"gap {_span(axis, gap.from_at, gap.to_at, picture.start)}: {gap.reason}"
         if place + 2 + len(text) <= width:
             yield f"{' ' * place}{marks.gap} {text}"
         elif len(text) + 1 <= place:
@@ -200,13 +231,13 @@ def _coverage_line(coverage: Coverage, axis: _Axis) -> str:
     return f"{line}, largest unproven stretch {format_duration(end - start)} ({_span(axis, start, end)})"
 
 
-def _span(axis: _Axis, start: datetime, end: datetime | None) -> str:
+def _span(axis: _Axis, start: datetime, end: datetime | None, ended_by: str = "base") -> str:
     """Write two moments, the date of the second only when it is another."""
     first = axis.local(start)
     year = "%Y-" if first.year != axis.local(axis.end).year else ""
     begin = f"{first:{year}%m-%d %H:%M:%S}"
     if end is None:
-        return f"{begin} until the next base"
+        return f"{begin} until the next {ended_by}"
     last = axis.local(end)
     return f"{begin} .. {last:%H:%M:%S}" if last.date() == first.date() else f"{begin} .. {last:{year}%m-%d %H:%M:%S}"
 

@@ -40,7 +40,8 @@ class BackupOptions:
 
     ``via`` and ``parallel`` are for engines that have several ways or read several things at once; None leaves both to
     the engine. ``rate_bytes_s`` (of plain bytes; no limit when None) is for engines that copy files.
-    With a ``parent`` only what changed since it is wanted.
+    With a ``parent`` only what changed since it is wanted. ``expected_s`` is how long the last such backup took, None
+    where there was none.
     """
 
     databases: tuple[str, ...] = ()
@@ -53,6 +54,19 @@ class BackupOptions:
     parallel: int | None = None
     rate_bytes_s: int | None = None
     parent: ParentBase | None = None
+    expected_s: float | None = None
+
+
+@dataclass(frozen=True)
+class OplogRange:
+    """With MongoDB's oplog from one place to the other a dump is consistent; ``included``: the dump holds it itself.
+
+    Places are written ``seconds:number``.
+    """
+
+    start_ts: str
+    stop_ts: str
+    included: bool
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,10 @@ class BackupSession(Protocol):
     @property
     def position(self) -> LogPosition | None:
         """Return the range of the log that the artifact holds; None where the method has no log."""
+
+    @property
+    def oplog_range(self) -> OplogRange | None:
+        """Return which part of MongoDB's oplog makes the streamed parts consistent; None where there is none."""
 
     @property
     def warnings(self) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from drkit.engines import Preflight
+from drkit.engines import OplogRange, Preflight
 from drkit.errors import SourceError
 from drkit.model import ChildRecord
 
@@ -17,6 +17,7 @@ class LogicalDump:
         self._snapshots: list[datetime] = []
         self._children: list[ChildRecord] = []
         self._preflight: Preflight | None = None
+        self._oplog_range: OplogRange | None = None
 
     @property
     def preflight(self) -> Preflight:
@@ -34,6 +35,11 @@ class LogicalDump:
     @property
     def position(self) -> None:
         """Return nothing: a dump has no place in the log."""
+
+    @property
+    def oplog_range(self) -> OplogRange | None:
+        """Return nothing, unless the database has an oplog and the dump says from where to where it needs it."""
+        return self._oplog_range
 
     @property
     def warnings(self) -> Sequence[str]:

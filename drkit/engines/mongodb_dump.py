@@ -3,6 +3,10 @@
 A failed mongodump can leave an archive that is perfect in itself: a cursor that broke leaves a shorter collection with
 the right checksum. So a dump counts only if mongodump exits with 0, the archive is sound to its end, and every
 collection has as many documents as the server counted before and after, give or take what its oplog says changed.
+
+A member of a replica set is dumped whole, with the oplog of the time that it takes (``--oplog``), unless the policy
+names databases or leaves tables out: mongodump has no oplog for a part of a server. Then the places before and after
+the dump are recorded, and stored slices of the oplog make it consistent.
 """
 
 from __future__ import annotations
@@ -31,12 +35,18 @@ from drkit.engines.mongodb_client import (
 )
 from drkit.engines.mongodb_counts import Counts, read_counts, require_whole
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
+from drkit.engines.mongodb_oplog import read_newest, require_reach
+from drkit.engines.mongodb_oplog_watch import OplogWatch, forecast
 from drkit.errors import SourceError
 from drkit.model import ChildRecord, Difference, Fingerprint
-from drkit.mongo_archive import ArchiveReader, ArchiveSummary
+from drkit.mongo_archive import ArchiveReader
 from drkit.mongo_binaries import dump_way, mongo_binary, mongo_tool_version
+from drkit.oplog import OplogTs
 from drkit.process import Command, open_producer
 from drkit.units import format_bytes, format_count, format_utc
+
+SERVER_PART = "server"
+_SERVER_LABEL = "all databases"
 
 
 class MongodbDump:
@@ -94,6 +104,10 @@ class DatabasePlan:
     collections: tuple[str, ...]
     excluded: tuple[str, ...] = ()
 
+    def count(self, client: Client) -> Counts:
+        """Count the documents of its collections."""
+        return read_counts(client, self.name, self.collections)
+
 
 def _plan(client: Client, endpoint: Endpoint, server: ServerFacts, options: BackupOptions) -> list[DatabasePlan]:
     """Return what to dump of each database; raise SourceError naming databases that are not there."""
@@ -117,6 +131,22 @@ def _plan_database(client: Client, name: str, server: ServerFacts, options: Back
     return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded))
 
 
+def _by_database(plans: Sequence[DatabasePlan]) -> dict[str, tuple[DatabasePlan, ...]]:
+    return {f"database-{number}": (plan,) for number, plan in enumerate(plans, 1)}
+
+
+def _why_not_whole(server: ServerFacts, options: BackupOptions) -> str:
+    """Say what a dump without ``--oplog`` is, and why this is one."""
+    fuzzy = "collections are read one after another: what is written meanwhile may be in some and not in others"
+    if not server.replica_set:
+        return f"{fuzzy} (the server is no member of a replica set, so it has no oplog)"
+    key = "databases" if options.databases else "exclude_tables"
+    return (
+        f"{fuzzy} (mongodump takes the oplog with a whole server only, and target.{key} names a part); method oplog"
+        " makes it consistent"
+    )
+
+
 class _DumpSession(LogicalDump):
     """One backup in progress."""
 
@@ -133,28 +163,37 @@ class _DumpSession(LogicalDump):
         self._options = options
         self._server = server
         self._config = config
-        self._plans = {f"database-{number}": plan for number, plan in enumerate(plans, 1)}
+        self._plans = plans
+        self._whole = bool(server.replica_set) and not options.databases and not options.exclude_tables
+        self._contents = {SERVER_PART: tuple(plans)} if self._whole else _by_database(plans)
         self._mongodump = mongo_binary("mongodump")
         self._part_details: dict[str, dict[str, Any]] = {}
+        self._oplog = OplogWatch()
         self._preflight = self._examine()
 
     def _examine(self) -> Preflight:
         version = mongo_tool_version(self._mongodump)
         plans = self._plans
+        size_bytes = sum(plan.size_bytes for plan in plans)
         summary = ", ".join(
             [
                 f"mongodb {self._server.label} at {self._endpoint.server}",
                 f"mongodump {version}",
                 format_count(len(plans), "database"),
-                format_bytes(sum(plan.size_bytes for plan in plans.values())),
-                format_count(sum(len(plan.collections) for plan in plans.values()), "collection"),
+                format_bytes(size_bytes),
+                format_count(sum(len(plan.collections) for plan in plans), "collection"),
             ]
         )
-        parts = [Part(name, "database", plan.name, plan.size_bytes) for name, plan in plans.items()]
-        warnings = [
-            "collections are read one after another: what is written meanwhile may be in some and not in others"
-        ]
-        if self._options.exclude_tables and not any(plan.excluded for plan in plans.values()):
+        parts = [Part(name, "database", held[0].name, held[0].size_bytes) for name, held in self._contents.items()]
+        warnings = []
+        if self._whole:
+            parts = [Part(SERVER_PART, SERVER_PART, _SERVER_LABEL, size_bytes)]
+            with connect(self._endpoint) as client:
+                said, more = forecast(require_reach(client), size_bytes, self._options.expected_s)
+            summary, warnings = f"{summary}, {said}", list(more)
+        else:
+            warnings.append(_why_not_whole(self._server, self._options))
+        if self._options.exclude_tables and not any(plan.excluded for plan in plans):
             warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
         return Preflight(summary, {"mongodb": self._server.label, "mongodump": version}, parts, warnings)
 
@@ -172,44 +211,56 @@ class _DumpSession(LogicalDump):
 
     @contextmanager
     def open_part(self, part: Part) -> Iterator[Iterator[bytes]]:
-        """Stream the archive of one database; see `BackupSession.open_part`."""
-        plan = self._plans[part.name]
+        """Stream the archive of one database, or of all; see `BackupSession.open_part`."""
+        plans = self._contents[part.name]
         with connect(self._endpoint) as client:
             snapshot_at = read_clock(client)
-            before = read_counts(client, plan.name, plan.collections)
+            self._oplog.begin(read_newest(client))
+            before = [plan.count(client) for plan in plans]
         self._snapshots.append(snapshot_at)
-        facts = {
-            "label": plan.name,
-            "kind": "database",
+        facts: dict[str, Any] = {
+            "label": part.label,
+            "kind": part.kind,
             "snapshot_at": format_utc(snapshot_at),
-            "size_bytes": plan.size_bytes,
-            "excluded": list(plan.excluded),
+            "size_bytes": sum(plan.size_bytes for plan in plans),
+            "excluded": [name for plan in plans for name in plan.excluded],
         }
-        command = Command(dump_argv(self._mongodump, self._config, plan.name, plan.excluded))
+        if self._whole:
+            facts["databases"] = [plan.name for plan in plans]
+        database = None if self._whole else plans[0].name
+        command = Command(dump_argv(self._mongodump, self._config, database, facts["excluded"]))
         with self._producing(part.name, command) as chunks:
-            yield self._watched(part.name, chunks, facts, before)
+            yield self._watched(part, chunks, facts, before)
 
-    def _watched(self, part: str, chunks: Iterator[bytes], facts: Mapping[str, Any], before: Counts) -> Iterator[bytes]:
+    def _watched(
+        self, part: Part, chunks: Iterator[bytes], facts: Mapping[str, Any], before: Sequence[Counts]
+    ) -> Iterator[bytes]:
         """Yield ``chunks``; after the last, raise SourceError unless the archive is sound and has every document."""
-        reader = ArchiveReader(digests=self._options.fingerprint == "digests")
-        plan = self._plans[part]
-        with blamed_on_mongodump(plan.name):
+        reader = ArchiveReader(digests=self._options.fingerprint == "digests", on_oplog=self._oplog.span.add)
+        with blamed_on_mongodump(part.label):
             for chunk in chunks:
+                if self._whole and self._oplog.reading_ts is None:
+                    self._oplog.reading_ts = self._newest()
                 reader.feed(chunk)
                 yield chunk
             summary = reader.finish()
-        self._require_whole(plan, summary, before)
-        self._part_details[part] = {
+        with connect(self._endpoint) as client:
+            for plan, counts in zip(self._contents[part.name], before, strict=True):
+                require_whole(client, summary, counts, plan.count(client))
+            if self._whole:
+                self._oplog_range = self._oplog.require_covered(summary.oplog_entries, require_reach(client))
+            else:
+                self._oplog_range = self._oplog.around(read_newest(client))
+        self._part_details[part.name] = {
             **facts,
             "fingerprint": fingerprint_of(summary),
             "uuids": uuids_of(summary),
             "sizes_bytes": sizes_of(summary),
         }
 
-    def _require_whole(self, plan: DatabasePlan, summary: ArchiveSummary, before: Counts) -> None:
+    def _newest(self) -> OplogTs | None:
         with connect(self._endpoint) as client:
-            after = read_counts(client, plan.name, plan.collections)
-            require_whole(client, summary, before, after)
+            return read_newest(client)
 
     @contextmanager
     def _producing(self, part: str, command: Command) -> Iterator[Iterator[bytes]]:

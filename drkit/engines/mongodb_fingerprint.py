@@ -13,11 +13,19 @@ from typing import Any
 from drkit.model import Fingerprint
 from drkit.mongo_archive import ArchiveSummary, CollectionSummary
 
+SYSTEM_DATABASES = ("admin", "config", "local")
+"""What an archive of a whole server also has, and no restore loads: users and roles, and the server's own."""
+
 
 def fingerprint_of(summary: ArchiveSummary) -> Fingerprint:
-    """Return kind -> name -> facts; names are ``database.collection``, of an index with its own name added."""
+    """Return kind -> name -> facts; names are ``database.collection``, of an index with its own name added.
+
+    The system's databases are no part of it.
+    """
     kinds: dict[str, dict[str, dict[str, Any]]] = {"collection": {}, "view": {}, "index": {}}
     for item in summary.collections:
+        if item.database in SYSTEM_DATABASES:
+            continue
         name = collection_name(item)
         options = _spelled(item.definition.get("options") or {})
         if item.kind == "view":

@@ -205,6 +205,10 @@ class _BaseSession:
         return self._source.position
 
     @property
+    def oplog_range(self) -> None:
+        """Return nothing: that is MongoDB's."""
+
+    @property
     def children(self) -> Sequence[ChildRecord]:
         """Return nothing: no child process takes part."""
         return ()

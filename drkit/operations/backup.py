@@ -33,6 +33,7 @@ from drkit.model import (
     Encryption,
     Manifest,
     ObjectRecord,
+    OplogPosition,
     RecipientRecord,
 )
 from drkit.operations import Reporter, Workplace
@@ -124,6 +125,7 @@ class _Job:
         self.sealing = _Sealing(policy, workplace.stores[policy.stores[0]], new_id(self.started_at), recipients)
         self.parent: ParentBase | None = None
         self.states: BaseStates | None = None
+        self.oplog_timeline = 1
 
     def run(self, engine: Engine, rule: BackupRule) -> BackupResult:
         """Do the steps in order."""
@@ -132,6 +134,7 @@ class _Job:
         repo_id = ensure_repository(self.workplace, self.policy.stores)
         self._require_own_repository()
         self._publish_keys()
+        self.oplog_timeline = self._oplog_timeline()
         url = resolve(self.policy.target.url, folder=self.workplace.site.folder)
         with engine.open_backup(url, self._options(rule)) as session:
             self.reporter.line(f"{self.policy.policy}  {rule.method}  artifact {self.sealing.artifact_id}")
@@ -195,7 +198,14 @@ class _Job:
             parallel=rule.parallel,
             rate_bytes_s=rule.max_rate,
             parent=self.parent,
+            expected_s=self._last_took_s(rule.method),
         )
+
+    def _last_took_s(self, method: str) -> float | None:
+        """Return how long the newest backup of that method took."""
+        entries = self.workplace.catalog.artifacts(self.policy.policy)
+        newest = next((entry.manifest for entry in entries if entry.manifest.method == method), None)
+        return None if newest is None else (newest.ended_at - newest.started_at).total_seconds()
 
     def _stream(self, session: BackupSession, part: Part) -> ObjectRecord:
         """Move one part from the engine into the first store, measured on both sides of compression and sealing."""
@@ -270,7 +280,21 @@ class _Job:
             details=age.armor(sealed),
             position=session.position,
             degraded=session.degraded or None,
+            oplog=self._oplog_position(session),
         )
+
+    def _oplog_timeline(self) -> int:
+        """Return the timeline of the oplog that is current, before anything is read."""
+        if self.policy.target.engine != "mongodb":
+            return self.oplog_timeline
+        from drkit.operations.oplog_log import newest_timeline
+
+        return newest_timeline(self.sealing.store, self.workplace.signers, self.policy.policy)
+
+    def _oplog_position(self, session: BackupSession) -> OplogPosition | None:
+        """Say to which timeline the dump belongs: the one that was current when it began."""
+        found = session.oplog_range
+        return None if found is None else OplogPosition(timeline=self.oplog_timeline, **vars(found))
 
     def _record(self, recipient: age.Recipient) -> RecipientRecord:
         key_class: Literal["classic", "post-quantum"] = (

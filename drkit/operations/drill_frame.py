@@ -133,6 +133,8 @@ class DrillFrame:
 def _part_of(known: Mapping[str, Mapping[str, Any]], database: str | None) -> Mapping[str, Any]:
     """Return the restored part that a check asks: the database it names, or the only one."""
     parts = [facts for facts in known.values() if facts.get("kind") == "database"]
+    # One part may hold all databases of a server.
+    parts += [{**facts, "label": name} for facts in known.values() for name in facts.get("databases", ())]
     named = [facts for facts in parts if database is None or facts.get("label") == database]
     if len(named) == 1:
         return named[0]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic
 
 from drkit import bucket
 from drkit.errors import StoreError
@@ -16,11 +18,13 @@ from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, t
 from drkit.model import Compression, Encryption, LogManifest, LogRecord, RecipientRecord
 from drkit.operations import Workplace
 from drkit.operations.lanes import Lane
-from drkit.operations.logs import list_log_manifests, read_listed
+from drkit.operations.logs import LogScan, list_log_manifests, listed_files, read_signed
 from drkit.operations.repository import ensure_repository, publish_trust
 from drkit.operations.running import new_id
+from drkit.operations.sealed_files import Sealing, write_durably
 from drkit.operations.signing_key import load_site_signing_key
-from drkit.operations.spool import Sealed, Sealing, Spool, write_durably
+from drkit.operations.spool import Sealed, Spool
+from drkit.operations.stored_log import Log
 from drkit.policy import Policy
 from drkit.signing import MANIFEST_NAMESPACE, sign, trust_of_signer
 from drkit.wal import format_lsn, parse_lsn
@@ -29,21 +33,15 @@ _NEWEST_MANIFESTS = 128
 
 
 @dataclass
-class Pending:
-    """A log manifest that does not yet stand in every store."""
+class Pending(Generic[Log]):
+    """A log manifest that does not yet stand in every store; ``key`` is where it is to stand."""
 
     manifest_id: str
-    manifest: LogManifest
+    manifest: Log
     data: bytes
     signature: bytes
+    key: str
     stored_in: set[str] = field(default_factory=set)
-
-    @property
-    def key(self) -> str:
-        """Return the key under which it is stored."""
-        names = [record.part for record in self.manifest.files]
-        first, last = (name if len(name) < 24 else name[:24] for name in (min(names), max(names)))
-        return bucket.log_manifest_key(self.manifest.policy, self.manifest.timeline, first, last, self.manifest_id)
 
     @property
     def names(self) -> frozenset[str]:
@@ -51,25 +49,35 @@ class Pending:
         return frozenset(record.part for record in self.manifest.files)
 
 
-class LogChain:
-    """The chain of one policy's log manifests; not thread-safe, `drkit.operations.ship` sees to that."""
+class ManifestChain(Generic[Log]):
+    """The chain of one policy's log manifests; not thread-safe, who ships sees to that.
 
-    def __init__(self, workplace: Workplace, policy: Policy, spool: Spool, lanes: Sequence[Lane]) -> None:
+    What wait for a store lie in ``folder``. ``document`` is the kind of manifest that the database has.
+    """
+
+    def __init__(
+        self, workplace: Workplace, policy: Policy, folder: Path, lanes: Sequence[Lane], document: type[Log]
+    ) -> None:
         self._workplace = workplace
         self._policy = policy
-        self._spool = spool
+        self._folder = folder
         self._lanes = lanes
+        self._document = document
         self._names = known_recipients(workplace.site.keys.signers.parent)
         self._signing_key = load_site_signing_key(workplace.site)
         encryption = policy.encryption
         recipients = recipients_of(encryption.recipients, accept_single_key=encryption.accept_single_key)
         self.sealing = Sealing(policy.policy, recipients, policy.compression_level)
-        self.pending: list[Pending] = []
+        self.pending: list[Pending[Log]] = []
         self._head: str | None = None
         self._repo_id = ""
 
-    def recover(self) -> list[LogRecord]:
-        """Take up the chain where it ends; return the files that its newest manifests list.
+    def ends(self, manifest: Log) -> tuple[str, str]:
+        """Return what a manifest's key names as its first and its last."""
+        raise NotImplementedError
+
+    def take_up(self) -> LogScan[Log]:
+        """Take up the chain where it ends; return its newest manifests, oldest first.
 
         Raise StoreError when the first store is out of reach. Not the whole chain is read: what is older is looked up
         when its name turns up again.
@@ -78,12 +86,12 @@ class LogChain:
         self._repo_id = ensure_repository(self._workplace, self._policy.stores)
         self._publish_keys()
         keys = list_log_manifests(first, self._policy.policy)[-_NEWEST_MANIFESTS:]
-        scan = read_listed(first, self._workplace.signers, self._policy.policy, keys)
+        scan = read_signed(first, self._workplace.signers, self._policy.policy, keys, self._document)
         self._head = scan.trusted[-1].sha256 if scan.trusted else None
         self.pending = list(self._load_pending())
         if self.pending:
             self._head = hashlib.sha256(self.pending[-1].data).hexdigest()
-        return list(scan.records())
+        return scan
 
     def _publish_keys(self) -> None:
         now = self._workplace.clock()
@@ -94,39 +102,40 @@ class LogChain:
         documents += [trust_of_signer(signer, valid_from=now) for signer in self._workplace.signers]
         publish_trust(self._lanes[0].store, documents)
 
-    def _load_pending(self) -> Iterator[Pending]:
-        for path in self._spool.manifests.iterdir():
+    def _load_pending(self) -> Iterator[Pending[Log]]:
+        for path in self._folder.iterdir():
             # One that was being written, or the second half of one that was being removed.
             if path.suffix != ".json" and not path.with_suffix(".json").exists():
                 path.unlink()
-        for path in sorted(self._spool.manifests.glob("*.json")):
+        for path in sorted(self._folder.glob("*.json")):
             data = path.read_bytes()
-            manifest = LogManifest.from_bytes(data, str(path))
-            yield Pending(path.stem, manifest, data, path.with_suffix(".sig").read_bytes())
+            manifest = self._document.from_bytes(data, str(path))
+            yield self._pending(path.stem, manifest, data, path.with_suffix(".sig").read_bytes())
 
-    def write(self, batch: Sequence[Sealed], segment_bytes: int) -> None:
-        """Sign a manifest of ``batch``, files of one timeline without a gap, and keep it in the spool."""
-        now = self._workplace.clock()
-        manifest = LogManifest(
-            repo_id=self._repo_id,
-            policy=self._policy.policy,
-            engine=self._policy.target.engine,
-            timeline=batch[0].timeline,
-            segment_bytes=segment_bytes,
-            from_lsn=format_lsn(min(item.begin_lsn for item in batch)),
-            to_lsn=format_lsn(max(end_lsn(item, segment_bytes) for item in batch)),
-            files=tuple(item.record for item in batch),
-            previous=self._head,
-            made_at=now,
-            compression=Compression(level=self._policy.compression_level),
-            encryption=Encryption(recipients=tuple(self._recipients())),
-            written_to=self._lanes[0].name,
-        )
+    def _pending(self, manifest_id: str, manifest: Log, data: bytes, signature: bytes) -> Pending[Log]:
+        key = bucket.log_manifest_key(manifest.policy, manifest.timeline, *self.ends(manifest), manifest_id)
+        return Pending(manifest_id, manifest, data, signature, key)
+
+    def common(self) -> dict[str, Any]:
+        """Return the fields that every manifest of the chain has, the next one's."""
+        return {
+            "repo_id": self._repo_id,
+            "policy": self._policy.policy,
+            "engine": self._policy.target.engine,
+            "previous": self._head,
+            "made_at": self._workplace.clock(),
+            "compression": Compression(level=self._policy.compression_level),
+            "encryption": Encryption(recipients=tuple(self._recipients())),
+            "written_to": self._lanes[0].name,
+        }
+
+    def append(self, manifest: Log) -> None:
+        """Sign a manifest and keep it in the spool."""
         data = manifest.to_bytes()
         signature = sign(data, self._signing_key, MANIFEST_NAMESPACE)
-        pending = Pending(new_id(now), manifest, data, signature)
-        write_durably(self._spool.manifests / f"{pending.manifest_id}.sig", signature)
-        write_durably(self._spool.manifests / f"{pending.manifest_id}.json", data)
+        pending = self._pending(new_id(manifest.made_at), manifest, data, signature)
+        write_durably(self._folder / f"{pending.manifest_id}.sig", signature)
+        write_durably(self._folder / f"{pending.manifest_id}.json", data)
         self.pending.append(pending)
         self._head = hashlib.sha256(data).hexdigest()
 
@@ -139,16 +148,17 @@ class LogChain:
                 key_class="post-quantum" if recipient.key_class == "post-quantum" else "classic",
             )
 
-    def deliver(self, sealed: Mapping[str, Sealed]) -> list[Pending]:
+    def deliver(self, stored_in: Mapping[str, set[str]]) -> list[Pending[Log]]:
         """Put pending manifests into each store that has all their files, in order; return those that now stand in all.
 
-        ``sealed`` are the files in the spool; one that is not there any more was let go of because its manifest stands.
+        ``stored_in`` says which stores have the files of the spool; one that is not there any more was let go of
+        because its manifest stands.
         Raise the first StoreError after every store had its turn.
         """
         failure: StoreError | None = None
         for lane in self._lanes:
             try:
-                self._deliver_to(lane, sealed)
+                self._deliver_to(lane, stored_in)
             except StoreError as error:
                 lane.failed(error)
                 failure = failure or error
@@ -159,11 +169,11 @@ class LogChain:
             raise failure
         return done
 
-    def _deliver_to(self, lane: Lane, sealed: Mapping[str, Sealed]) -> None:
+    def _deliver_to(self, lane: Lane, stored_in: Mapping[str, set[str]]) -> None:
         for pending in self.pending:
             if lane.name in pending.stored_in:
                 continue
-            if any(lane.name not in sealed[name].stored_in for name in pending.names & sealed.keys()):
+            if any(lane.name not in stored_in[name] for name in pending.names & stored_in.keys()):
                 return
             lane.check()
             lane.store.put(bucket.signature_key(pending.key), [pending.signature])
@@ -171,10 +181,39 @@ class LogChain:
             lane.worked()
             pending.stored_in.add(lane.name)
 
-    def forget(self, pending: Pending) -> None:
+    def forget(self, pending: Pending[Log]) -> None:
         """Remove a manifest that stands in every store from the spool."""
         for suffix in (".json", ".sig"):
-            (self._spool.manifests / f"{pending.manifest_id}{suffix}").unlink(missing_ok=True)
+            (self._folder / f"{pending.manifest_id}{suffix}").unlink(missing_ok=True)
+
+
+class LogChain(ManifestChain[LogManifest]):
+    """The chain of the manifests of PostgreSQL's log."""
+
+    def __init__(self, workplace: Workplace, policy: Policy, spool: Spool, lanes: Sequence[Lane]) -> None:
+        super().__init__(workplace, policy, spool.manifests, lanes, LogManifest)
+
+    def ends(self, manifest: LogManifest) -> tuple[str, str]:
+        """Return the names of the first and the last file, of a partial segment that of the segment."""
+        names = [record.part for record in manifest.files]
+        first, last = (name if len(name) < 24 else name[:24] for name in (min(names), max(names)))
+        return first, last
+
+    def recover(self) -> list[LogRecord]:
+        """Take up the chain where it ends; return the files that its newest manifests list. See `take_up`."""
+        return list(listed_files(self.take_up()))
+
+    def write(self, batch: Sequence[Sealed], segment_bytes: int) -> None:
+        """Sign a manifest of ``batch``, files of one timeline without a gap, and keep it in the spool."""
+        manifest = LogManifest(
+            **self.common(),
+            timeline=batch[0].timeline,
+            segment_bytes=segment_bytes,
+            from_lsn=format_lsn(min(item.begin_lsn for item in batch)),
+            to_lsn=format_lsn(max(end_lsn(item, segment_bytes) for item in batch)),
+            files=tuple(item.record for item in batch),
+        )
+        self.append(manifest)
 
 
 def end_lsn(item: Sealed, segment_bytes: int) -> int:

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic
 
 from drkit import bucket
 from drkit.errors import IntegrityError, StoreMissing
 from drkit.model import LogManifest, LogRecord
-from drkit.operations.stored_log import read_trusted_log
+from drkit.operations.stored_log import Log, read_trusted_log
 from drkit.signing import Signer
 from drkit.stores import Store
 
@@ -18,11 +19,11 @@ _READERS = 8
 
 
 @dataclass(frozen=True)
-class TrustedLog:
+class TrustedLog(Generic[Log]):
     """A log manifest whose signature is a pinned signer's and whose place is its own; ``sha256`` is of its bytes."""
 
     key: str
-    manifest: LogManifest
+    manifest: Log
     sha256: str
 
 
@@ -33,26 +34,34 @@ def list_log_manifests(store: Store, policy: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class LogScan:
+class LogScan(Generic[Log]):
     """Some log manifests of one store, in the order asked for, and why others are not believed."""
 
-    trusted: list[TrustedLog]
+    trusted: list[TrustedLog[Log]]
     refused: Mapping[str, IntegrityError]
 
-    def records(self) -> Iterator[LogRecord]:
-        """Yield every listed file."""
-        for log in self.trusted:
-            yield from log.manifest.files
+
+def listed_files(scan: LogScan[LogManifest]) -> Iterator[LogRecord]:
+    """Yield every file that some manifests list."""
+    for log in scan.trusted:
+        yield from log.manifest.files
 
 
-def read_listed(store: Store, signers: Sequence[Signer], policy: str, keys: Iterable[str]) -> LogScan:
+def read_listed(store: Store, signers: Sequence[Signer], policy: str, keys: Iterable[str]) -> LogScan[LogManifest]:
+    """Read and verify some log manifests of PostgreSQL; see `read_signed`."""
+    return read_signed(store, signers, policy, keys, LogManifest)
+
+
+def read_signed(
+    store: Store, signers: Sequence[Signer], policy: str, keys: Iterable[str], document: type[Log]
+) -> LogScan[Log]:
     """Read and verify some log manifests, several at a time; one that was removed meanwhile is left out."""
-    trusted: list[TrustedLog] = []
+    trusted: list[TrustedLog[Log]] = []
     refused: dict[str, IntegrityError] = {}
 
-    def read(key: str) -> TrustedLog | IntegrityError | None:
+    def read(key: str) -> TrustedLog[Log] | IntegrityError | None:
         try:
-            manifest, data = read_trusted_log(store, signers, policy, key)
+            manifest, data = read_trusted_log(store, signers, policy, key, document)
         except StoreMissing:
             return None
         except IntegrityError as error:

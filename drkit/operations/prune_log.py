@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from drkit import bucket
 from drkit.errors import IntegrityError
-from drkit.operations.logs import TrustedLog, read_listed
+from drkit.model import LogManifest
+from drkit.operations.logs import TrustedLog, listed_files, read_listed
 from drkit.operations.running import new_id
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.sparing import erase, erase_in_order, put_decision
@@ -100,7 +101,7 @@ class LogPruning:
             for name, inventory in self._stored.inventories.items()
         }
 
-    def _bury(self, logs: Sequence[TrustedLog]) -> None:
+    def _bury(self, logs: Sequence[TrustedLog[LogManifest]]) -> None:
         now = self._workplace.clock()
         stone = LogTombstone(
             repo_id=logs[0].manifest.repo_id,
@@ -115,9 +116,9 @@ class LogPruning:
         failures = put_decision(self._workplace, self._pruning.policy.stores, key, stone, signing_key)
         self._pruning.done.failures += failures
 
-    def _read(self, keys: Sequence[str]) -> list[TrustedLog]:
+    def _read(self, keys: Sequence[str]) -> list[TrustedLog[LogManifest]]:
         """Read log manifests, in the chain's order, each from a store that has it; leave out what is not believed."""
-        found: dict[str, TrustedLog] = {}
+        found: dict[str, TrustedLog[LogManifest]] = {}
         for name in self._stored.inventories:
             here = [key for key in keys if key not in found and name in self._stored.log_manifests[key]]
             scan = read_listed(self._workplace.stores[name], self._workplace.signers, self._policy, here)
@@ -137,7 +138,7 @@ class LogPruning:
         scan = read_listed(store, self._workplace.signers, self._policy, [key])
         if scan.refused:
             raise IntegrityError(f"log manifest {key} in store {store_name} is not believed, and is not deleted")
-        files = [record.key for record in scan.records() if record.part not in shared]
+        files = [record.key for record in listed_files(scan) if record.part not in shared]
         erase_in_order(store, key, files)
 
     def _shared(self, going: Sequence[str]) -> frozenset[str]:
@@ -152,12 +153,12 @@ class LogPruning:
         return frozenset(record.part for log in self._read(staying) for record in log.manifest.files)
 
 
-def _manifest_id(log: TrustedLog) -> str:
+def _manifest_id(log: TrustedLog[LogManifest]) -> str:
     place = bucket.parse_log_manifest_key(log.key)
     return place.manifest_id if place else ""
 
 
-def _runs(logs: Sequence[TrustedLog]) -> Iterator[BuriedRun]:
+def _runs(logs: Sequence[TrustedLog[LogManifest]]) -> Iterator[BuriedRun]:
     """Group log manifests, in order, into stretches of the chain on one timeline."""
     begins = [0]
     for number, (before, log) in enumerate(pairwise(logs), start=1):

@@ -1,7 +1,7 @@
 """`drkit serve`: the duties that one resident process has, each in a thread of its own.
 
 A duty runs until it is told to stop, and deals with its own failures; one that ends with an error is started again. Log
-shipping makes a group of duties for each policy with method wal. What belongs to a layer above is handed in.
+shipping makes a group of duties for each policy with method wal or oplog. What belongs to a layer above is handed in.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Protocol
 from drkit.errors import Busy, CatalogError, DrkitError, StoreError
 from drkit.operations import Reporter, Workplace
 from drkit.operations.heartbeat import HeartbeatWriter
+from drkit.operations.oplog_ship import OplogShipper
+from drkit.operations.oplog_spool import OplogSpool, oplog_folder
+from drkit.operations.oplog_tail import OplogSetting, OplogShipping, OplogTail
 from drkit.operations.positions import Watcher
 from drkit.operations.push import PushServer
 from drkit.operations.receive import Receiver, Setting
@@ -126,7 +129,7 @@ class LogShipping:
     """The duty that ships the log of one policy: alone, as a recorded run, with duties of its own."""
 
     def __init__(self, workplace: Workplace, policy: Policy, rule: BackupRule, reporter: Reporter) -> None:
-        self.name = f"wal {policy.policy}"
+        self.name = f"{rule.method} {policy.policy}"
         self._workplace = workplace
         self._policy = policy
         self._rule = rule
@@ -148,6 +151,11 @@ class LogShipping:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _ship(self, stopping: threading.Event) -> None:
+        duties = self._wal_duties() if self._rule.method == "wal" else self._oplog_duties()
+        with running_duties(duties, self.tell):
+            stopping.wait()
+
+    def _wal_duties(self) -> list[Duty]:
         spool = Spool(spool_folder(self._workplace.site, self._policy.policy))
         shipper = Shipper(self._workplace, self._policy, spool, list_after=min(LIST_AFTER, self._rule.max_unshipped))
         setting = Setting(self._workplace, self._policy, self._rule, spool, shipper, self.tell)
@@ -160,8 +168,14 @@ class LogShipping:
         if self._rule.heartbeat is not None:
             duties.append(HeartbeatWriter(setting, self._rule.heartbeat))
         self.tell("group", "running", f"spool {spool.folder}")
-        with running_duties(duties, self.tell):
-            stopping.wait()
+        return duties
+
+    def _oplog_duties(self) -> list[Duty]:
+        spool = OplogSpool(oplog_folder(self._workplace.site, self._policy.policy))
+        shipper = OplogShipper(self._workplace, self._policy, spool)
+        setting = OplogSetting(self._workplace, self._policy, self._rule, spool, shipper, self.tell)
+        self.tell("group", "running", f"spool {spool.folder}")
+        return [OplogShipping(setting), OplogTail(setting)]
 
     def tell(self, duty: str, state: str, message: str) -> None:
         """Take a duty's state; a change is said, and kept as an event."""
@@ -179,7 +193,10 @@ class LogShipping:
             "message": message,
         }
         with suppress(CatalogError):
-            self._workplace.catalog.add_event("wal.state", now, facts)
+            if self._rule.method == "wal":
+                self._workplace.catalog.add_event("wal.state", now, facts)
+            else:
+                self._workplace.catalog.add_event("oplog.state", now, facts)
 
 
 @contextmanager
@@ -230,7 +247,7 @@ def serve(
     duties: list[Duty] = [
         LogShipping(workplace, policy, rule, reporter)
         for policy in policies
-        if (rule := policy.rule("wal")) is not None
+        if (rule := policy.continuous_rule) is not None
     ]
     within_s = _WHOLE_GROUP_WITHIN_S + workplace.site.scheduler.stop_within.total_seconds()
 

@@ -22,8 +22,9 @@ from drkit.model import LogRecord
 from drkit.operations import Workplace
 from drkit.operations.lanes import Lane, make_lanes
 from drkit.operations.log_chain import LogChain, next_batch
-from drkit.operations.logs import list_log_manifests, read_listed
-from drkit.operations.spool import Sealed, SealedDamaged, Spool, read_facts
+from drkit.operations.logs import list_log_manifests, listed_files, read_listed
+from drkit.operations.sealed_files import SealedDamaged
+from drkit.operations.spool import Sealed, Spool, read_facts
 from drkit.policy import Policy
 from drkit.units import CHUNK_BYTES, MIB, format_duration
 from drkit.wal import Segment, classify, parse_lsn, partial_name
@@ -309,7 +310,7 @@ class Shipper:
             if place and place.first[:24] <= name[:24] <= place.last[:24]:
                 keys.append(key)
         scan = read_listed(lane.store, self._workplace.signers, self._policy.policy, keys)
-        return next((record for record in scan.records() if record.part == name), None)
+        return next((record for record in listed_files(scan) if record.part == name), None)
 
     # Manifests ------------------------------------------------------------------------------------------------------
 
@@ -324,8 +325,8 @@ class Shipper:
                 self._list(batch)
                 count += 1
             with self._lock:
-                sealed = dict(self._sealed)
-            for pending in self._chain.deliver(sealed):
+                stored_in = {name: item.stored_in for name, item in self._sealed.items()}
+            for pending in self._chain.deliver(stored_in):
                 with self._lock:
                     for name in sorted(pending.names & self._sealed.keys()):
                         self._let_go(self._sealed[name])

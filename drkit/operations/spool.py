@@ -1,37 +1,44 @@
 """The spool: the private folder in which a policy's log waits until it is in the stores. What is in it survives.
 
-    received/     what pg_receivewal writes
-    left/         what it wrote and will not go on with: the end of a timeline, the log before a gap
-    sealed/       files as they go into the stores, each with a record of what is inside
-    manifests/    log manifests that do not yet stand in every store
-    identity.json which cluster the log is of
-    receiver.pid  which process receives
-    state.json    where things stand, for `drkit timeline` and `drkit check`
-    socket        where `drkit wal push` asks
-
-Sealing is randomised, so a file is sealed once, durably, before the first store sees it: whatever is interrupted after
-that goes on with the same bytes, and a store that has them already says so.
+received/     what pg_receivewal writes
+left/         what it wrote and will not go on with: the end of a timeline, the log before a gap
+sealed/       files as they go into the stores, each with a record of what is inside
+manifests/    log manifests that do not yet stand in every store
+identity.json which cluster the log is of
+receiver.pid  which process receives
+state.json    where things stand, for `drkit timeline` and `drkit check`
+socket        where `drkit wal push` asks
 """
 
 from __future__ import annotations
 
 import mmap
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from drkit import age, bucket
-from drkit.canonical import canonical_json, parse_json
-from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit import bucket
+from drkit.canonical import canonical_json
+from drkit.errors import IntegrityError
 from drkit.model import LogRecord, SwitchRecord
+from drkit.operations.sealed_files import (
+    Sealing,
+    forget_sealed,
+    free_bytes,
+    noted_files,
+    read_json,
+    read_sealed,
+    seal_file,
+    translated,
+    write_durably,
+    write_note,
+    write_state,
+)
 from drkit.site import Site
-from drkit.stream import Meter, checked, compress, prefetch
-from drkit.units import CHUNK_BYTES, format_utc
+from drkit.units import CHUNK_BYTES
 from drkit.wal import (
     Segment,
     classify,
@@ -44,12 +51,7 @@ from drkit.wal import (
 )
 from drkit.wal_pages import WalFacts, inspect
 
-_UNFINISHED = ".new"
 _BACKUP_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
-
-
-class SealedDamaged(IntegrityError):
-    """A sealed file in the spool is not what was sealed: the disk lost it, or somebody changed it."""
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,7 @@ class Sealed:
 
     def chunks(self) -> Iterator[bytes]:
         """Read the sealed bytes; raise SealedDamaged at their end when they are not what was sealed."""
-        record = self.record
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                yield from checked(
-                    iter(lambda: file.read(CHUNK_BYTES), b""),
-                    Meter(),
-                    size_bytes=record.stored_bytes,
-                    sha256=record.stored_sha256,
-                    what=str(self.path),
-                )
-        except (IntegrityError, FileNotFoundError) as error:
-            raise SealedDamaged(f"the sealed copy of {self.name} in the spool is damaged: {error}") from error
-
-
-@dataclass(frozen=True)
-class Sealing:
-    """How to seal: for whom, and how hard to compress."""
-
-    policy: str
-    recipients: Sequence[age.Recipient]
-    level: int
+        return read_sealed(self.path, self.record)
 
 
 class Spool:
@@ -117,13 +99,13 @@ class Spool:
         self.sealed = folder / "sealed"
         self.manifests = folder / "manifests"
         self.socket = folder / "socket"
-        with _translated(folder):
+        with translated(folder):
             for path in (folder.parent, folder, self.received, self.left, self.sealed, self.manifests):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def identity(self) -> Identity | None:
         """Return which cluster the spool is for, None when that is not known yet."""
-        document = _read_json(self.folder / "identity.json")
+        document = read_json(self.folder / "identity.json")
         return Identity(str(document["system_identifier"]), int(document["segment_bytes"])) if document else None
 
     def keep_identity(self, identity: Identity) -> None:
@@ -133,20 +115,15 @@ class Spool:
     @staticmethod
     def read_state(folder: Path) -> dict[str, Any]:
         """Return where things stood when a process last wrote it down; empty when none ever did."""
-        return _read_json(folder / "state.json") or {}
+        return read_json(folder / "state.json") or {}
 
     def keep_state(self, state: Mapping[str, Any], at: datetime) -> None:
         """Write down where things stand; it need not outlive the machine."""
-        path = self.folder / "state.json"
-        unfinished = path.with_name(path.name + _UNFINISHED)
-        with _translated(path):
-            unfinished.write_bytes(canonical_json({**state, "at": format_utc(at)}))
-            unfinished.replace(path)
+        write_state(self.folder, state, at)
 
     def free_bytes(self) -> int:
         """Return how much room there is."""
-        status = os.statvfs(self.folder)
-        return status.f_bavail * status.f_frsize
+        return free_bytes(self.folder)
 
     def received_files(self) -> list[Path]:
         """Return what was received and has a name of PostgreSQL's, in the order of names."""
@@ -167,24 +144,12 @@ class Spool:
 
     def load_sealed(self) -> list[Sealed]:
         """Return what was sealed; take away what was being sealed when the process ended."""
-        found: list[Sealed] = []
-        with _translated(self.sealed):
-            for path in sorted(self.sealed.iterdir()):
-                note = path.with_name(path.name + ".json")
-                if path.name.endswith(".json"):
-                    if not path.with_name(path.name.removesuffix(".json")).exists():
-                        path.unlink()
-                elif path.name.endswith(_UNFINISHED) or not note.exists():
-                    path.unlink()
-                else:
-                    found.append(self._load(path, note))
-        return found
+        return [self._load(path, note) for path, note in noted_files(self.sealed)]
 
-    def _load(self, path: Path, note: Path) -> Sealed:
-        document = parse_json(note.read_bytes(), str(note))
-        record = LogRecord.from_bytes(canonical_json(document["record"]), str(note))
-        source = Path(document["source"]) if document.get("source") else None
-        return Sealed(int(document["timeline"]), int(document["begin_lsn"]), record, path, source)
+    def _load(self, path: Path, note: Mapping[str, Any]) -> Sealed:
+        record = LogRecord.from_bytes(canonical_json(note["record"]), str(path))
+        source = Path(note["source"]) if note.get("source") else None
+        return Sealed(int(note["timeline"]), int(note["begin_lsn"]), record, path, source)
 
     def seal(self, source: Path, name: str, sealing: Sealing, *, keep_source: bool) -> Sealed:
         """Seal one file under ``name``, durably.
@@ -195,18 +160,8 @@ class Spool:
         facts = read_facts(source, name)
         self._check_cluster(facts, name)
         path = self.sealed / name
-        plain, stored = Meter(), Meter()
-        with _translated(path), _unfinished(path) as unfinished:
-            with (
-                source.open("rb", buffering=0) as file,
-                prefetch(plain.measure(_chunks(file, facts.held_bytes))) as ahead,
-                unfinished.open("wb", buffering=0) as target,
-            ):
-                os.fchmod(target.fileno(), 0o600)
-                for chunk in stored.measure(age.encrypt(compress(ahead, sealing.level), sealing.recipients)):
-                    _write_all(target.fileno(), chunk)
-                os.fdatasync(target.fileno())
-            unfinished.replace(path)
+        with translated(source), source.open("rb", buffering=0) as file:
+            plain, stored = seal_file(path, _chunks(file, facts.held_bytes), sealing)
         record = LogRecord(
             part=name,
             kind=facts.kind,
@@ -236,23 +191,22 @@ class Spool:
 
     def note(self, sealed: Sealed) -> None:
         """Write down what a sealed file is; from then on it counts."""
-        document = {
+        note = {
             "timeline": sealed.timeline,
             "begin_lsn": sealed.begin_lsn,
             "record": sealed.record.model_dump(mode="json"),
             "source": str(sealed.source) if sealed.source else None,
         }
-        write_durably(sealed.path.with_name(sealed.path.name + ".json"), canonical_json(document))
+        write_note(sealed.path, note)
 
     def forget(self, sealed: Sealed) -> None:
-        """Remove a sealed file that is in the stores: its data first, so that what is left is never taken for whole."""
-        sealed.path.unlink(missing_ok=True)
-        sealed.path.with_name(sealed.path.name + ".json").unlink(missing_ok=True)
+        """Remove a sealed file that is in the stores."""
+        forget_sealed(sealed.path)
 
     def mark(self, segment: Segment) -> None:
         """Make pg_receivewal go on after ``segment``: it starts behind the newest file that is as long as a segment."""
         path = self.received / segment.name
-        with _translated(path), path.open("xb") as file:
+        with translated(path), path.open("xb") as file:
             file.truncate(segment.segment_bytes)
 
 
@@ -286,7 +240,7 @@ class FileFacts:
 
 def read_facts(source: Path, name: str) -> FileFacts:
     """Find out what is in a file that is to be kept under ``name``; raise IntegrityError when it is not that."""
-    with _translated(source):
+    with translated(source):
         return _read_facts(source, name)
 
 
@@ -325,39 +279,6 @@ def segment_name_of(name: str, segment_bytes: int) -> Segment | None:
     return parse_partial_name(name, segment_bytes)[0] if kind == "partial" else None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return parse_json(path.read_bytes(), str(path))
-    except (FileNotFoundError, IntegrityError):
-        return None
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a small file so that it is there whole or not at all, whatever happens."""
-    with _translated(path), _unfinished(path) as unfinished:
-        with unfinished.open("wb", buffering=0) as file:
-            os.fchmod(file.fileno(), 0o600)
-            _write_all(file.fileno(), content)
-            os.fdatasync(file.fileno())
-        unfinished.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextmanager
-def _unfinished(path: Path) -> Iterator[Path]:
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    try:
-        yield unfinished
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
-
-
 def _chunks(file: Any, held_bytes: int | None) -> Iterator[bytes]:
     """Read a file; what lies behind ``held_bytes`` is taken as zeros.
 
@@ -369,23 +290,3 @@ def _chunks(file: Any, held_bytes: int | None) -> Iterator[bytes]:
             chunk = chunk[: max(held_bytes - position, 0)].ljust(len(chunk), b"\0")
         position += len(chunk)
         yield chunk
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of the spool into an error that names it."""
-    try:
-        yield
-    except DrkitError:
-        raise
-    except OSError as error:
-        raise SourceError(
-            f"the spool cannot be used: {error.strerror or error}: {error.filename or path}",
-            hints=[f"df -h {path.parent}"],
-        ) from error

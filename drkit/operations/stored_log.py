@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from drkit import age, bucket
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
 from drkit.keys import KeyFile
-from drkit.model import ArtifactEntry, LogManifest, LogRecord
+from drkit.model import ArtifactEntry, LogManifest, LogRecord, SignedLog
 from drkit.operations import Workplace
 from drkit.recovery import BasePoint, LogFile, LogState, log_file
 from drkit.signing import MANIFEST_NAMESPACE, Signer, verify
@@ -36,6 +36,9 @@ from drkit.wal import (
 
 _READERS = 8
 _HISTORY_LIMIT_BYTES = 1 << 20
+
+Log = TypeVar("Log", bound=SignedLog)
+"""The kind of log manifest that a database has."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,13 @@ def _read(store: Store, signers: Sequence[Signer], policy: str, key: str) -> Log
 
 def read_log_manifest(store: Store, signers: Sequence[Signer], policy: str, key: str) -> LogManifest:
     """Read and verify one log manifest; see `read_trusted_log`."""
-    return read_trusted_log(store, signers, policy, key)[0]
+    return read_trusted_log(store, signers, policy, key, LogManifest)[0]
 
 
-def read_trusted_log(store: Store, signers: Sequence[Signer], policy: str, key: str) -> tuple[LogManifest, bytes]:
-    """Read and verify one log manifest; return it with its very bytes.
+def read_trusted_log(
+    store: Store, signers: Sequence[Signer], policy: str, key: str, document: type[Log]
+) -> tuple[Log, bytes]:
+    """Read and verify one log manifest of the kind ``document``; return it with its very bytes.
 
     Raise IntegrityError when it is unsigned, changed, signed by a stranger, or not what its key says.
     """
@@ -150,7 +155,7 @@ def read_trusted_log(store: Store, signers: Sequence[Signer], policy: str, key: 
     except StoreMissing as error:
         raise IntegrityError(f"{what} is not signed") from error
     verify(data, signature, MANIFEST_NAMESPACE, signers, what=what)
-    manifest = LogManifest.from_bytes(data, what)
+    manifest = document.from_bytes(data, what)
     verify(data, signature, MANIFEST_NAMESPACE, signers, what=what, at=manifest.made_at)
     place = bucket.parse_log_manifest_key(key)
     if place is None or (manifest.policy, manifest.timeline) != (policy, place.timeline):
@@ -278,7 +283,7 @@ class LogReader:
                     sealed = checked(
                         sealed, Meter(), size_bytes=record.stored_bytes, sha256=record.stored_sha256, what=what
                     )
-                plain = _named(decompress(age.decrypt(sealed, identities)), what)
+                plain = named(decompress(age.decrypt(sealed, identities)), what)
                 if record is not None:
                     plain = checked(
                         plain, Meter(), size_bytes=record.plain_bytes, sha256=record.plain_sha256, what=what
@@ -288,7 +293,8 @@ class LogReader:
             raise IntegrityError(f"{what} is gone") from error
 
 
-def _named(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
+def named(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
+    """Pass ``chunks`` on; say ``what`` is wrong when they turn out to be."""
     try:
         yield from chunks
     except (IntegrityError, KeyUnavailable) as error:

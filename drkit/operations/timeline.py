@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from drkit.catalog import Catalog
-from drkit.model import ArtifactEntry, Finding
+from drkit.model import Finding
 from drkit.operations import Workplace
 from drkit.operations.judgement import CLOCK_MARGIN
 from drkit.operations.lineage import restorable
@@ -77,12 +77,8 @@ class Timeline:
     @property
     def doubts(self) -> list[str]:
         """Return what was not believed and what was not reached."""
-        return [*self.distrusted, *self.unreached, *self._clock_doubts()]
-
-    def _clock_doubts(self) -> list[str]:
-        """Say that RPO cannot be right: the newest moment is dated after now."""
-        ahead = max((window.to_at for window in self.windows), default=self.now) - self.now
-        return [say_slow_clock(ahead)] if ahead > CLOCK_MARGIN else []
+        newest_at = max((window.to_at for window in self.windows), default=self.now)
+        return [*self.distrusted, *self.unreached, *clock_doubts(newest_at, self.now)]
 
 
 def read_timeline(workplace: Workplace, policy: str) -> Timeline:
@@ -94,6 +90,9 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
     windows = find_windows(state)
     exposure = _last_seen(workplace, policy)
     unreached = [f"not reached: {error.message}" for error in logs.unreachable]
+    stops = {
+        entry.manifest.artifact_id: entry.manifest.covers.to_at for entry in found.entries if entry.manifest.position
+    }
     return Timeline(
         policy=policy,
         now=workplace.clock(),
@@ -101,8 +100,8 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
         gaps=find_gaps(state),
         bases=bases,
         dumps=[entry.manifest.covers.to_at for entry in found.entries if entry.manifest.position is None],
-        proofs=list(_proofs(workplace.catalog, policy)),
-        coverage=measure_coverage(windows, _proven_spans(workplace.catalog, policy, found.entries)),
+        proofs=list(proofs_of(workplace.catalog, policy)),
+        coverage=measure_coverage(windows, proven_spans(workplace.catalog, policy, stops)),
         exposure=exposure if exposure and workplace.clock() - exposure.seen_at <= FRESH else None,
         seen_at=exposure.seen_at if exposure else None,
         unsigned=logs.unsigned,
@@ -111,18 +110,22 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
     )
 
 
-def _proofs(catalog: Catalog, policy: str) -> Iterator[ProvenMoment]:
+def clock_doubts(newest_at: datetime, now: datetime) -> list[str]:
+    """Say that RPO cannot be right where the newest moment is dated after now."""
+    ahead = newest_at - now
+    return [say_slow_clock(ahead)] if ahead > CLOCK_MARGIN else []
+
+
+def proofs_of(catalog: Catalog, policy: str) -> Iterator[ProvenMoment]:
+    """Yield the moments that drills restored to."""
     for record in catalog.evidence(policy=policy):
         verdict = _VERDICTS.get(str(record.get("verdict")))
         if record.get("restored_to_at") and verdict is not None:
             yield ProvenMoment(parse_utc(str(record["restored_to_at"])), verdict)
 
 
-def _proven_spans(
-    catalog: Catalog, policy: str, entries: Sequence[ArtifactEntry]
-) -> Iterator[tuple[datetime, datetime]]:
-    """Yield from where to where a drill that passed has replayed."""
-    stops = {entry.manifest.artifact_id: entry.manifest.covers.to_at for entry in entries if entry.manifest.position}
+def proven_spans(catalog: Catalog, policy: str, stops: Mapping[str, datetime]) -> Iterator[tuple[datetime, datetime]]:
+    """Yield from where to where a drill that passed has replayed; ``stops`` are the first moments of artifacts."""
     for record in catalog.evidence(policy=policy):
         stop_at = stops.get(str(record.get("artifact_id")))
         if stop_at and record.get("restored_to_at") and str(record.get("verdict")).startswith("passed"):
@@ -139,9 +142,10 @@ def _last_seen(workplace: Workplace, policy: str) -> Exposure | None:
         duration=timedelta(milliseconds=int(state["exposure_ms"])),
         flushed_lsn=str(state["flushed_lsn"]),
         stored_lsn=str(state["stored_lsn"]),
-        findings=tuple(_finding(item) for item in state.get("findings", ())),
+        findings=tuple(finding_of(item) for item in state.get("findings", ())),
     )
 
 
-def _finding(item: Mapping[str, Any]) -> Finding:
+def finding_of(item: Mapping[str, Any]) -> Finding:
+    """Return a finding that `drkit serve` wrote down."""
     return Finding(*(str(item.get(name, "")) for name in ("code", "subject", "message", "hint")))

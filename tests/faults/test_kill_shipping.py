@@ -19,8 +19,9 @@ import pytest
 from drkit.app import open_app
 from drkit.errors import DrkitError, StoreUnavailable
 from drkit.operations.log_chain import LogChain
+from drkit.operations.sealed_files import SealedDamaged
 from drkit.operations.ship import Shipper
-from drkit.operations.spool import Identity, SealedDamaged, Spool, spool_folder
+from drkit.operations.spool import Identity, Spool, spool_folder
 from drkit.wal import Segment
 from tests.faults.injection import Trigger, WatchedStore
 from tests.fixtures.shipping import LogSite

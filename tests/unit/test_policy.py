@@ -128,7 +128,12 @@ def test_the_shipped_examples_pass_the_check(path: Path, make_site: Callable[[st
 
 
 def test_there_is_a_shipped_example() -> None:
-    assert [path.name for path in SHIPPED] == ["mongodb-dump.yaml", "postgres-dump.yaml", "postgres-pitr.yaml"]
+    assert [path.name for path in SHIPPED] == [
+        "mongodb-dump.yaml",
+        "mongodb-pitr.yaml",
+        "postgres-dump.yaml",
+        "postgres-pitr.yaml",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""Sealed files in a folder: written once, durably, each with a note of what is inside.
+
+Sealing is randomised, so a file is sealed once, before the first store sees it: whatever is interrupted after that goes
+on with the same bytes, and a store that has them already says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from drkit import age
+from drkit.canonical import canonical_json, parse_json
+from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit.model import ObjectRecord
+from drkit.stream import Meter, checked, compress, prefetch
+from drkit.units import CHUNK_BYTES, format_utc
+
+_UNFINISHED = ".new"
+
+
+class SealedDamaged(IntegrityError):
+    """A sealed file in the spool is not what was sealed: the disk lost it, or somebody changed it."""
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """How to seal: for whom, and how hard to compress."""
+
+    policy: str
+    recipients: Sequence[age.Recipient]
+    level: int
+
+
+def seal_file(path: Path, chunks: Iterable[bytes], sealing: Sealing) -> tuple[Meter, Meter]:
+    """Write ``chunks`` sealed to ``path``, durably; return what was measured of the plain and of the sealed bytes.
+
+    Nobody counts on the file before its note is written. Raise SourceError when the folder cannot hold it.
+    """
+    plain, stored = Meter(), Meter()
+    with translated(path), _unfinished(path) as unfinished:
+        with prefetch(plain.measure(chunks)) as ahead, unfinished.open("wb", buffering=0) as target:
+            os.fchmod(target.fileno(), 0o600)
+            for chunk in stored.measure(age.encrypt(compress(ahead, sealing.level), sealing.recipients)):
+                _write_all(target.fileno(), chunk)
+            os.fdatasync(target.fileno())
+        unfinished.replace(path)
+    return plain, stored
+
+
+def read_sealed(path: Path, record: ObjectRecord) -> Iterator[bytes]:
+    """Read the sealed bytes; raise SealedDamaged at their end when they are not what was sealed."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield from checked(
+                iter(lambda: file.read(CHUNK_BYTES), b""),
+                Meter(),
+                size_bytes=record.stored_bytes,
+                sha256=record.stored_sha256,
+                what=str(path),
+            )
+    except (IntegrityError, FileNotFoundError) as error:
+        raise SealedDamaged(f"the sealed copy of {record.part} in the spool is damaged: {error}") from error
+
+
+def write_note(path: Path, note: dict[str, Any]) -> None:
+    """Write down what a sealed file is; from then on it counts."""
+    write_durably(_note_of(path), canonical_json(note))
+
+
+def noted_files(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the sealed files with their notes; take away what was being sealed when a process ended."""
+    found = []
+    with translated(folder):
+        for path in sorted(folder.iterdir()):
+            if path.name.endswith(".json"):
+                if not path.with_name(path.name.removesuffix(".json")).exists():
+                    path.unlink()
+            elif path.name.endswith(_UNFINISHED) or not _note_of(path).exists():
+                path.unlink()
+            else:
+                found.append((path, parse_json(_note_of(path).read_bytes(), str(_note_of(path)))))
+    return found
+
+
+def forget_sealed(path: Path) -> None:
+    """Remove a sealed file: its data first, so that what is left is never taken for whole."""
+    path.unlink(missing_ok=True)
+    _note_of(path).unlink(missing_ok=True)
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a small file so that it is there whole or not at all, whatever happens."""
+    with translated(path), _unfinished(path) as unfinished:
+        with unfinished.open("wb", buffering=0) as file:
+            os.fchmod(file.fileno(), 0o600)
+            _write_all(file.fileno(), content)
+            os.fdatasync(file.fileno())
+        unfinished.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a small document, None when it is not there or not whole."""
+    try:
+        return parse_json(path.read_bytes(), str(path))
+    except (FileNotFoundError, IntegrityError):
+        return None
+
+
+def write_state(folder: Path, state: Mapping[str, Any], at: datetime) -> None:
+    """Write down where things stand; it need not outlive the machine."""
+    path = folder / "state.json"
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    with translated(path):
+        unfinished.write_bytes(canonical_json({**state, "at": format_utc(at)}))
+        unfinished.replace(path)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much room there is."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    try:
+        yield unfinished
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of the spool into an error that names it."""
+    try:
+        yield
+    except DrkitError:
+        raise
+    except OSError as error:
+        raise SourceError(
+            f"the spool cannot be used: {error.strerror or error}: {error.filename or path}",
+            hints=[f"df -h {path.parent}"],
+        ) from error
