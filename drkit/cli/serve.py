@@ -36,9 +36,8 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
             output.line(f"left out: {problem}")
         chosen = [find_policy(workplace, name) for name in policy] or list(workplace.policies.values())
         if not has_schedules(workplace, chosen) and not any(item.continuous_rule for item in chosen):
-            raise ConfigError(
-                "no policy has a schedule or a method that runs all the time", hints=['add to a backup of a policy: schedule: "0 2 * * *"']
-            )
+            hint = 'add to a backup of a policy: schedule: "0 2 * * *"'
+            raise ConfigError("no policy has a schedule, or a method that runs all the time", hints=[hint])
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
