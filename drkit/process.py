@@ -45,6 +45,9 @@ _STDERR_LINE_BYTES = 2000
 _KILL_AFTER_S = 5.0
 _NICENESS = 5
 
+LARGE_WRITES_BYTES = 64 * 1024
+"""What a tool should collect before it writes; more gains nothing (`scripts/bench backup`)."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -120,7 +123,9 @@ class _StderrTail:
 class _Child:
     """A running child with one pipe to us; ended, by force if need be, when its context ends."""
 
-    def __init__(self, command: Command, idle_timeout_s: float, *, reads_us: bool) -> None:
+    def __init__(
+        self, command: Command, idle_timeout_s: float, *, reads_us: bool, output: int = subprocess.DEVNULL
+    ) -> None:
         self.command = command
         self.idle_timeout_s = idle_timeout_s
         self.status: int | None = None
@@ -129,7 +134,7 @@ class _Child:
         self._process = _start(
             command,
             stdin=subprocess.PIPE if reads_us else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if reads_us else subprocess.PIPE,
+            stdout=output if reads_us else subprocess.PIPE,
         )
         pipe = self._process.stdin if reads_us else self._process.stdout
         assert pipe is not None
@@ -302,9 +307,12 @@ def open_resident(command: Command) -> Iterator[Resident]:
 
 
 @contextmanager
-def open_consumer(command: Command, *, idle_timeout_s: float) -> Iterator[Consumer]:
-    """Start a child to write to; it is gone when the context ends. Raise SourceError when it cannot be started."""
-    child = Consumer(command, idle_timeout_s, reads_us=True)
+def open_consumer(command: Command, *, idle_timeout_s: float, output: int = subprocess.DEVNULL) -> Iterator[Consumer]:
+    """Start a child to write to; it is gone when the context ends. Raise SourceError when it cannot be started.
+
+    ``output`` is the descriptor that it gets as its standard output; ours stays open.
+    """
+    child = Consumer(command, idle_timeout_s, reads_us=True, output=output)
     try:
         yield child
     finally:

@@ -6,6 +6,7 @@ jobs after them. The rows are loaded while they stream by, through one connectio
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from drkit.engines.postgres_client import Endpoint, connect, tool_database
 from drkit.engines.postgres_rows import RowsLoad
 from drkit.engines.postgres_target import Target
 from drkit.errors import SourceError
-from drkit.process import Command, Consumer, open_consumer, run
+from drkit.process import LARGE_WRITES_BYTES, Command, Consumer, open_consumer, run
 
 _LONGEST_LOAD_S = 7 * 86400.0
 
@@ -131,9 +132,10 @@ class ArchiveLoad:
 
     def _share_out(self, wanted: Path) -> None:
         """Load rows through several connections."""
-        rows = RowsLoad(self._head.file.parent, self._connect_for_rows, self._loading.options.jobs)
-        argv = [str(self._loading.pg_restore), "--section=data", f"--use-list={wanted}", f"--file={rows.pipe}"]
-        with self._explained(), rows.running(), self._consumer(argv) as consumer:
+        rows = RowsLoad(self._connect_for_rows, self._loading.options.jobs)
+        argv = [str(self._loading.pg_restore), "--section=data", f"--use-list={wanted}", "--file=-"]
+        with self._explained(), rows.running(), self._consumer(argv, output=rows.output) as consumer:
+            rows.given()
             try:
                 _feed(consumer, self._head.chunks)
             except SourceError:
@@ -142,9 +144,10 @@ class ArchiveLoad:
             rows.finish()
 
     @contextmanager
-    def _consumer(self, argv: Sequence[str]) -> Iterator[Consumer]:
-        command = Command(argv, env=self._loading.environment)
-        with open_consumer(command, idle_timeout_s=self._loading.options.idle_timeout_s) as consumer:
+    def _consumer(self, argv: Sequence[str], output: int = subprocess.DEVNULL) -> Iterator[Consumer]:
+        command = Command(argv, env=self._loading.environment, writes_bytes=LARGE_WRITES_BYTES)
+        idle_timeout_s = self._loading.options.idle_timeout_s
+        with open_consumer(command, idle_timeout_s=idle_timeout_s, output=output) as consumer:
             yield consumer
 
     @contextmanager

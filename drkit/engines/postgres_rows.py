@@ -11,12 +11,10 @@ import contextlib
 import fcntl
 import os
 import queue
-import select
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -24,7 +22,6 @@ import psycopg
 from drkit.errors import SourceError
 from drkit.units import CHUNK_BYTES, MIB
 
-_POLL_MS = 100
 _POLL_S = 0.1
 _STOP_S = 30.0
 _PIECE_BYTES = CHUNK_BYTES // 4
@@ -230,16 +227,16 @@ class _Loaders:
 class RowsLoad:
     """One load of rows: a pipe that pg_restore writes its script to, and the connections that take the rows.
 
-    Run it, let pg_restore write to `pipe`, then call `finish`. A connection that fails closes the pipe, so that
-    pg_restore ends too. Psycopg's errors are not translated here: the caller knows the endpoint.
+    Run it, give pg_restore ``output`` as its standard output, call `given` once it has started and `finish` once it has
+    ended. A connection that fails closes the pipe, so that pg_restore ends too. Psycopg's errors are not translated
+    here: the caller knows the endpoint.
     """
 
-    def __init__(self, folder: Path, connect: Connect, count: int) -> None:
-        self.pipe = folder / "rows"
+    def __init__(self, connect: Connect, count: int) -> None:
         self._connect = connect
         self._count = count
         self._loaders = _Loaders(count)
-        self._ended = threading.Event()
+        self.output = -1
         self._error: SourceError | None = None
         self._thread = threading.Thread(target=self._run, name="rows", daemon=True)
 
@@ -249,27 +246,30 @@ class RowsLoad:
         if failure is not None:
             raise failure
 
+    def given(self) -> None:
+        """Close our own end of ``output``: from now on the script ends when pg_restore does."""
+        if self.output >= 0:
+            os.close(self.output)
+            self.output = -1
+
     def finish(self) -> None:
         """Wait, once pg_restore has ended well, until all rows are committed; raise what went wrong with that."""
-        self._ended.set()
         self._thread.join()
         self.raise_failure()
 
     @contextmanager
     def running(self) -> Iterator[RowsLoad]:
         """Run the load; whatever is still going on when the context ends is rolled back."""
-        os.mkfifo(self.pipe, mode=0o600)
         with ExitStack() as stack:
             self._connections = [stack.enter_context(self._connect()) for _ in range(self._count)]
-            # Opened here, so that pg_restore's own opening never waits; reading waits for pg_restore instead.
-            self._descriptor = os.open(self.pipe, os.O_RDONLY | os.O_NONBLOCK)
+            self._input, self.output = os.pipe()
             with contextlib.suppress(OSError):
-                fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, CHUNK_BYTES)
+                fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, CHUNK_BYTES)
             self._thread.start()
             try:
                 yield self
             finally:
-                self._ended.set()
+                self.given()
                 self._loaders.stop()
                 self._thread.join(timeout=_STOP_S)
 
@@ -288,7 +288,7 @@ class RowsLoad:
         except SourceError as error:
             self._error = error
         finally:
-            os.close(self._descriptor)
+            os.close(self._input)
 
     def _begin(self, settings: bytes) -> None:
         """Give every connection the settings that pg_restore gives its own: encoding, search path, checks."""
@@ -298,27 +298,12 @@ class RowsLoad:
             self._loaders.start(connection)
 
     def _chunks(self) -> Iterator[bytes]:
-        """Read the pipe until its writer has closed it, or has ended without ever opening it.
-
-        pg_restore writes 4 KiB at a time; what each piece of rows costs to hand over is paid less often when they are
-        joined first.
-        """
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
+        """Read the pipe to its end; small pieces are joined, since each costs to hand over."""
         held = bytearray()
-        while True:
-            ended = self._ended.is_set()
-            if poll.poll(_POLL_MS):
-                read = os.read(self._descriptor, CHUNK_BYTES)
-                held += read
-                if read and len(held) < _PIECE_BYTES:
-                    continue
-            elif not ended:
-                continue
-            else:
-                read = b""
-            if held:
+        while read := os.read(self._input, CHUNK_BYTES):
+            held += read
+            if len(held) >= _PIECE_BYTES:
                 yield bytes(held)
                 held.clear()
-            if not read:
-                return
+        if held:
+            yield bytes(held)
