@@ -117,6 +117,11 @@ def _wanted(name: str, options: RestoreOptions) -> bool:
     return included and not _any_matches([name], options.exclude_tables)
 
 
+def target_name(name: str, options: RestoreOptions) -> str | None:
+    """Return how a collection is called in the target that is not in the backup; None when it is not wanted."""
+    return _renamed(name, options.renames) if _wanted(name, options) else None
+
+
 def _renamed(name: str, renames: Mapping[str, str]) -> str:
     if name in renames:
         return renames[name]

@@ -46,12 +46,12 @@ def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSessio
     with connect(endpoint) as client:
         server = read_server(client)
         for placing in placings.values():
-            _require_empty(client, endpoint, placing)
+            require_empty(client, endpoint, placing)
     with tool_config(endpoint, options.work_folder) as config:
-        yield _LoadSession(endpoint, options, server, config, placings)
+        yield LoadSession(endpoint, options, server, config, placings)
 
 
-def _require_empty(client: Client, endpoint: Endpoint, placing: Placing) -> None:
+def require_empty(client: Client, endpoint: Endpoint, placing: Placing) -> None:
     """Raise SourceError naming the collections that are in the way."""
     for database in placing.databases:
         there = sorted(name for name in client[database].list_collection_names() if not name.startswith("system."))
@@ -69,8 +69,18 @@ def _require_empty(client: Client, endpoint: Endpoint, placing: Placing) -> None
             )
 
 
-class _LoadSession:
-    """One load in progress."""
+def take_back(client: Client, placing: Placing) -> None:
+    """Drop what a load brought: it was not there before."""
+    for database in placing.databases:
+        if database in placing.whole:
+            client.drop_database(database)
+        else:
+            for name in placing.names_in(database):
+                client[database].drop_collection(name)
+
+
+class LoadSession:
+    """One load in progress; ``result`` is what came of it so far."""
 
     def __init__(
         self,
@@ -84,13 +94,13 @@ class _LoadSession:
         self._options = options
         self._server = server
         self._config = config
-        self._placings = placings
+        self.placings = placings
         self._mongorestore = mongo_binary("mongorestore")
         self._loaded: list[tuple[Placing, ArchiveSummary]] = []
-        self._result = LoadResult()
+        self.result = LoadResult()
         source = options.details["server"]
         if source["major"] != server.major:
-            self._result.warnings.append(
+            self.result.warnings.append(
                 f"the backup is of MongoDB {source['version']} and the target is {server.version}:"
                 " MongoDB promises a restore only between servers of one major version"
             )
@@ -102,16 +112,17 @@ class _LoadSession:
 
     def load(self, part: str, chunks: Iterator[bytes]) -> None:
         """Load the documents of one part; whatever goes wrong, none of them stays behind."""
-        placing = self._placings[part]
+        placing = self.placings[part]
         try:
             with without_secrets():
                 restored, summary = self._run(placing, part, chunks)
             self._require_all(part, restored)
         except BaseException:
-            self._take_back(placing)
+            with connect(self._endpoint) as client:
+                take_back(client, placing)
             raise
         self._loaded.append((placing, summary))
-        self._result.loaded[part] = ", ".join(placing.databases)
+        self.result.loaded[part] = ", ".join(placing.databases)
 
     def _run(self, placing: Placing, part: str, chunks: Iterator[bytes]) -> tuple[int, ArchiveSummary]:
         """Feed mongorestore; return how many documents it says it restored, and what the archive holds.
@@ -147,21 +158,11 @@ class _LoadSession:
     def _require_all(self, part: str, restored: int) -> None:
         """Raise SourceError unless as many documents were restored as were dumped."""
         recorded = self._options.details["parts"][part].get("fingerprint", {}).get("collection", {})
-        placing = self._placings[part]
+        placing = self.placings[part]
         dumped = total_rows({"collection": {name: recorded[name] for name in placing.collections}})
         if restored != dumped:
             names = ", ".join(placing.databases)
             raise SourceError(f"database {names}: mongorestore restored {restored:,} of {dumped:,} documents")
-
-    def _take_back(self, placing: Placing) -> None:
-        """Drop what was loaded: it was not there before."""
-        with connect(self._endpoint) as client:
-            for database in placing.databases:
-                if database in placing.whole:
-                    client.drop_database(database)
-                else:
-                    for name in placing.names_in(database):
-                        client[database].drop_collection(name)
 
     def finish(self) -> LoadResult:
         """Build indexes, then views, one by one; raise SourceError naming those that could not be built.
@@ -171,10 +172,10 @@ class _LoadSession:
         with connect(self._endpoint) as client:
             outcomes = [*self._build_indexes(client), *self._build_views(client)]
         for outcome in outcomes:
-            self._result.built[outcome.label] = outcome.words
-            self._result.warnings += [f"{outcome.label}: {change}" for change in outcome.changed]
+            self.result.built[outcome.label] = outcome.words
+            self.result.warnings += [f"{outcome.label}: {change}" for change in outcome.changed]
         require_built(outcomes)
-        return self._result
+        return self.result
 
     def _build_indexes(self, client: Client) -> Iterator[BuildOutcome]:
         for placing, summary in self._loaded:
@@ -191,7 +192,7 @@ class _LoadSession:
                     options = item.definition.get("options") or {}
                     base = f"{item.database}.{options.get('viewOn')}"
                     if placing.renamed_alone(base):
-                        self._result.warnings.append(f"view {target} is of {base}, which got another name")
+                        self.result.warnings.append(f"view {target} is of {base}, which got another name")
                     yield build_view(client, _split(target), options)
 
 

@@ -1,0 +1,72 @@
+"""Replaying an oplog to a moment, against a model that never saw it: on a compatible server, SecantusDB."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fixtures.mongodb import ROOT, MongoServer
+from tests.fixtures.replaying import History, Moment, held, modelled, read_oplog, replay
+
+WRITES, MOMENTS, SEED = 2000, 20, 20261122
+SOURCE, TARGET = "history", "replayed"
+
+
+@pytest.fixture(scope="module")
+def history(mongodb: MongoServer) -> Iterator[tuple[list[Moment], list[bytes]]]:
+    """Two thousand writes, the states at twenty random moments among them, and the oplog that they left."""
+    newest = mongodb.client["local"]["oplog.rs"].find().sort("$natural", -1).limit(1).next()["ts"]
+    written = History(mongodb.client, mongodb.client[SOURCE], random.Random(SEED))
+    written.write(WRITES, set(random.Random(SEED).sample(range(WRITES), MOMENTS)))
+    entries = read_oplog(mongodb.client, newest)
+    assert held(mongodb.client[SOURCE]) == modelled(written.model), "the model itself is wrong"
+    yield written.moments, entries
+    mongodb.client.drop_database(SOURCE)
+
+
+@pytest.fixture
+def target(mongodb: MongoServer) -> Iterator[Any]:
+    mongodb.client.drop_database(TARGET)
+    yield mongodb.client[TARGET]
+    mongodb.client.drop_database(TARGET)
+
+
+@pytest.mark.parametrize("number", range(MOMENTS))
+def test_a_replay_to_any_moment_equals_the_model(
+    number: int, history: tuple[list[Moment], list[bytes]], mongodb: MongoServer, target: Any, tmp_path: Path
+) -> None:
+    moments, entries = history
+    done = replay(mongodb.client, iter(entries), tmp_path, (SOURCE, TARGET), moments[number].at)
+    assert held(target) == modelled(moments[number].documents)
+    assert done.last_at is not None
+    assert done.last_at <= moments[number].at
+
+
+def test_a_replay_that_is_killed_again_and_again_equals_the_model(
+    history: tuple[list[Moment], list[bytes]], mongodb: MongoServer, target: Any, tmp_path: Path
+) -> None:
+    moments, entries = history
+    moment = moments[-1]
+    file = tmp_path / "entries"
+    file.write_bytes(b"".join(entries))
+    chance = random.Random(SEED)
+    argv = [sys.executable, "-m", "tests.fixtures.replaying", mongodb.url.reveal(), str(file), str(tmp_path)]
+    for _ in range(4):
+        child = subprocess.Popen([*argv, SOURCE, TARGET, moment.at.isoformat()], stdout=subprocess.PIPE, cwd=ROOT)
+        assert child.stdout is not None
+        with child.stdout:
+            for _ in range(chance.randrange(len(entries) // 4)):
+                child.stdout.readline()
+            os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    done = replay(mongodb.client, iter(entries), tmp_path, (SOURCE, TARGET), moment.at)
+    assert done.resumed_after > 0
+    assert held(target) == modelled(moment.documents)
