@@ -128,11 +128,13 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _restore_database(ctx: click.Context, options: _Options, workplace: Workplace) -> None:
     from drkit.cli.moments import moment_option
+    from drkit.cli.restore_moment import restore_to_moment, show_plan
     from drkit.credentials import resolve
     from drkit.key_files import ask_passphrase
     from drkit.operations.choosing import identities_in_reach
     from drkit.operations.restore import RestoreRequest, plan_restore
     from drkit.operations.restore import restore as run_restore
+    from drkit.operations.restore_oplog import plan_oplog_restore
     from drkit.units import format_duration, format_moment
 
     output = output_of(ctx)
@@ -148,6 +150,14 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
         jobs=options.jobs,
     )
     keys = identities_in_reach(workplace, options.identity, ask_passphrase)
+    rolled = plan_oplog_restore(workplace, request, keys, to_moment=options.at is not None)
+    if rolled is not None:
+        if options.plan_only:
+            show_plan(output, rolled)
+            return
+        assert options.target is not None
+        restore_to_moment(output, workplace, rolled, request, resolve(options.target, folder=workplace.site.folder))
+        return
     plan = plan_restore(workplace, request, keys)
     if options.plan_only:
         text = plan.describe() + "\nnothing was changed. Run again without --plan, with --to URL, to start."

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from drkit.credentials import Secret
 from drkit.engines import LoadResult, Planned, RestoreOptions, RestoreSession
@@ -303,6 +303,19 @@ def _write_private(path: Path, chunks: Iterator[bytes]) -> None:
 def load(
     plan: RestorePlan, fetched: Sequence[FetchedObject], session: RestoreSession, reporter: Reporter
 ) -> LoadResult:
+    """Load every part in the manifest's order, and build what comes after the last."""
+    load_parts(plan, fetched, session, reporter)
+    return session.finish()
+
+
+class PartLoader(Protocol):
+    """What `load_parts` needs of a session; see `RestoreSession.load`."""
+
+    def load(self, part: str, chunks: Iterator[bytes]) -> None:
+        """Load one part."""
+
+
+def load_parts(plan: RestorePlan, fetched: Sequence[FetchedObject], session: PartLoader, reporter: Reporter) -> None:
     """Load every part in the manifest's order; say bytes, rate and time of each."""
     for item in fetched:
         part = item.record.part
@@ -317,7 +330,6 @@ def load(
             f"  {plan.label(part):<11} {format_bytes(item.record.plain_bytes)}"
             f"  {format_bytes(item.record.plain_bytes / took_s)}/s  {format_duration(timedelta(seconds=took_s))}"
         )
-    return session.finish()
 
 
 @dataclass(frozen=True)
