@@ -19,6 +19,8 @@ Index = Mapping[str, Any]
 
 _ID_INDEX = "_id_"
 _INDEX_CHANGES = ("expireAfterSeconds", "hidden", "unique")
+_NOT_OPTIONS = ("ns", "entryFormat")
+"""What servers write with an index in their oplog and take from nobody; the second is SecantusDB's."""
 _VIEW_OPTIONS = ("viewOn", "pipeline", "collation")
 
 
@@ -98,7 +100,7 @@ class OplogCatalog:
             if "key" not in index or "name" not in index:
                 raise IntegrityError(f"oplog entry {command.ts} makes an index without a key and a name")
             if index["name"] != _ID_INDEX:
-                known[str(index["name"])] = dict(index)
+                known[str(index["name"])] = {key: value for key, value in index.items() if key not in _NOT_OPTIONS}
         yield from ()
 
     _commitIndexBuild = _createIndexes  # noqa: N815

@@ -123,7 +123,7 @@ class ReplaySession:
         Raise SourceError when a collection has another number of documents afterwards than it should.
         """
         if not self.resumes:
-            self._redo.write(Progress())
+            self._redo.write(Progress(totals=self._totals))
             with connect(self._endpoint) as client:
                 write_marker(client, replace(self._marker, phase="replaying"))
         request = self._request

@@ -227,10 +227,9 @@ class ReplaySteps:
         notes = [*copies_passed_over(plan, self.fetched), *inspect(plan, self.fetched, self.reporter)]
         with self.reporter.progress("slices", self.plan.plain_bytes) as progress:
             for stored in self.plan.slices:
-                span = OplogSpan()
-                for raw in split_entries(open_slice(self.workplace, plan.identities, stored)):
-                    span.add(raw)
-                    progress.advance(len(raw))
+                span, content = OplogSpan(), b"".join(open_slice(self.workplace, plan.identities, stored))
+                span.add(content)
+                progress.advance(len(content))
                 _require_as_signed(stored, span)
         total_bytes = plan.stored_bytes + self.plan.stored_bytes
         self.reporter.line(f"  fetch       {format_bytes(total_bytes)} read, digests equal")

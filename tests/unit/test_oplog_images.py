@@ -118,7 +118,7 @@ def fold(catalog: OplogCatalog, *entries: bytes) -> list[str]:
     return done
 
 
-INDEX = {"v": 2, "key": {"day": 1}, "name": "by day"}
+INDEX = {"v": 2, "key": {"day": 1}, "name": "by day", "entryFormat": 4}
 
 
 @pytest.mark.parametrize(
