@@ -47,7 +47,9 @@ class Method:
 METHODS: Mapping[str, Mapping[str, Method]] = {
     "postgres": {
         "dump": Method(options=("lock_timeout", "idle_timeout", *SCHEDULED)),
-        "base": Method(options=("via", "parallel", "max_rate", "idle_timeout", *SCHEDULED), ways=("stream", "local")),
+        "base": Method(
+            options=("via", "parallel", "max_rate", "full_every", "idle_timeout", *SCHEDULED), ways=("stream", "local")
+        ),
         "wal": Method(
             continuous=True,
             needs="base",
@@ -117,6 +119,12 @@ class BackupRule(Section):
         default=None,
         description="base: stream (over a replication connection, the default) or local (in parallel on the database's "
         "own host); dump of mongodb: tools (mongodump, the default where it is found) or native (drkit itself).",
+    )
+    full_every: Duration | None = Field(
+        default=None,
+        description="base only: how old the newest full base may get; until then only what changed since the newest "
+        "base is taken (PostgreSQL 17 and newer, with summarize_wal). Every base is a full one when left out.",
+        examples=["7d"],
     )
     parallel: Annotated[int, Field(strict=True, ge=1, le=64)] | None = Field(
         default=None,

@@ -40,7 +40,15 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import ForeignManifest, open_sealed, recorded_version
 from drkit.operations.base_states import BaseState, BaseStates, base_states
 from drkit.operations.copying import copy_artifact
-from drkit.operations.parent_base import BASE, MANIFEST_KIND, find_parent, forget_older, keep, kept_manifest
+from drkit.operations.parent_base import (
+    BASE,
+    MANIFEST_KIND,
+    find_parent,
+    forget_older,
+    keep,
+    kept_manifest,
+    planned_parent,
+)
 from drkit.operations.repository import ensure_repository, join_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.selection import find_artifacts
@@ -95,7 +103,10 @@ def back_up(
         running = stack.enter_context(recorded_run(workplace.catalog, workplace.clock, "backup", policy.policy))
         states = stack.enter_context(base_states(workplace, running)) if rule.method == BASE else None
         job = _Job(workplace, policy, reporter, running, recipients)
-        job.parent = find_parent(workplace, policy.policy) if incremental else None
+        if incremental:
+            job.parent = find_parent(workplace, policy.policy)
+        elif rule.full_every:
+            job.parent, job.why_full = planned_parent(workplace, policy.policy, rule.full_every, running.run.started_at)
         job.states = states
         result = job.run(engine, rule)
         committed = {"artifact_id": result.entry.manifest.artifact_id, "stores": list(result.entry.stores)}
@@ -124,6 +135,7 @@ class _Job:
         self.stop = Stop()
         self.sealing = _Sealing(policy, workplace.stores[policy.stores[0]], new_id(self.started_at), recipients)
         self.parent: ParentBase | None = None
+        self.why_full = ""
         self.states: BaseStates | None = None
         self.oplog_timeline = 1
 
@@ -139,7 +151,8 @@ class _Job:
         with engine.open_backup(url, self._options(rule)) as session:
             self.reporter.line(f"{self.policy.policy}  {rule.method}  artifact {self.sealing.artifact_id}")
             self.reporter.line(f"  preflight   ok   {session.preflight.summary}")
-            for warning in session.preflight.warnings:
+            earlier_warnings = [*filter(None, [self.why_full]), *session.preflight.warnings]
+            for warning in earlier_warnings:
                 self.reporter.line(f"  warning     {warning}")
             preflight = session.preflight
             objects = side_by_side(
@@ -147,7 +160,7 @@ class _Job:
             )
             details = session.details()
             later_warnings = [*session.warnings, *self._clock_warnings(session.snapshot_at)]
-            warnings = (*session.preflight.warnings, *later_warnings)
+            warnings = (*earlier_warnings, *later_warnings)
             for warning in later_warnings:
                 self.reporter.line(f"  warning     {warning}")
             manifest = self._manifest(repo_id, rule, session, objects, details)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from drkit.units import MIB
 BASE = "base"
 MANIFEST_KIND = "manifest"
 _SUFFIX = ".backup-manifest"
+_EARLY = 1 / 24
 
 
 def find_parent(workplace: Workplace, policy: str) -> ParentBase:
@@ -54,6 +56,26 @@ def find_parent(workplace: Workplace, policy: str) -> ParentBase:
         checksums=bool(details["base"]["checksums"]),
         degraded=any(member.manifest.degraded for member in members),
     )
+
+
+def planned_parent(
+    workplace: Workplace, policy: str, full_every: timedelta, now: datetime
+) -> tuple[ParentBase | None, str]:
+    """Return what the next base builds on by a rule with ``full_every``, or None for a full one and why.
+
+    There is nothing to say of the first base, nor of one whose time has come. A parent that is damaged or cannot be
+    read costs a full base, not the backup. A full one comes a little early rather than a whole schedule late.
+    """
+    try:
+        parent = find_parent(workplace, policy)
+    except RecoveryGap:
+        return None, ""
+    except (IntegrityError, KeyUnavailable) as error:
+        return None, f"a full base is taken: {error.message}"
+    oldest = workplace.catalog.artifact((*parent.lineage, parent.artifact_id)[0]).manifest
+    if now - oldest.started_at >= full_every * (1 - _EARLY):
+        return None, ""
+    return parent, ""
 
 
 def _newest_base(found: PolicyArtifacts, policy: str) -> ArtifactEntry:

@@ -76,6 +76,29 @@ def artifact_folder(walk: Walk, artifact_id: str) -> Path:
     return walk.site.store_folder / "policies" / POLICY / "artifacts" / artifact_id
 
 
+def test_a_policy_says_how_often_a_base_is_full(walk: Walk) -> None:
+    rule = walk.site.folder / "policies" / f"{POLICY}.yaml"
+    plain = rule.read_text()
+
+    def take(full_every: str) -> dict[str, Any]:
+        rule.write_text(plain.replace("{method: base}", f"{{method: base, full_every: {full_every}}}"))
+        return document_of(walk.site.call("backup", POLICY, "--json"))
+
+    first = take("1h")
+    assert first["depends_on"] == []
+    second = take("1h")
+    assert second["depends_on"] == [first["artifact_id"]]
+    assert take("1h")["depends_on"] == [first["artifact_id"], second["artifact_id"]]
+    full = take("100ms")
+    assert full["depends_on"] == []
+    assert not any("a full base is taken" in warning for warning in full["warnings"])
+    shutil.rmtree(walk.site.folder / "var" / "bases")
+    next(artifact_folder(walk, full["artifact_id"]).glob("*.age")).write_bytes(b"")
+    again = take("1h")
+    assert again["depends_on"] == []
+    assert any(full["artifact_id"] in warning and "a full base is taken" in warning for warning in again["warnings"])
+
+
 def test_a_chain_is_restored_and_drilled(walk: Walk) -> None:
     full = walk.base()
     walk.set("first")
