@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def postgres_binary(tool: str, major: int) -> Path:
         details=seen,
         hints=[f"apt install {package}", f"or name its folder: export {FOLDERS_VARIABLE}=/path/to/bin"],
     )
+
+
+def installed_versions(tool: str) -> list[str]:
+    """Return the versions of a program that are installed here, newest first; none of those that do not run."""
+    versions = set()
+    for path in (*_named(tool), *_installed(tool)):
+        with suppress(SourceError):
+            versions.add(postgres_version(path))
+    return [f"{major}.{minor}" for major, minor in sorted(versions, reverse=True)]
 
 
 def newest_server_major() -> int:

@@ -9,6 +9,7 @@ REPO_KEY = "drkit-repo.json"
 RECOVERY_KEY = "RECOVERY.md"
 TRUST_PREFIX = "trust/"
 POLICIES_PREFIX = "policies/"
+LEASES_PREFIX = "leases/"
 
 _MANIFEST = re.compile(r"policies/(?P<policy>[^/]+)/artifacts/(?P<artifact>[^/]+)/manifest\.json")
 _ARTIFACT = re.compile(r"policies/(?P<policy>[^/]+)/artifacts/(?P<artifact>[^/]+)/(?P<name>[^/]+)")
@@ -108,8 +109,8 @@ def log_tombstone_key(policy: str, tombstone_id: str) -> str:
 
 
 def lease_key(name: str) -> str:
-    """Return the key of a lease between hosts."""
-    return f"leases/{name}.json"
+    """Return the key of a lease, the one kind of object that is written again."""
+    return f"{LEASES_PREFIX}{name}.json"
 
 
 def trust_key(key_id: str) -> str:

@@ -25,6 +25,7 @@ from drkit.policy_fields import (
     Zone,
     scalar,
 )
+from drkit.policy_notify import PolicyNotify
 from drkit.policy_retention import Retention
 from drkit.policy_schedule import SCHEDULED, CatchUp, DstRule, Jitter
 from drkit.validation import Flag, Section, Text
@@ -293,6 +294,9 @@ class Policy(Section):
     encryption: Encryption = Field(description="Who can open the backups.", examples=["{recipients: [age1…, age1…]}"])
     retention: Retention | None = Field(default=None, description="What to keep; everything when left out.")
     drills: tuple[DrillRule, ...] = Field(default=(), description="Rehearsals of the restore.")
+    notify: PolicyNotify | None = Field(
+        default=None, description="Whom to tell what, where it is not as the site has it."
+    )
     fingerprint: Literal["digests", "counts"] = Field(
         default="digests",
         description="What is recorded of every table at backup time: row count and digest, or the row count alone, "

@@ -14,8 +14,10 @@ from drkit.documents import SourceDocument, read_document, shown_path
 from drkit.errors import ConfigError, Problem
 from drkit.policy import Policy
 from drkit.policy_fields import Duration, Name
+from drkit.policy_notify import Notify
 from drkit.policy_rules import cross_checks
 from drkit.site_file import DEFAULT_CATALOG, SITE_FILE, find_site
+from drkit.site_metrics import Metrics
 from drkit.site_scheduler import SchedulerConfig
 from drkit.validation import Flag, Section, Text, refuse, validate
 from drkit.words import did_you_mean
@@ -136,20 +138,6 @@ class KeysConfig(Section):
     )
 
 
-class Notify(Section):
-    """Whom to tell what."""
-
-    default: tuple[Text, ...] = Field(
-        default=(),
-        repr=False,
-        description="Where to: references, or URLs as apprise reads them.",
-        examples=['["env:NTFY_URL"]'],
-    )
-    on: tuple[Literal["failed", "missed", "resolved", "succeeded"], ...] = Field(
-        default=("failed", "missed", "resolved"), description="What for.", examples=["[failed, missed, resolved]"]
-    )
-
-
 class Site(Section):
     """One installation: where the catalog, the stores, the keys and the policies are."""
 
@@ -175,6 +163,9 @@ class Site(Section):
     notify: Notify = Field(default=Notify(), description="Whom to tell what.", repr=False)
     scheduler: SchedulerConfig = Field(
         default=SchedulerConfig(), description="How drkit serve runs what is due.", examples=["{limits: {runs: 4}}"]
+    )
+    metrics: Metrics = Field(
+        default=Metrics(), description="Where drkit serve shows its numbers.", examples=['{listen: "127.0.0.1:9754"}']
     )
 
     _path: Path = PrivateAttr(Path(SITE_FILE))

@@ -199,8 +199,8 @@ def test_every_key_is_documented() -> None:
         "hold_key": bucket.hold_key("<policy>", "<hold_id>"),
         "release_key": bucket.release_key("<policy>", "<hold_id>"),
         "log_tombstone_key": bucket.log_tombstone_key("<policy>", "<tombstone_id>"),
-        "lease_key": bucket.lease_key("<name>"),
         "trust_key": bucket.trust_key("<key_id>"),
+        "lease_key": bucket.lease_key("<name>"),
         "log_key": "policies/<policy>/logs/<timeline>/<name>.zst.age",
         "log_manifest_key": "policies/<policy>/logs/<timeline>/<first>-<last>-<manifest_id>.json",
     }

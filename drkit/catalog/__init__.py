@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a list builds no documents
     from drkit.catalog.holds import Holds
+    from drkit.catalog.measures import Measures
     from drkit.catalog.occurrences import OccurrenceLedger
+    from drkit.catalog.outbox import Outbox
     from drkit.model import ArtifactEntry, Lease, Run, Scratch
 
 
@@ -56,6 +58,14 @@ class Catalog(Protocol):
     @property
     def holds(self) -> Holds:
         """Return what is known of holds."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """Return what people are to be told."""
+
+    @property
+    def measures(self) -> Measures:
+        """Return what the catalog says in numbers."""
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drkit.errors import CatalogError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 APPLICATION_ID = 0x64726B74  # "drkt": tells a catalog from anybody else's SQLite file
 BUSY_TIMEOUT_S = 15.0
 _DRAFT_IS_OLD_S = 3600.0
@@ -219,8 +219,14 @@ _SALVAGE = {
     "attempts": """insert into attempts (occurrence_id, number, run_id, started_at, ended_at, failure, error)
         select occurrence_id, number, run_id, started_at, ended_at, failure, error from old.attempts""",
     "claims": "insert into claims (occurrence_id, thing) select occurrence_id, thing from old.claims",
-    "event_readers": """insert into event_readers (reader, event_id)
+    "event_readers": """insert or replace into event_readers (reader, event_id)
         select reader, event_id from old.event_readers""",
+    "problems": """insert into problems (identity, level, policy, title, opened_at, resolved_at)
+        select identity, level, policy, title, opened_at, resolved_at from old.problems""",
+    "outbox": """insert into outbox (message_id, channel, kind, identity, level, policy, title, body, facts, made_at,
+        due_at, digest, attempts, error, ended_at, outcome)
+        select message_id, channel, kind, identity, level, policy, title, body, facts, made_at, due_at, digest,
+        attempts, error, ended_at, outcome from old.outbox""",
 }
 
 

@@ -195,6 +195,50 @@ def _occurrences(db: Database) -> None:
         db.execute(statement)
 
 
+_TELLING = (
+    """create table problems (
+        identity text primary key,
+        level text not null,
+        policy text not null,
+        title text not null,
+        opened_at text not null,
+        resolved_at text
+    )""",
+    """create table outbox (
+        message_id text primary key,
+        channel text not null,  -- a name; the address is a secret
+        kind text not null,
+        identity text not null,
+        level text not null,
+        policy text not null,
+        title text not null,
+        body text not null,
+        facts text not null,  -- JSON
+        made_at text not null,
+        due_at text not null,
+        digest integer not null,
+        attempts integer not null,
+        claimed_until text,
+        error text,
+        ended_at text,
+        outcome text not null default ''  -- sent, dropped or given up
+    )""",
+    "create index outbox_waiting on outbox (due_at) where ended_at is null",
+    "create index outbox_by_identity on outbox (identity, made_at)",
+    "create table channel_failures (channel text primary key, failures integer not null)",
+    "create index artifacts_newest on artifacts (policy, method, restorable_to_at)",
+    # What happened before there was anybody to tell is not told now.
+    "insert into event_readers (reader, event_id) select 'notify', coalesce(max(event_id), 0) from events",
+)
+
+
+@MIGRATIONS(name="006_telling")
+def _telling(db: Database) -> None:
+    """Keep what people are to be told until they have been."""
+    for statement in _TELLING:
+        db.execute(statement)
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from drkit.canonical import canonical_json
 from drkit.catalog import ArtifactRow, Catalog, EvidenceEntry, files, rows
 from drkit.catalog.holds import SqliteHolds
+from drkit.catalog.measures import SqliteMeasures
 from drkit.catalog.occurrences import OccurrenceLedger
+from drkit.catalog.outbox import SqliteOutbox
 from drkit.errors import Busy, CatalogError, ConfigError, IntegrityError
 from drkit.units import format_moment, format_utc, parse_utc
 
@@ -77,6 +79,16 @@ class SqliteCatalog(Catalog):
     def holds(self) -> SqliteHolds:
         """Return what is known of holds."""
         return SqliteHolds(self._transaction, self._read)
+
+    @property
+    def outbox(self) -> SqliteOutbox:
+        """Return what people are to be told."""
+        return SqliteOutbox(self._transaction, self._read)
+
+    @property
+    def measures(self) -> SqliteMeasures:
+        """Return what the catalog says in numbers."""
+        return SqliteMeasures(self._read)
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""

@@ -45,6 +45,8 @@ _COMMANDS = {
     "wal": ("drkit.cli.wal:wal", "What PostgreSQL calls for its log, and the line with which it does."),
     "serve": ("drkit.cli.serve:serve", "Run what is due and ship logs, all the time, until told to stop."),
     "schedule": ("drkit.cli.schedule:schedule", "Show what will run when."),
+    "notify": ("drkit.cli.notify:notify", "Test notifications; send what waits."),
+    "watch": ("drkit.cli.watch:watch", "Alarm, from another host, about what is absent from the stores."),
     "run": ("drkit.cli.run:run", "List, show and cancel runs."),
 }
 

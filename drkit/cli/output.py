@@ -111,6 +111,13 @@ class Output:
             with self._drawing:
                 click.echo(text, err=True)
 
+    def event(self, document: Mapping[str, Any]) -> None:
+        """Print one event as a line of its own, under ``drkit/event/1``; only with ``--json``."""
+        if self.json:
+            line = json.dumps({"schema": "drkit/event/1", **document}, ensure_ascii=False, default=str)
+            with self._drawing:
+                click.echo(line)
+
     @contextmanager
     def progress(self, label: str, expected_bytes: int | None = None) -> Iterator[Progress]:
         """Show the progress of one stream: a bar on a terminal, a line each 30 s elsewhere, nothing when quiet."""

@@ -17,7 +17,9 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
     It takes the backups and runs the drills that the schedules want (drkit schedule shows them), and ships the
     log of methods wal and oplog. Several may run on one catalog: each thing that is due is done once.
 
-    Runs until SIGTERM or Ctrl-C, and then ships what it has. A process that was killed leaves nothing to clean up.
+    It tells people what happens (docs/notifications.md) and shows its numbers (docs/monitoring). With --json every
+    event is a line of JSON. Runs until SIGTERM or Ctrl-C, and then ships what it has. A process that was killed leaves
+    nothing to clean up.
     Exit codes: 0 stopped; 3 no policy has anything to do here.
     """
     import os
@@ -28,6 +30,7 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
     from drkit.errors import ConfigError
     from drkit.operations.choosing import find_policy
     from drkit.operations.serve import serve as run_duties
+    from drkit.operations.site_duties import say_start, site_duties
     from drkit.worker import has_schedules, scheduler_duties
 
     output = output_of(ctx)
@@ -41,7 +44,12 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
-        run_duties(workplace, chosen, output, stopping, scheduler_duties(workplace, chosen, output))
+        say_start(workplace, output)
+        more = [
+            *site_duties(workplace, output.event if output.json else None),
+            *scheduler_duties(workplace, chosen, output),
+        ]
+        run_duties(workplace, chosen, output, stopping, more)
     if threading.active_count() > 1:
         # Some thread waits for a store that never answers, and Python would wait for it. It can be cut anywhere.
         os._exit(0)

@@ -101,6 +101,7 @@ def back_up(
     recipients = recipients_of(policy.encryption.recipients, accept_single_key=policy.encryption.accept_single_key)
     with ExitStack() as stack:
         running = stack.enter_context(recorded_run(workplace.catalog, workplace.clock, "backup", policy.policy))
+        running.outcome = {"method": rule.method}
         states = stack.enter_context(base_states(workplace, running)) if rule.method == BASE else None
         job = _Job(workplace, policy, reporter, running, recipients)
         if incremental:

@@ -85,7 +85,21 @@ def run_drill(
         outcome.ended_at = workplace.clock()
         record_drill(workplace, outcome, reporter)
         running.outcome = {"verdict": outcome.verdict, "level": request.rule.level}
+        _tell(workplace, outcome)
         return outcome
+
+
+def _tell(workplace: Workplace, outcome: DrillOutcome) -> None:
+    facts = {
+        "run_id": outcome.run_id,
+        "policy": outcome.policy.policy,
+        "drill": outcome.request.rule.name,
+        "level": outcome.request.rule.level,
+        "verdict": outcome.verdict,
+        "missed": outcome.missed_objectives,
+        "error": outcome.error.message if outcome.error else None,
+    }
+    workplace.catalog.add_event("drill.ended", outcome.ended_at or workplace.clock(), facts)
 
 
 def _begin(workplace: Workplace, policy: Policy, stack: ExitStack) -> RunningRun:

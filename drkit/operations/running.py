@@ -33,12 +33,16 @@ _planned: ContextVar[str | None] = ContextVar("planned_run", default=None)
 
 
 class RunningRun:
-    """A run in progress; set ``outcome`` to what should be kept of its result."""
+    """A run in progress; set ``outcome`` to what should be kept of its result.
+
+    ``planned`` says that somebody planned it, who will try again or say that it was given up.
+    """
 
     def __init__(self, run: Run, lease: Lease) -> None:
         self.run = run
         self.lease = lease
         self.outcome: dict[str, Any] | None = None
+        self.planned = False
 
     @property
     def run_id(self) -> str:
@@ -85,12 +89,14 @@ def recorded_run(
     goes on, because adding a backup harms nobody and deleting re-checks the fence.
     """
     close_lost_runs(catalog, clock())
-    now = clock()
+    now, planned = clock(), _planned.get() is not None
     run = Run(_next_id(now), kind, policy, "running", now, socket.gethostname(), os.getpid(), now)
     lease = _acquire(catalog, alone or f"{kind}/{policy}", run)
     running = RunningRun(run, lease)
+    running.planned = planned
     try:
         catalog.start_run(run)
+        catalog.add_event("run.started", now, _facts(run))
         with _heartbeat(catalog, clock, running):
             yield running
     except BaseException as error:
@@ -117,9 +123,15 @@ def close_lost_runs(catalog: Catalog, now: datetime) -> list[Run]:
         if run.host == host and (not start_mark(run.pid) or silent):
             ended = dataclasses.replace(run, state="lost", ended_at=now, error="its process ended without a word")
             catalog.finish_run(ended)
-            catalog.add_event("run.lost", now, {"run_id": run.run_id, "kind": run.kind, "policy": run.policy})
+            catalog.add_event("run.lost", now, _facts(run))
             lost.append(ended)
     return lost
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """Return what an event says of a run; a backup's method as well, where it is known."""
+    facts = {"run_id": run.run_id, "kind": run.kind, "policy": run.policy}
+    return {**facts, **({"method": run.outcome["method"]} if run.outcome and "method" in run.outcome else {})}
 
 
 def _is_held(catalog: Catalog, run: Run) -> bool:
@@ -166,5 +178,5 @@ def _finish(catalog: Catalog, clock: Callable[[], datetime], running: RunningRun
     ended = dataclasses.replace(running.run, state=state, ended_at=clock(), error=message, outcome=running.outcome)
     with contextlib.nullcontext() if error is None else contextlib.suppress(CatalogError):
         catalog.finish_run(ended)
-        facts = {"run_id": ended.run_id, "kind": ended.kind, "policy": ended.policy, "error": message}
+        facts = {**_facts(ended), "error": message, **({"planned": True} if running.planned else {})}
         catalog.add_event(f"run.{state}", ended.ended_at or clock(), facts)

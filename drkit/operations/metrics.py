@@ -1,0 +1,291 @@
+"""The numbers of a site, as Prometheus reads them: from the catalog each time, so that a restart changes nothing.
+
+docs/monitoring/README.md lists the names; rules and a dashboard lie beside it. No label has values without an end:
+artifact ids, positions and file names are in none.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drkit import __version__
+from drkit.catalog.measures import DURATION_BUCKETS_S, NewestArtifact
+from drkit.operations import Workplace
+from drkit.operations.expectations import expectation_of
+from drkit.operations.health import Health
+from drkit.operations.lookout import CLOCK_MARGIN, free_and_size_bytes, restorable_to, watched_folders
+from drkit.policy import Policy
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_CACHED_S = 5.0
+_SIZES = 20
+_FEWEST_SIZES = 5
+
+GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "drkit_build_info": ("This drkit.", ("version",)),
+    "drkit_target_info": ("A policy that is there.", ("target", "engine", "tier", "site")),
+    "drkit_last_success_timestamp_seconds": ("When a run of that kind last succeeded.", ("target", "kind")),
+    "drkit_last_attempt_status": (
+        "1 when the newest run of that kind that ended succeeded, else 0.",
+        ("target", "kind"),
+    ),
+    "drkit_last_duration_seconds": ("How long the newest run of that kind took.", ("target", "kind")),
+    "drkit_newest_artifact_timestamp_seconds": ("The moment of the newest artifact.", ("target", "method")),
+    "drkit_schedule_interval_seconds": ("How often the schedule wants a backup.", ("target", "method")),
+    "drkit_restorable_from_timestamp_seconds": ("The oldest artifact's moment.", ("target",)),
+    "drkit_restorable_until_timestamp_seconds": ("The newest moment that can be restored.", ("target",)),
+    "drkit_rpo_exposure_seconds": (
+        "What a disaster now would cost, as time; proof=proven counts only what a drill has shown.",
+        ("target", "proof"),
+    ),
+    "drkit_rpo_target_seconds": ("The policy's RPO.", ("target",)),
+    "drkit_chain_gap_count": ("Gaps in the log that no base backup has ended yet.", ("target",)),
+    "drkit_backup_bytes": ("Bytes of the newest artifact: plain or stored.", ("target", "method", "stage")),
+    "drkit_backup_size_zscore": (
+        "How far the newest artifact's size is from the median of those before, in robust deviations.",
+        ("target", "method"),
+    ),
+    "drkit_copies": (
+        "How many copies of the newest artifact are in a failure domain.",
+        ("target", "failure_domain", "immutable"),
+    ),
+    "drkit_copies_target": ("How many stores the policy names.", ("target",)),
+    "drkit_drill_last_timestamp_seconds": (
+        "When a drill last ended, and how.",
+        ("target", "drill", "level", "verdict"),
+    ),
+    "drkit_drill_interval_seconds": ("How often the schedule wants a drill.", ("target", "drill")),
+    "drkit_drill_rto_seconds": ("RTO of the newest drill.", ("target", "drill", "stage")),
+    "drkit_drill_rto_target_seconds": ("The policy's RTO.", ("target",)),
+    "drkit_scratch_active": ("Scratch servers that are there.", ()),
+    "drkit_scratch_leaked": ("Scratch servers that could not be taken away: copies of data.", ()),
+    "drkit_worker_last_heartbeat_timestamp_seconds": ("When a run that goes on last showed that it lives.", ()),
+    "drkit_duty_last_tick_timestamp_seconds": ("When a duty of drkit serve last went round.", ("duty",)),
+    "drkit_key_age_seconds": ("Age of the signing key's file.", ("key",)),
+    "drkit_notification_last_proof_timestamp_seconds": ("When a notification last arrived.", ()),
+    "drkit_notifications_waiting": ("Notifications that did not arrive yet.", ()),
+    "drkit_problems": ("Problems that are open, by level.", ("level",)),
+    "drkit_volume_free_bytes": ("Room on the volume of a folder that drkit writes to.", ("volume",)),
+    "drkit_volume_size_bytes": ("Size of that volume.", ("volume",)),
+}
+HISTOGRAM = "drkit_backup_duration_seconds"
+_HISTOGRAM_HELP = "How long backups took that succeeded, since the catalog begins."
+
+
+class Collector:
+    """What `prometheus_client` asks; what was collected is good for a few seconds."""
+
+    def __init__(self, workplace: Workplace, health: Health) -> None:
+        self._workplace = workplace
+        self._health = health
+        self._turn = threading.Lock()
+        self._collected: list[Metric] = []
+        self._collected_s = 0.0
+
+    def collect(self) -> list[Metric]:
+        """Return every family; raise CatalogError when the catalog cannot be read."""
+        with self._turn:
+            if not self._collected or time.monotonic() - self._collected_s > _CACHED_S:
+                self._collected = list(_Reading(self._workplace, self._health).families())
+                self._collected_s = time.monotonic()
+            return self._collected
+
+
+class _Reading:
+    """One reading of everything; each method adds the samples of one subject."""
+
+    def __init__(self, workplace: Workplace, health: Health) -> None:
+        from prometheus_client.core import GaugeMetricFamily
+
+        self._workplace = workplace
+        self._health = health
+        self._measures = workplace.catalog.measures
+        self._now = workplace.clock()
+        self._gauges = {
+            name: GaugeMetricFamily(name, text, labels=list(labels)) for name, (text, labels) in GAUGES.items()
+        }
+
+    def families(self) -> Iterator[Metric]:
+        subjects: tuple[Callable[[], None], ...] = (
+            *(self._site, self._runs, self._artifacts, self._policies, self._drills),
+            *(self._scratches, self._telling, self._volumes),
+        )
+        for subject in subjects:
+            subject()
+        yield from self._gauges.values()
+        yield self._durations()
+
+    def _set(self, name: str, value: float, *labels: str) -> None:
+        self._gauges[name].add_metric(list(labels), value)
+
+    def _site(self) -> None:
+        self._set("drkit_build_info", 1, __version__)
+        for duty, ticked_at in self._health.last_ticks().items():
+            self._set("drkit_duty_last_tick_timestamp_seconds", ticked_at.timestamp(), duty)
+        signing = self._workplace.site.keys.signing
+        if signing is not None and signing.exists():
+            self._set("drkit_key_age_seconds", self._now.timestamp() - signing.stat().st_mtime, "signing")
+        beat_at = self._measures.newest_heartbeat()
+        if beat_at is not None:
+            self._set("drkit_worker_last_heartbeat_timestamp_seconds", beat_at.timestamp())
+
+    def _runs(self) -> None:
+        for run in self._measures.last_runs():
+            if run.succeeded_at is not None:
+                self._set("drkit_last_success_timestamp_seconds", run.succeeded_at.timestamp(), run.policy, run.kind)
+            self._set("drkit_last_attempt_status", run.last_state == "succeeded", run.policy, run.kind)
+            self._set("drkit_last_duration_seconds", run.last_duration_s, run.policy, run.kind)
+
+    def _artifacts(self) -> None:
+        self._newest: dict[str, list[NewestArtifact]] = {}
+        for item in self._measures.newest_artifacts(self._now + CLOCK_MARGIN):
+            self._newest.setdefault(item.policy, []).append(item)
+            labels = (item.policy, item.method)
+            self._set("drkit_newest_artifact_timestamp_seconds", item.restorable_to_at.timestamp(), *labels)
+            self._set("drkit_backup_bytes", item.plain_bytes, *labels, "plain")
+            self._set("drkit_backup_bytes", item.stored_bytes, *labels, "stored")
+            score = size_zscore(self._measures.stored_sizes(*labels, _SIZES + 1))
+            if score is not None:
+                self._set("drkit_backup_size_zscore", score, *labels)
+
+    def _policies(self) -> None:
+        restorable = {item.policy: item for item in self._measures.restorable()}
+        gaps = [item.policy for item in self._workplace.catalog.outbox.problems() if item.level == "gap"]
+        for name, policy in self._workplace.policies.items():
+            tier = "" if policy.tier is None else str(policy.tier)
+            site = self._workplace.site.folder.resolve().name
+            self._set("drkit_target_info", 1, name, policy.target.engine, tier, site)
+            self._set("drkit_chain_gap_count", gaps.count(name), name)
+            self._promises(policy)
+            self._copies(policy)
+            if name in restorable:
+                first = restorable[name]
+                self._set("drkit_restorable_from_timestamp_seconds", first.from_at.timestamp(), name)
+                until = restorable_to(self._workplace, policy, self._newest.get(name, ()))
+                self._exposure(name, until, first.proven_to_at)
+
+    def _promises(self, policy: Policy) -> None:
+        expectation = expectation_of(policy, self._now)
+        for due in expectation.backups:
+            self._set("drkit_schedule_interval_seconds", due.every.total_seconds(), policy.policy, due.what)
+        for due in expectation.drills:
+            self._set("drkit_drill_interval_seconds", due.every.total_seconds(), policy.policy, due.what)
+        goals = policy.objectives
+        if goals.rpo is not None:
+            self._set("drkit_rpo_target_seconds", goals.rpo.total_seconds(), policy.policy)
+        if goals.rto is not None:
+            self._set("drkit_drill_rto_target_seconds", goals.rto.total_seconds(), policy.policy)
+
+    def _copies(self, policy: Policy) -> None:
+        newest = max(self._newest.get(policy.policy, ()), key=lambda item: item.restorable_to_at, default=None)
+        domains: dict[tuple[str, str], int] = {}
+        for name in policy.stores:
+            store = self._workplace.site.stores[name]
+            key = (store.failure_domain or name, "yes" if store.object_lock else "no")
+            domains[key] = domains.get(key, 0) + (newest is not None and name in newest.stores)
+        for (domain, immutable), count in domains.items():
+            self._set("drkit_copies", count, policy.policy, domain, immutable)
+        self._set("drkit_copies_target", len(policy.stores), policy.policy)
+
+    def _exposure(self, target: str, until: datetime | None, proven_to_at: datetime | None) -> None:
+        if until is not None:
+            self._set("drkit_restorable_until_timestamp_seconds", until.timestamp(), target)
+        for proof, moment in (("unproven", until), ("proven", proven_to_at)):
+            if moment is not None:
+                exposed = max(self._now - moment, timedelta())
+                self._set("drkit_rpo_exposure_seconds", exposed.total_seconds(), target, proof)
+
+    def _drills(self) -> None:
+        for item in self._measures.last_drills():
+            labels = (item.policy, item.drill, item.level, item.verdict)
+            self._set("drkit_drill_last_timestamp_seconds", item.ended_at.timestamp(), *labels)
+            if item.rto_s is not None:
+                self._set("drkit_drill_rto_seconds", item.rto_s, item.policy, item.drill, "verified")
+
+    def _scratches(self) -> None:
+        leaked = [item for item in self._workplace.catalog.outbox.problems() if item.level == "leaked"]
+        self._set("drkit_scratch_active", len(self._workplace.catalog.scratches()))
+        self._set("drkit_scratch_leaked", len(leaked))
+
+    def _telling(self) -> None:
+        outbox = self._workplace.catalog.outbox
+        sent_at = outbox.last_sent_at()
+        if sent_at is not None:
+            self._set("drkit_notification_last_proof_timestamp_seconds", sent_at.timestamp())
+        self._set("drkit_notifications_waiting", outbox.waiting())
+        levels = [problem.level for problem in outbox.problems()]
+        for level in sorted(set(levels)):
+            self._set("drkit_problems", levels.count(level), level)
+
+    def _volumes(self) -> None:
+        for volume, folder in watched_folders(self._workplace).items():
+            try:
+                free, size = free_and_size_bytes(folder)
+            except OSError:
+                continue
+            self._set("drkit_volume_free_bytes", free, volume)
+            self._set("drkit_volume_size_bytes", size, volume)
+
+    def _durations(self) -> Metric:
+        from prometheus_client.core import HistogramMetricFamily
+
+        family = HistogramMetricFamily(HISTOGRAM, _HISTOGRAM_HELP, labels=["target"])
+        for item in self._measures.durations():
+            buckets = [
+                (str(float(bound)), float(count)) for bound, count in zip(DURATION_BUCKETS_S, item.within, strict=True)
+            ]
+            family.add_metric([item.policy], [*buckets, ("+Inf", float(item.count))], sum_value=item.sum_s)
+        return family
+
+
+def size_zscore(sizes: Sequence[int]) -> float | None:
+    """Return how far the first size is from the median of the others, in robust deviations; None for too few.
+
+    The deviation is 1.4826 times the median absolute deviation, and a hundredth of the median at the least: sizes that
+    were all the same must not make a byte more an alarm.
+    """
+    newest, before = (sizes[0] if sizes else 0), sizes[1:]
+    if len(before) < _FEWEST_SIZES:
+        return None
+    median = statistics.median(before)
+    deviation = 1.4826 * statistics.median(abs(size - median) for size in before)
+    return (newest - median) / max(deviation, median / 100, 1.0)
+
+
+def render(collector: Collector, accept: str = "") -> tuple[bytes, str]:
+    """Return the numbers as text, and its content type: OpenMetrics for who asks for it."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once(collector.collect()))
+    encoder, content_type = choose_encoder(accept)
+    return encoder(registry), content_type
+
+
+class _Once:
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families
+
+    def describe(self) -> Sequence[Any]:
+        return ()
+
+
+def write_textfile(path: Path, collector: Collector) -> None:
+    """Put the numbers into a file, whole or not at all; whoever reads the file needs no other rights."""
+    text, _ = render(collector)
+    unfinished = path.with_name(f".{path.name}.new")
+    unfinished.write_bytes(text)
+    unfinished.chmod(0o644)
+    unfinished.replace(path)

@@ -1,0 +1,188 @@
+"""The numbers are right at once, from the catalog; they are served, kept in a file, and named in the documents."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from drkit.model import Run
+from drkit.operations.health import Health
+from drkit.operations.metrics import GAUGES, HISTOGRAM, Collector, render, size_zscore, write_textfile
+from drkit.operations.metrics_server import answering
+from tests.fixtures.bucket import NOW, entry_of, make_manifest
+from tests.fixtures.site import ReadySite
+from tests.fixtures.telling import Telling, telling
+
+MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def told(ready_site: ReadySite) -> Iterator[Telling]:
+    more = "objectives: {rpo: 26h, rto: 2h}\ndrills: [{name: weekly, schedule: '0 4 * * sun'}]\n"
+    path = ready_site.write_policy("orders", more=more)
+    path.write_text(path.read_text().replace("{method: dump}", '{method: dump, schedule: "0 2 * * *"}'))
+    with telling(ready_site) as lent:
+        yield lent
+
+
+def health_of(told: Telling) -> Health:
+    return Health(told.clock, {"notifier": timedelta(minutes=5)})
+
+
+def fill(told: Telling) -> None:
+    """Let a week of backups, a drill and a failure have happened."""
+    for day in range(7, 0, -1):
+        at = NOW - timedelta(days=day)
+        told.catalog.index_artifact(entry_of(make_manifest(at=at, content=b"x" * (1000 + day))))
+        run = Run(f"R{day}", "backup", "orders", "succeeded", at, "h", 1, at, ended_at=at + timedelta(seconds=90))
+        told.catalog.finish_run(run)
+    failed = Run("R0", "backup", "orders", "failed", NOW, "h", 1, NOW, ended_at=NOW + timedelta(seconds=5), error="no")
+    told.catalog.finish_run(failed)
+    told.catalog.start_run(Run("R9", "drill", "orders", "running", NOW, "h", 1, NOW))
+    record = {"kind": "drill", "policy": "orders", "drill": "weekly", "verdict": "passed", "run_id": "D"}
+    record |= {"selection": {"level": "works"}, "rto_ms": 112_000, "artifact_id": "A"}
+    record |= {"ended_at": "2026-11-21T12:00:00.000000+00:00", "restored_to_at": "2026-11-20T12:00:00.000000+00:00"}
+    told.catalog.index_evidence(record, "0" * 64, ["primary"])
+    told.event("run.failed", run_id="R0", kind="backup", policy="orders", method="dump", error="no")
+
+
+def samples_of(told: Telling) -> Samples:
+    text, _ = render(Collector(told.workplace, health_of(told)))
+    families = list(text_string_to_metric_families(text.decode()))
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples[(name, tuple(sorted(labels.items())))]
+
+
+def test_they_are_what_the_catalog_says(told: Telling) -> None:
+    fill(told)
+    found = samples_of(told)
+    newest = (NOW - timedelta(days=1)).timestamp()
+    assert value(found, "drkit_newest_artifact_timestamp_seconds", target="orders", method="dump") == newest
+    assert value(found, "drkit_restorable_until_timestamp_seconds", target="orders") == newest
+    oldest = (NOW - timedelta(days=7)).timestamp()
+    assert value(found, "drkit_restorable_from_timestamp_seconds", target="orders") == oldest
+    assert value(found, "drkit_rpo_exposure_seconds", target="orders", proof="unproven") == 86400
+    assert value(found, "drkit_rpo_exposure_seconds", target="orders", proof="proven") == 2 * 86400
+    assert value(found, "drkit_rpo_target_seconds", target="orders") == 26 * 3600
+    assert value(found, "drkit_last_attempt_status", target="orders", kind="backup") == 0
+    succeeded = newest + 90
+    assert value(found, "drkit_last_success_timestamp_seconds", target="orders", kind="backup") == succeeded
+    assert value(found, "drkit_last_duration_seconds", target="orders", kind="backup") == pytest.approx(5, abs=0.01)
+    assert value(found, "drkit_backup_bytes", target="orders", method="dump", stage="stored") == 1001
+    assert value(found, "drkit_schedule_interval_seconds", target="orders", method="dump") == 86400
+    assert value(found, "drkit_drill_rto_seconds", target="orders", drill="weekly", stage="verified") == 112
+    drill = {"target": "orders", "drill": "weekly", "level": "works", "verdict": "passed"}
+    assert value(found, "drkit_drill_last_timestamp_seconds", **drill) == (NOW - timedelta(days=1)).timestamp()
+    domain = told.workplace.site.stores["primary"].failure_domain or "primary"
+    assert value(found, "drkit_copies", target="orders", failure_domain=domain, immutable="no") == 1
+    assert value(found, "drkit_problems", level="failed") == 1
+    assert value(found, "drkit_notification_last_proof_timestamp_seconds") == NOW.timestamp()
+    assert value(found, f"{HISTOGRAM}_bucket", target="orders", le="60.0") == 0
+    assert value(found, f"{HISTOGRAM}_bucket", target="orders", le="300.0") == 7
+    assert value(found, f"{HISTOGRAM}_count", target="orders") == 7
+
+
+def test_a_policy_without_artifacts_is_there_too(told: Telling) -> None:
+    found = samples_of(told)
+    info = {"target": "orders", "engine": "postgres", "tier": "", "site": "site"}
+    assert value(found, "drkit_target_info", **info) == 1
+    assert not [name for name, _ in found if name == "drkit_newest_artifact_timestamp_seconds"]
+
+
+def test_no_label_has_values_without_an_end(told: Telling) -> None:
+    fill(told)
+    artifact_ids = {entry.manifest.artifact_id for entry in told.catalog.artifacts()}
+    labels = {text for _, pairs in samples_of(told) for _, text in pairs}
+    assert not labels & artifact_ids
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([100, 100, 100], None),
+        ([1000] * 6, 0.0),
+        ([1005] + [1000] * 6, 0.5),
+        ([0] + [1000] * 6, -100.0),
+        ([500, 1000, 1010, 990, 1000, 1005], -67.4),
+    ],
+)
+def test_how_far_a_size_is_from_those_before(sizes: list[int], expected: float | None) -> None:
+    found = size_zscore(sizes)
+    assert found == (None if expected is None else pytest.approx(expected, abs=20 if expected < -50 else 0.01))
+
+
+class TestServed:
+    def get(self, url: str, **headers: str) -> tuple[int, str, bytes]:
+        request = urllib.request.Request(url, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status, answer.headers["Content-Type"], answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers["Content-Type"], error.read()
+
+    def test_metrics_and_health(self, told: Telling) -> None:
+        fill(told)
+        health = health_of(told)
+        with answering("127.0.0.1:0", Collector(told.workplace, health), health) as (host, port):
+            base = f"http://{host}:{port}"
+            status, kind, body = self.get(f"{base}/metrics")
+            assert (status, b"drkit_build_info{" in body) == (200, True)
+            assert kind.startswith("text/plain")
+            status, kind, body = self.get(f"{base}/metrics", Accept="application/openmetrics-text; version=1.0.0")
+            assert (status, body[-6:]) == (200, b"# EOF\n")
+            assert kind.startswith("application/openmetrics-text")
+            assert self.get(f"{base}/healthz")[0] == 200
+            assert self.get(f"{base}/secrets")[0] == 404
+            told.clock.forward(minutes=6)
+            status, _, body = self.get(f"{base}/healthz")
+            assert status == 503
+            assert json.loads(body)["duties"][0]["state"] == "silent"
+            health.tick("notifier")
+            assert self.get(f"{base}/healthz")[0] == 200
+
+    def test_a_catalog_that_cannot_be_read_is_no_numbers(self, told: Telling) -> None:
+        health = health_of(told)
+        told.catalog.path.write_bytes(b"not a catalog" * 1000)
+        with answering("127.0.0.1:0", Collector(told.workplace, health), health) as (host, port):
+            assert self.get(f"http://{host}:{port}/metrics")[0] == 503
+
+    def test_the_file_is_whole_and_others_can_read_it(self, told: Telling, tmp_path: Path) -> None:
+        path = tmp_path / "drkit.prom"
+        path.write_text("old")
+        write_textfile(path, Collector(told.workplace, health_of(told)))
+        assert path.read_text().startswith("# HELP")
+        assert path.stat().st_mode & 0o777 == 0o644
+        assert [item.name for item in tmp_path.glob("*.prom*")] == ["drkit.prom"]
+
+
+class TestDocuments:
+    def exported(self, told: Telling) -> set[str]:
+        fill(told)
+        told.event("sandbox.leaked", scratch_id="S", locator="/srv/s", error="no")
+        return {name for name, _ in samples_of(told)}
+
+    def test_all_metrics_are_exported(self, told: Telling) -> None:
+        assert set(GAUGES) - self.exported(told) <= {"drkit_backup_size_zscore"} - self.exported(told)
+
+    @pytest.mark.parametrize("name", ["rules.yml", "rules_test.yml", "dashboard.json"])
+    def test_every_metric_that_is_named_is_exported(self, told: Telling, name: str) -> None:
+        named = set(re.findall(r"\bdrkit_[a-z_]+", (MONITORING / name).read_text()))
+        assert named - {"drkit_backup_duration_seconds"} <= self.exported(told)
+
+    def test_every_metric_is_documented_with_its_labels_and_nothing_else(self) -> None:
+        rows = re.findall(r"^\| `(drkit_\w+)` \| ([^|]*) \|", (MONITORING / "README.md").read_text(), re.MULTILINE)
+        documented = {name: tuple(part for part in labels.split(", ") if part) for name, labels in rows}
+        assert documented == {name: labels for name, (_, labels) in GAUGES.items()} | {HISTOGRAM: ("target",)}
