@@ -134,7 +134,10 @@ class Outbox(Protocol):
         """Remove what was done before that moment."""
 
 
-_LOOKED_AT = "coalesce((select event_id from event_readers where reader = 'notify'), 0)"
+_NEWS = (
+    "select event_id, at, name, facts from events where event_id >"
+    " coalesce((select event_id from event_readers where reader = 'notify'), 0) order by event_id limit ?"
+)
 _MESSAGES = (
     "select message_id, channel, kind, identity, level, policy, title, body, made_at, due_at, digest, attempts, facts"
     " from outbox"
@@ -164,8 +167,7 @@ class SqliteOutbox(Outbox):
 
     def has_news(self) -> bool:
         """Tell whether there are events that were not looked at."""
-        found = self._read(f"select 1 from events where event_id > {_LOOKED_AT} limit 1")
-        return bool(found)
+        return bool(self._read(_NEWS, (1,)))
 
     def problems(self) -> list[Problem]:
         """Return the problems that are open, oldest first."""
@@ -262,10 +264,7 @@ class _SqliteTurn:
 
     def events(self, limit: int) -> list[CatalogEvent]:
         """Return the next events that were not looked at, oldest first."""
-        found = self._connection.execute(
-            f"select event_id, at, name, facts from events where event_id > {_LOOKED_AT} order by event_id limit ?",
-            (limit,),
-        ).fetchall()
+        found = self._connection.execute(_NEWS, (limit,)).fetchall()
         return [event_of(row) for row in found]
 
     def done_with(self, event_id: int) -> None:

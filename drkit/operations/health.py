@@ -15,7 +15,7 @@ from drkit.units import format_utc
 class Health:
     """Is told by the duties, from their threads, and asked by whoever watches the process.
 
-    ``patience`` names the duties that go rounds, and how old the last round of each may be. A duty that fails goes none.
+    ``patience`` names the duties that go rounds, and how old the last round of each may be. One that fails goes none.
     """
 
     clock: Callable[[], datetime]

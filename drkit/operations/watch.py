@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from drkit import bucket
 from drkit.errors import EXIT_PROBLEMS, ConfigError, IntegrityError, StoreError, StoreMissing
+from drkit.model import LogManifest, OplogManifest
 from drkit.operations.artifacts import read_manifest
 from drkit.operations.evidence import read_record
 from drkit.operations.expectations import Due, Expectation, expectation_of
@@ -127,7 +128,8 @@ class _Reader:
     def _newest(self) -> dict[str, datetime]:
         keys = (item.key for item in self._store.list(bucket.artifacts_prefix(self._policy)))
         ids = sorted((place[1] for key in keys if (place := bucket.parse_manifest_key(key))), reverse=True)
-        wanted = {rule.method for rule in self._rules.backups} if self._rules else set()
+        log = self._rules.continuous_rule if self._rules else None
+        wanted = {rule.method for rule in self._rules.backups if rule is not log} if self._rules else set()
         newest: dict[str, datetime] = {}
         for artifact_id in ids[:_MOST_READ]:
             try:
@@ -140,16 +142,18 @@ class _Reader:
             if manifest.covers.to_at <= self._now + CLOCK_MARGIN:
                 known = newest.get(manifest.method)
                 newest[manifest.method] = max(manifest.covers.to_at, known) if known else manifest.covers.to_at
-            if newest and wanted - {"wal", "oplog"} <= newest.keys():
+            if newest and wanted <= newest.keys():
                 break
         return newest
 
     def _log_at(self) -> datetime | None:
-        if self._rules is None or self._rules.rule("wal") is None:
+        rule = self._rules.continuous_rule if self._rules else None
+        if rule is None:
             return None
+        document = LogManifest if rule.method == "wal" else OplogManifest
         for key in reversed(list_log_manifests(self._store, self._policy)[-_MOST_READ:]):
             try:
-                made_at = read_trusted_log(self._store, self._signers, self._policy, key)[0].made_at
+                made_at = read_trusted_log(self._store, self._signers, self._policy, key, document)[0].made_at
             except StoreMissing:
                 continue
             except IntegrityError as error:
@@ -209,9 +213,9 @@ def judge(seen: Sighting, rules: Policy | None, max_age: timedelta | None, now: 
 def _judge_log(
     seen: Sighting, rules: Policy, expectation: Expectation, newest: datetime | None, now: datetime
 ) -> Iterator[Condition]:
-    wal, rpo = rules.rule("wal"), expectation.rpo
-    if wal is not None:
-        allowed = max(rpo or _LOG_SILENT_AFTER, 2 * wal.max_unshipped + _SLACK)
+    log, rpo = rules.continuous_rule, expectation.rpo
+    if log is not None:
+        allowed = max(rpo or _LOG_SILENT_AFTER, 2 * log.max_unshipped + _SLACK)
         if seen.log_at is None or now - seen.log_at > allowed:
             yield _absent(seen, "log-silent", "log", f"newest log {_age(seen.log_at, now)}, allowed {_say(allowed)}")
     elif rpo is not None and newest is not None and now - newest > rpo:
