@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.fixtures.pruning import HOUR, PruneWorld, prune_world
+from drkit import bucket
+from drkit.canonical import canonical_json
+from drkit.errors import Busy, CatalogError, ConfigError, StoreUnavailable
+from drkit.model import ArtifactEntry
+from drkit.operations.check import gather
+from drkit.operations.holds import hold_artifact, release_artifact
+from drkit.operations.judgement import judge
+from drkit.operations.prune import PruneResult, prune
+from drkit.operations.running import recorded_run
+from drkit.operations.selection import find_artifacts
+from drkit.retention import Decision
+from drkit.retention_documents import Hold
+from drkit.signing import TOMBSTONE_NAMESPACE
+from drkit.stores import ObjectInfo, read_object
+from drkit.stores.memory import MemoryStore
+from drkit.units import format_utc
+from tests.fixtures.pruning import DAY, HOUR, PruneWorld, Silent, prune_world
 from tests.fixtures.site import ReadySite
 
 
@@ -17,7 +34,7 @@ def world(ready_site: ReadySite, tmp_path: Path) -> Iterator[PruneWorld]:
         yield made
 
 
-def names(entries: list) -> list[str]:
+def names(entries: Sequence[ArtifactEntry]) -> list[str]:
     return [entry.manifest.artifact_id for entry in entries]
 
 
@@ -42,3 +59,363 @@ def test_what_goes_is_marked_first_and_deleted_after_its_grace(world: PruneWorld
     )
     third = world.prune()
     assert (third.marked, third.removed, third.plan.removed) == ([], [], [])
+
+
+def marked_ids(world: PruneWorld) -> set[str]:
+    keys = [item.key for item in world.stores["primary"].list(bucket.tombstones_prefix("orders"))]
+    return {Path(key).stem for key in keys if key.endswith(".json")}
+
+
+def find(result: PruneResult, name: str) -> Decision:
+    return next(item for item in result.plan.artifacts if item.name == name)
+
+
+# The plan and its number.
+
+
+def test_a_dry_run_writes_nothing_and_has_the_number_of_the_run_after_it(world: PruneWorld) -> None:
+    world.back_up(6)
+    before, events = world.keys(), len(world.catalog.events())
+    dry = world.prune(dry_run=True)
+    assert (world.keys(), len(world.catalog.events()), world.catalog.runs()) == (before, events, [])
+    world.now += HOUR
+    assert world.prune(confirmed=dry.plan.digest[:16]).plan.digest == dry.plan.digest
+    assert len(marked_ids(world)) == 3
+
+
+def test_a_plan_that_is_another_by_now_is_not_carried_out(world: PruneWorld) -> None:
+    world.back_up(6)
+    dry = world.prune(dry_run=True)
+    world.back_up(1)
+    result = world.prune(confirmed=dry.plan.digest)
+    assert result.blocked.startswith("the plan is another by now")
+    assert marked_ids(world) == set()
+    assert [item["state"] for item in world.catalog.events() if item["name"] == "prune.state"] == ["blocked"]
+
+
+def test_much_at_once_needs_a_confirmation(world: PruneWorld) -> None:
+    world.retention = {"last": 3}
+    world.back_up(8)
+    result = world.prune()
+    assert result.blocked == "5 of 8 artifacts would go, and 30 % at once is the most that goes without a confirmation"
+    assert marked_ids(world) == set()
+    assert len(world.prune(confirmed=result.plan.digest).marked) == 5
+    world.now += 25 * HOUR
+    assert len(world.prune().removed) == 5, "what was confirmed and marked goes without asking again"
+
+
+def test_without_retention_everything_stays(world: PruneWorld) -> None:
+    world.back_up(2)
+    policy = world.policy.model_copy(update={"retention": None})
+    with pytest.raises(ConfigError, match="has no retention, so everything stays"):
+        prune(world.workplace, policy, Silent())
+
+
+# What forbids it.
+
+
+class Down(MemoryStore):
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        raise StoreUnavailable(f"store {self.name} does not answer")
+
+
+def test_a_store_out_of_reach_may_hold_a_hold(world: PruneWorld) -> None:
+    world.back_up(6)
+    world.stores["offsite"] = Down("offsite", now=lambda: world.now)
+    result = world.prune()
+    assert "store offsite cannot be read, and a hold may be in it" in result.plan.suspended[0]
+    assert (result.plan.removed, marked_ids(world)) == ([], set())
+
+
+def test_what_the_catalog_does_not_know_counts_and_what_only_it_knows_does_not(world: PruneWorld) -> None:
+    entries = world.back_up(4)
+    for entry in entries[1:]:
+        world.catalog.forget_artifact(entry.manifest.artifact_id)
+    ghost = world.bucket.add(at=world.now, stores=())
+    world.catalog.index_artifact(ghost)
+    result = world.prune()
+    assert [item.name for item in result.plan.removed] == [entries[0].manifest.artifact_id]
+    assert ghost.manifest.artifact_id not in {item.name for item in result.plan.artifacts}
+
+
+def test_a_clock_that_went_back_and_one_that_is_apart_from_the_stores(world: PruneWorld) -> None:
+    world.back_up(6)
+    world.now -= 3 * DAY
+    result = world.prune()
+    assert any("ahead of this host's clock" in reason for reason in result.plan.suspended)
+    assert result.plan.removed == []
+    world.now += 3 * DAY
+    ours = world.now
+    world.stores["offsite"]._now = lambda: ours + HOUR
+    result = world.prune()
+    assert result.plan.suspended[0] == "the clocks of this host and of store offsite are 1:00:00 apart"
+    assert marked_ids(world) == set()
+
+
+def test_a_clock_that_jumped_ahead_ends_no_grace_by_itself(world: PruneWorld) -> None:
+    world.back_up(6)
+    world.prune()
+    world.now += 10 * DAY
+    result = world.prune()
+    assert (result.removed, result.state) == ([], "suspended")
+    assert len(world.ids()) == 6
+
+
+@pytest.mark.parametrize("kind", ["restore", "drill"])
+def test_what_is_being_read_is_not_deleted(world: PruneWorld, kind: str) -> None:
+    world.back_up(6)
+    world.prune()
+    world.now += 25 * HOUR
+    with recorded_run(world.catalog, lambda: world.now, kind, "orders"):
+        result = world.prune()
+        assert result.removed == []
+        assert f"a {kind} runs since" in result.notes[0]
+    assert len(world.prune().removed) == 3
+
+
+def test_another_prune_holds_the_lease(world: PruneWorld) -> None:
+    world.back_up(6)
+    with recorded_run(world.catalog, lambda: world.now, "prune", "orders"), pytest.raises(Busy):
+        world.prune()
+    other = canonical_json(
+        {
+            "format": "drkit-lease",
+            "version": 1,
+            "holder": "elsewhere/1@1",
+            "fence": 7,
+            "expires_at": format_utc(world.now + HOUR / 10),
+        }
+    )
+    world.stores["primary"].replace(bucket.lease_key("prune-orders"), other, expected=None)
+    with pytest.raises(Busy, match="elsewhere/1@1 holds its lease in store primary"):
+        world.prune()
+    world.now += HOUR
+    assert len(world.prune().marked) == 3, "it expired"
+
+
+def test_a_lease_that_is_lost_ends_the_deleting(world: PruneWorld) -> None:
+    world.back_up(6)
+    world.prune()
+    world.now += 25 * HOUR
+    offsite = world.stores["offsite"]
+    deleting = offsite.delete
+
+    def steal(key: str, **options: object) -> None:
+        deleting(key, **options)
+        lease = world.catalog.lease("prune/orders")
+        assert lease is not None
+        world.catalog.release_lease(lease)
+        world.catalog.acquire_lease("prune/orders", "somebody", HOUR, world.now)
+        offsite.delete = deleting
+
+    offsite.delete = steal
+    with pytest.raises(Busy, match="the lease prune/orders was lost, so nothing more is deleted"):
+        world.prune()
+    assert len(world.ids()) == 5
+
+
+# Holds, and taking back.
+
+
+def test_a_hold_keeps_an_artifact_until_its_release_and_then_a_whole_grace(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    first = entries[0].manifest.artifact_id
+    hold_artifact(world.workplace, first, "lawsuit 17")
+    assert "held: lawsuit 17" in find(world.prune(), first).reasons
+    assert [row.held for row in world.catalog.artifact_rows("orders")] == [False] * 5 + [True]
+    world.now += 25 * HOUR
+    assert first not in world.prune().removed
+    world.back_up(1)
+    release_artifact(world.workplace, first)
+    assert first in world.prune().marked
+    world.now += 23 * HOUR
+    assert first not in world.prune().removed
+    world.now += 2 * HOUR
+    assert first in world.prune().removed
+    with pytest.raises(CatalogError, match="no artifact starts with"):
+        release_artifact(world.workplace, first)
+
+
+def test_what_is_marked_is_taken_back_by_a_hold_and_its_tombstone_explains_nothing(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    first = entries[0].manifest.artifact_id
+    world.prune()
+    hold_artifact(world.workplace, first, "taken back")
+    world.now += 25 * HOUR
+    result = world.prune()
+    assert first not in result.removed
+    assert len(result.removed) == 2
+    for store in world.stores.values():
+        for name in ("manifest.json", "manifest.json.sig", "database-1.zst.age"):
+            store.delete(bucket.artifact_prefix("orders", first) + name)
+    found = find_artifacts(world.workplace, "orders")
+    assert [entry.manifest.artifact_id for entry in found.unexplained] == [first]
+    findings = judge(gather(world.stores, world.bucket.signers, world.catalog), {}, world.now).policies[0].findings
+    assert {item.code for item in findings} >= {"chain-gap"}
+
+
+def test_what_a_policy_wants_again_is_revived_and_marked_anew_later(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    third = entries[2].manifest.artifact_id
+    world.prune()
+    world.retention = {"last": 4, "max_removed_percent": 100}
+    world.now += 25 * HOUR
+    result = world.prune()
+    assert (result.revived, len(result.removed)) == ([third], 2)
+    assert world.prune().revived == [], "once is enough"
+    world.retention = {"last": 3, "max_removed_percent": 100}
+    assert world.prune().marked == [third]
+    assert world.prune().removed == []
+    world.now += 25 * HOUR
+    assert world.prune().removed == [third]
+
+
+def test_a_hold_that_came_while_a_prune_deletes_stops_it(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    world.prune()
+    world.now += 25 * HOUR
+    offsite = world.stores["offsite"]
+    deleting = offsite.delete
+
+    def delete(key: str, **options: object) -> None:
+        offsite.delete = deleting
+        deleting(key, **options)
+        hold_artifact(world.workplace, entries[0].manifest.artifact_id, "wait")
+
+    offsite.delete = delete
+    with pytest.raises(Busy, match="a hold was placed on policy orders meanwhile"):
+        world.prune()
+    assert entries[0].manifest.artifact_id in world.ids()
+    world.prune()
+    assert world.ids() == {entries[0].manifest.artifact_id, *names(entries)[3:]}
+
+
+def test_decisions_reach_a_store_that_was_away(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    offsite, world.stores["offsite"] = world.stores["offsite"], Down("offsite")
+    change = hold_artifact(world.workplace, entries[5].manifest.artifact_id, "audit")
+    assert change.failures == ()
+    world.stores["offsite"] = offsite
+    key = bucket.hold_key("orders", change.holds[0].hold_id)
+    offsite.delete(key)
+    offsite.delete(bucket.signature_key(key))
+    world.prune()
+    assert offsite.head(key)
+    assert offsite.head(bucket.signature_key(key))
+
+
+# Attackers who may write to the bucket.
+
+
+STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+def test_a_forged_tombstone_and_one_that_was_moved_bury_nothing(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    world.prune()
+    newest, marked = names(entries)[5], names(entries)[0]
+    world.bucket.key, own = STRANGER, world.bucket.key
+    world.bucket.bury(entries[5])
+    world.bucket.key = own
+    for name, store in world.stores.items():
+        for suffix in ("", ".sig"):
+            data = read_object(store, bucket.tombstone_key("orders", marked) + suffix)
+            store.put(bucket.tombstone_key("orders", names(entries)[4]) + suffix, [data])
+        assert name
+    world.now += 25 * HOUR
+    result = world.prune()
+    assert sorted(result.removed) == names(entries)[:3]
+    assert newest in world.ids()
+    findings = judge(gather(world.stores, world.bucket.signers, world.catalog), {}, world.now).policies[0].findings
+    assert {"tombstone-untrusted", "tombstone-misplaced"} <= {item.code for item in findings}
+
+
+def test_a_forged_hold_stops_everything_and_is_reported(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    world.bucket.key, own = STRANGER, world.bucket.key
+    hold = Hold(
+        repo_id="repo-1",
+        policy="orders",
+        artifact_id=names(entries)[0],
+        hold_id="01JD0000000000000000000000",
+        reason="mine",
+        placed_at=world.now,
+    )
+    world.bucket.put_signed(bucket.hold_key("orders", hold.hold_id), hold.to_bytes(), TOMBSTONE_NAMESPACE)
+    world.bucket.key = own
+    result = world.prune()
+    assert "a hold is not believed" in result.plan.suspended[0]
+    findings = judge(gather(world.stores, world.bucket.signers, world.catalog), {}, world.now).policies[0].findings
+    assert {item.code for item in findings} == {"hold-untrusted"}
+
+
+@pytest.mark.parametrize("way", ["deleted", "changed", "released by the release of another"])
+def test_a_hold_cannot_be_lifted_by_writing_to_the_bucket(world: PruneWorld, way: str) -> None:
+    entries = world.back_up(6)
+    first, second = names(entries)[:2]
+    held = hold_artifact(world.workplace, first, "lawsuit").holds[0]
+    other = hold_artifact(world.workplace, second, "other").holds[0]
+    release_artifact(world.workplace, second)
+    key, released = bucket.hold_key("orders", held.hold_id), bucket.release_key("orders", other.hold_id)
+    for store in world.stores.values():
+        for suffix in ("", ".sig"):
+            if way == "released by the release of another":
+                content = read_object(store, released + suffix)
+                store.put(bucket.release_key("orders", held.hold_id) + suffix, [content])
+                continue
+            content = read_object(store, key + suffix)
+            store.delete(key + suffix)
+            if way == "changed":
+                store.put(key + suffix, [content.replace(first.encode(), second.encode())])
+    for _ in range(3):
+        assert first not in world.prune().removed
+        world.now += 25 * HOUR
+    assert first in world.ids()
+    findings = judge(gather(world.stores, world.bucket.signers, world.catalog), {}, world.now).policies[0].findings
+    assert {item.code for item in findings} & {"hold-gone", "hold-untrusted", "hold-misplaced"}
+
+
+def test_forged_newer_manifests_drive_out_nothing(world: PruneWorld) -> None:
+    entries = world.back_up(3)
+    world.bucket.key, own = STRANGER, world.bucket.key
+    heads = dict(world.bucket.heads)
+    for days in range(6):
+        world.bucket.add(at=world.now - days * HOUR)
+    world.bucket.key, world.bucket.heads = own, heads
+    assert world.prune().plan.removed == []
+    assert set(names(entries)) <= world.ids()
+
+
+def test_a_marked_artifact_whose_manifest_was_changed_is_looked_at_and_not_swept_away(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    first = names(entries)[0]
+    world.prune()
+    key = bucket.manifest_key("orders", first)
+    for store in world.stores.values():
+        store.delete(key)
+        store.put(key, [b"{}"])
+    world.now += 25 * HOUR
+    assert len(world.prune().removed) == 2
+    assert first in world.ids()
+
+
+# The chain, and what comes after.
+
+
+def test_the_chain_is_whole_afterwards_and_check_finds_nothing_wrong(world: PruneWorld) -> None:
+    world.back_up(6)
+    for _ in range(3):
+        world.prune()
+        world.now += 25 * HOUR
+        world.back_up(1)
+    verdict = judge(gather(world.stores, world.bucket.signers, world.catalog), {}, world.now).policies[0]
+    assert verdict.findings == ()
+    assert find_artifacts(world.workplace, "orders").unexplained == []
+
+
+def test_the_newest_link_stays_even_when_its_drill_failed(world: PruneWorld) -> None:
+    entries = world.back_up(4)
+    world.bucket.prove(entries[3], "failed", at=world.now)
+    world.now += 4 * DAY
+    result = world.prune(dry_run=True)
+    assert "the chain goes on from it" in find(result, names(entries)[3]).reasons
