@@ -324,3 +324,13 @@ def test_ten_years_of_an_ordinary_policy_stay_small_and_keep_every_promise() -> 
     assert site.refusals > 50
     oldest = min(item.at for item in site.artifacts.values())
     assert site.now - oldest > 2000 * DAY, "seven years, each with its newest"
+
+
+def test_a_year_without_any_rule_keeps_the_minimum() -> None:
+    site = Site(Rules(), Guards(minimum=4), seed=2)
+    for _ in range(365):
+        site.now += DAY
+        site.take("dump")
+        site.prune()
+    assert len(sound(site.artifacts.values(), site.clock)) >= 4
+    assert len(site.artifacts) < 12
