@@ -117,9 +117,17 @@ def _copy(workplace: Workplace, policy: Policy, job: Job, reporter: Reporter) ->
     return {"copied": len(result.copied), "records": len(result.records)}
 
 
+def _prune(workplace: Workplace, policy: Policy, job: Job, reporter: Reporter) -> Mapping[str, Any]:  # noqa: ARG001
+    from drkit.operations.prune import prune
+
+    result = prune(workplace, policy, reporter)
+    return {"marked": len(result.marked), "removed": len(result.removed), "blocked": result.blocked}
+
+
 KINDS: Mapping[str, JobKind] = {
     "backup": JobKind(_back_up, catch_up=timedelta(days=31), reads_source=True),
     "drill": JobKind(_drill, missed="all_within", catch_up=timedelta(days=7), further_stores=False, can_stall=False),
+    "prune": JobKind(_prune, cron=lambda config: config.prune, wanted=lambda policy: policy.retention is not None),
     "copy": JobKind(_copy, cron=lambda config: config.copy_missing, wanted=lambda policy: len(policy.stores) > 1),
 }
 """Every kind of job; housekeeping adds a line here, and its time to `drkit.site_scheduler`."""

@@ -96,7 +96,10 @@ def decide(
     into = f"coalesced into the one due at {_told(newest)}"
     decisions = [Decision(due_at, "coalesced", f"{_absent(leapt=leapt)}; {into}") for due_at in older]
     if running is not None:
-        return [*decisions, Decision(newest, "skipped", f"overlap: the one due at {_told(running.due_at)} still runs")]
+        return [
+            *decisions,
+            Decision(newest, "skipped", f"overlap: the one due at {_told(running.due_at)} has not ended"),
+        ]
     decisions += [
         Decision(item.due_at, "coalesced", f"not begun before the next was due; {into}", is_new=False)
         for item in unfinished

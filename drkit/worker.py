@@ -223,7 +223,8 @@ class Worker:
         if failure == "cancelled":
             return Ending("failed", error, failure, error)
         policy = self._policies.get(item.policy)
-        moot_at = self._planner.next_due(item.schedule, item.due_at) or max(now, item.due_at) + _EXTRA_MOOT
+        # What came due while this one ran was skipped because of it, so only the one after now makes it moot.
+        moot_at = self._planner.next_due(item.schedule, now) or now + _EXTRA_MOOT
         rpo = policy.objectives.rpo if policy else None
         again_at = next_attempt(failure, item.attempts, now, moot_at=moot_at, rpo=rpo)  # type: ignore[arg-type]
         if again_at is not None:

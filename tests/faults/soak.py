@@ -42,6 +42,7 @@ CRONS = {
     "backup/ledger/base": "10 */3 * * *",
     "drill/orders/often": "20 */2 * * *",
 }
+TOOLS = ("drkit.cli.job", "faults.soak --serve", "pg_dump", "pg_basebackup", "pg_receivewal", "psql")
 DISK_BYTES = 48 << 20
 
 
@@ -231,14 +232,13 @@ class Soak:
 
     def processes(self) -> dict[int, str]:
         """Return every process of this site: serve, its jobs and their tools."""
-        words = (str(self.site.folder), f"port={self.server.port}", f":{self.server.port}", str(self.server.folder))
+        places = (str(self.site.folder), str(self.server.folder), str(self.server.port))
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                tool = any(name in command for name in ("drkit", "pg_dump", "pg_basebackup", "pg_receivewal", "psql"))
-                ours = any(word in command for word in words) or str((folder / "cwd").readlink()) == words[0]
-                if tool and ours and int(folder.name) != os.getpid() and "versitygw" not in command:
+                ours = any(place in command for place in places) or str((folder / "cwd").readlink()) == places[0]
+                if ours and any(tool in command for tool in TOOLS):
                     found[int(folder.name)] = command
         return found
 
@@ -280,7 +280,8 @@ def judge(soak: Soak) -> dict[str, Any]:
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert [run for run in runs if run.state == "running"] == []
     assert scratches == []
-    assert soak.processes() == {}
+    left = soak.processes()
+    assert left == {}, left
     client, uploads = soak.bucket.server.client(), []
     for bucket in client.list_buckets()["Buckets"]:
         uploads += client.list_multipart_uploads(Bucket=bucket["Name"]).get("Uploads", [])

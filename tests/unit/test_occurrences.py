@@ -71,7 +71,7 @@ def test_one_that_still_runs_is_not_run_twice() -> None:
     running = row(NOW - HOUR, "dispatched")
     assert states(DAILY, 0, unfinished=(running,)) == "skipped"
     (decision,) = decide(DAILY, [NOW], NOW, [running])
-    assert decision.reason == "overlap: the one due at 2026-11-22T11:00:00+00:00 still runs"
+    assert decision.reason == "overlap: the one due at 2026-11-22T11:00:00+00:00 has not ended"
     assert states(DRILL, 0, unfinished=(running,)) == "due"
 
 
