@@ -31,7 +31,7 @@ _KEPT = 100
 _AT_ONCE = 500
 _LEAP_S = 60.0
 _OLD_NEWS = timedelta(days=1)
-_GAPS: Mapping[str, str] = {"wal.gap": "base", "oplog.gap": "dump"}
+_GAPS: Mapping[str, str] = {"wal.gap": "base", "oplog.gap": "dump", "oplog.timeline": "dump"}
 """Events after which nothing can be restored until there is a new backup of that method."""
 
 
@@ -208,7 +208,9 @@ class Planner:
                 schedule = self._schedules.get(schedule_name) or Schedule(
                     schedule_name, "backup", policy, method, Recurrence("0 0 1 1 *")
                 )
-                extra = Decision(at, "due", f"{name}: a {method} at once, because the log has a gap")
+                extra = Decision(
+                    at, "due", f"{name}: a {method} at once, because no later moment can be restored without one"
+                )
                 waiting = [item for item in book.unfinished(schedule_name) if item.state == "due" and item.due_at < at]
                 covered = [
                     Decision(item.due_at, "coalesced", f"a {method} is taken because of {name}", is_new=False)

@@ -137,11 +137,23 @@ def test_a_gap_in_the_log_has_a_base_taken_at_once(ledger: OccurrenceLedger, cat
     catalog.add_event("wal.gap", START + HOUR, {"policy": "ledger", "reason": "the slot was lost"})
     (news,) = planner.tick(START + HOUR)
     assert (news.decision.due_at, news.decision.state) == (START + HOUR, "due")
-    assert news.decision.reason == "wal.gap: a base at once, because the log has a gap"
+    assert news.decision.reason == "wal.gap: a base at once, because no later moment can be restored without one"
     assert planner.tick(START + HOUR) == []
     assert Planner(ledger, []).tick(START + HOUR) == []
     (item,) = ledger.waiting(START + HOUR)
     assert (item.policy, item.what) == ("ledger", "base")
+
+
+def test_a_gap_in_the_oplog_has_a_dump_taken(ledger: OccurrenceLedger, catalog: SqliteCatalog) -> None:
+    planner = Planner(ledger, [])
+    planner.tick(START)
+    for name in ("oplog.gap", "oplog.timeline", "oplog.state"):
+        catalog.add_event(name, START + HOUR, {"policy": name.replace(".", "-")})
+    news = planner.tick(START + HOUR)
+    assert [(item.schedule.policy, item.schedule.what) for item in news] == [
+        ("oplog-gap", "dump"),
+        ("oplog-timeline", "dump"),
+    ]
 
 
 def test_a_gap_while_a_base_runs_needs_another(ledger: OccurrenceLedger, catalog: SqliteCatalog) -> None:
@@ -201,6 +213,7 @@ class TestClaims:
 
 
 POLICY = """\
+retention: {last: 3}
 drills:
   - {name: weekly, schedule: "0 6 * * sat", timezone: America/New_York, catch_up: 2d}
 """
@@ -222,7 +235,7 @@ class TestPolicies:
     def test_every_rule_is_a_schedule(self, schedules: list[Schedule]) -> None:
         names = [item.name for item in schedules]
         assert names[:3] == ["backup/orders/dump", "backup/orders/dump-2", "drill/orders/weekly"]
-        assert "copy/orders" in names
+        assert {"copy/orders", "prune/orders"} <= set(names)
         first, second, drill, *_ = schedules
         assert timedelta() < first.recurrence.offset < timedelta(minutes=30)
         assert second.recurrence.dst == "utc"

@@ -1,0 +1,82 @@
+"""A run that is cancelled leaves nothing behind: no child, no session on the server, no upload."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+
+from drkit.app import open_app
+from drkit.model import Run
+from tests.fixtures.postgres import PostgresServer
+from tests.fixtures.site import ReadySite
+
+LONG = timedelta(hours=1)
+SESSIONS = (
+    "select application_name, wait_event_type from pg_stat_activity where datname = current_database()"
+    " and pid <> pg_backend_pid() and application_name like any (array['drkit%', 'pg_dump%'])"
+)
+
+
+@pytest.fixture
+def locked(postgres: PostgresServer) -> Iterator[str]:
+    """Lend a database with a table that somebody has locked."""
+    name = postgres.create_database(None, "create table t (id int); insert into t values (1)")
+    with postgres.connect(name) as connection:
+        connection.execute("begin")
+        connection.execute("lock table t in access exclusive mode")
+        yield name
+        connection.rollback()
+    postgres.drop_database(name)
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    deadline_s = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.05)
+
+
+def running(site: ReadySite) -> list[Run]:
+    with open_app(site.site_file) as workplace:
+        return workplace.catalog.runs(state="running")
+
+
+def test_a_backup_that_waits_on_the_server_is_ended_there_too(
+    ready_site: ReadySite, postgres: PostgresServer, locked: str
+) -> None:
+    path = ready_site.write_policy("orders", ready_site.write_secret("url", postgres.url(locked).reveal()))
+    path.write_text(path.read_text().replace('keys/url"', f'keys/url", databases: [{locked}]'))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    command = [sys.executable, "-c", "from drkit.cli import main; main()", "backup", "orders"]
+    with subprocess.Popen(command, cwd=ready_site.folder, env=environment, stderr=subprocess.PIPE) as process:
+        until(lambda: any(kind == "Lock" for _, kind in postgres.execute(SESSIONS, locked)), "it waits for the lock")
+        (run,) = running(ready_site)
+        done = ready_site.call("run", "cancel", run.run_id)
+        assert (done.returncode, done.stdout) == (0, f"run {run.run_id} has ended: interrupted\n"), done.stderr
+        assert process.wait(timeout=30) == 130
+    until(lambda: not postgres.execute(SESSIONS, locked), "no session of ours is left on the server")
+    stored = {path.name for path in (ready_site.store_folder / "policies").rglob("*") if path.is_file()}
+    assert stored <= {"globals.zst.age"}, "something that was not finished was stored"
+    events = ready_site.call("run", "list", "--json").stdout
+    assert '"state": "interrupted"' in events
+
+
+def test_what_cannot_be_cancelled_is_said(ready_site: ReadySite) -> None:
+    assert ready_site.call("run", "cancel", "01ABC").returncode == 10
+    with open_app(ready_site.site_file) as workplace:
+        catalog, now = workplace.catalog, workplace.clock()
+        ship = Run("01SHIP", "ship", "orders", "running", now, os.uname().nodename, os.getpid(), now)
+        far = Run("01FAR", "backup", "orders", "running", now, "elsewhere", 1, now)
+        for run in (ship, far):
+            catalog.start_run(run)
+        catalog.acquire_lease("backup/orders", "elsewhere/1@x#01FAR", LONG, now)
+    for run_id, words in (("01SHIP", "is part of drkit serve"), ("01FAR", "is of host elsewhere")):
+        done = ready_site.call("run", "cancel", run_id)
+        assert done.returncode == 4
+        assert words in done.stderr
