@@ -116,7 +116,7 @@ def test_any_number_of_planners_write_each_moment_once(ledger: OccurrenceLedger)
     planners = [Planner(ledger, schedules) for _ in range(3)]
     now = START
     planned: Counter[tuple[str, datetime]] = Counter()
-    for _ in range(400):
+    for _ in range(150):
         now += timedelta(minutes=dice.randint(1, 30))
         index = dice.randrange(3)
         if dice.random() < 0.1:
