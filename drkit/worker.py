@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ LOOK_S = 0.5
 _RECLAIM_S = 5.0
 _LATE = timedelta(minutes=10)
 _SILENT_FOR = timedelta(minutes=2)
+_FOREIGN_SILENT_FOR = timedelta(minutes=10)
 _HARD_AFTER_S = 5.0
 _PASSED = ("passed", "passed_with_findings", None)
 _EXTRA_MOOT = timedelta(days=1)
@@ -97,21 +99,28 @@ class Worker:
         if time.monotonic() - self._reclaimed_s > _RECLAIM_S:
             self._reclaim()
             self._reclaimed_s = time.monotonic()
+        held = self._ledger.held()
         for item in self._ledger.waiting(self._clock()):
-            self._begin(item)
+            self._begin(item, held)
 
     # Beginning
 
-    def _begin(self, item: Occurrence) -> None:
+    def _begin(self, item: Occurrence, held: Counter[str]) -> None:
+        """Claim and start what is due, where ``held`` leaves room: a claim that cannot succeed is not asked for."""
+        if held["site"] >= self._config.limits.runs:
+            return
         policy = self._policies.get(item.policy)
         if policy is None or item.kind not in KINDS:
             self._leave(item)
             return
         now = self._clock()
         run_id = new_id(self._workplace.clock())
-        claim = Claim(item.occurrence_id, self._holder, run_id, self._limits(item, policy))
-        if not self._ledger.claim(claim, now):
+        limits = self._limits(item, policy)
+        if any(held[thing] >= most for thing, most in limits.items()):
             return
+        if not self._ledger.claim(Claim(item.occurrence_id, self._holder, run_id, limits), now):
+            return
+        held.update(limits.keys())
         claimed = replace(item, run_id=run_id, holder=self._holder, attempts=item.attempts + 1)
         if claimed.attempts == 1 and now - item.due_at > _LATE:
             facts = {**facts_of(item), "late_s": (now - item.due_at).total_seconds(), "reason": item.reason}
@@ -140,7 +149,7 @@ class Worker:
                 url = resolve(policy.target.url, folder=self._workplace.site.folder).reveal()
                 self._hosts[policy.policy] = urlsplit(url).hostname or "local"
             except (DrkitError, ValueError):
-                return ""
+                self._hosts[policy.policy] = ""
         return self._hosts[policy.policy]
 
     def _start(self, item: Occurrence) -> None:
@@ -237,17 +246,29 @@ class Worker:
 
     def _reclaim(self) -> None:
         mine = {doing.item.occurrence_id for doing in self._doing}
-        orphans = [item for item in self._ledger.dispatched() if item.occurrence_id not in mine]
-        gone = [item for item in orphans if item.holder == self._holder or _is_dead(item.holder)]
-        if not gone:
+        others = [item for item in self._ledger.dispatched() if item.occurrence_id not in mine]
+        if all(ProcessIdentity.parse(item.holder).is_known_alive() for item in others):
             return
         close_lost_runs(self._workplace.catalog, self._workplace.clock())
-        for item in gone:
-            self._take_up(item, self._run_of(item))
+        for item in others:
+            holder, run = ProcessIdentity.parse(item.holder), self._run_of(item)
+            if item.holder == self._holder or holder.is_known_dead():
+                self._take_up(item, run)
+            elif not holder.is_known_alive() and self._is_silent(item, run):
+                self._finish(item, "lost", f"nothing was heard of {item.holder} any more")
 
     def _run_of(self, item: Occurrence) -> Run | None:
         runs = self._workplace.catalog.runs(policy=item.policy, limit=500)
         return next((run for run in runs if run.run_id == item.run_id), None)
+
+    def _is_silent(self, item: Occurrence, run: Run | None) -> bool:
+        """Tell whether a holder of another host is gone, as far as time can tell; its lease has expired by then.
+
+        In a container every restart is another host. One that comes back all the same finds its lease taken over, and
+        commits nothing.
+        """
+        silent_for = self._clock() - item.decided_at if run is None else self._workplace.clock() - run.heartbeat_at
+        return silent_for > _FOREIGN_SILENT_FOR
 
     def _take_up(self, item: Occurrence, run: Run | None) -> None:
         """Write down how the attempt of a dead process ended; a child of it that still lives is waited for."""
@@ -274,8 +295,9 @@ class Worker:
         for doing in self._doing:
             doing.asked = "stopping"
             doing.partner.ask_to_end()
+        until_s = time.monotonic() + _HARD_AFTER_S
         for doing in list(self._doing):
-            doing.partner.wait(_HARD_AFTER_S)
+            doing.partner.wait(max(until_s - time.monotonic(), 0))
             with suppress(CatalogError):
                 self._end(doing, "interrupted")
 
@@ -293,7 +315,3 @@ def scheduler_duties(workplace: Workplace, policies: Sequence[Policy], reporter:
 def has_schedules(workplace: Workplace, policies: Sequence[Policy]) -> bool:
     """Tell whether anything of the policies comes round by itself."""
     return bool(schedules_of(policies, workplace.site.scheduler))
-
-
-def _is_dead(holder: str) -> bool:
-    return ProcessIdentity.parse(holder).is_known_dead()

@@ -191,8 +191,9 @@ def salvage(old: Path, new: Path) -> list[str]:
             try:
                 connection.execute("attach ? as old", (f"{old.absolute().as_uri()}?mode=ro",))
                 connection.execute(statement)
-            except sqlite3.DatabaseError:
-                lost.append(table)
+            except sqlite3.DatabaseError as error:
+                if "no such table: old." not in str(error):  # the old one was made before there was such a table
+                    lost.append(table)
             finally:
                 with suppress(sqlite3.OperationalError):
                     connection.execute("detach old")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _LONGEST_WAIT = timedelta(hours=2)
 _AHEAD = timedelta(minutes=5)
 """How far the clocks of hosts that share a catalog may differ without anything being done about it."""
 _ROWS = "select * from occurrences "
+_HELD = "select thing, count(*) as many from claims group by thing"
 _OF_RUN = """
     select * from occurrences where occurrence_id in (select occurrence_id from attempts where run_id = ?)"""
 _PLAN = """
@@ -159,12 +161,16 @@ class OccurrenceLedger:
         """Return up to when each schedule's moments are in the ledger."""
         return {row["schedule"]: parse_utc(row["cursor_at"]) for row in self._read("select * from schedules")}
 
-    def waiting(self, now: datetime, limit: int = 500) -> list[Occurrence]:
+    def waiting(self, now: datetime, limit: int = 2000) -> list[Occurrence]:
         """Return what is due and may begin, the oldest first."""
         return self._found(
             _ROWS + "where state = 'due' and not_before_at <= ? order by due_at, schedule limit ?",
             (format_utc(now), limit),
         )
+
+    def held(self) -> Counter[str]:
+        """Return how many jobs hold each thing that limits count."""
+        return Counter({row["thing"]: row["many"] for row in self._read(_HELD)})
 
     def dispatched(self) -> list[Occurrence]:
         """Return what somebody runs."""

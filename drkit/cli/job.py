@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _TELL_EVERY_S = 1.0
+_CLEAN_UP_WITHIN_S = 60.0
 
 
 class Line:
@@ -96,6 +98,8 @@ def _end_with_serve() -> None:
         while os.read(0, 4096):
             pass
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_CLEAN_UP_WITHIN_S)
+    os._exit(1)  # what does not let itself be ended would keep the work from whoever takes it up
 
 
 if __name__ == "__main__":

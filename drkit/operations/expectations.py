@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from drkit.policy import BackupRule, DrillRule, Policy
+from drkit.schedule import Recurrence
 
+_LONGEST = timedelta(days=366 * 30)
 GRACE = timedelta(hours=1)
 """How long a scheduled run may take before it is missed."""
 
@@ -44,15 +46,17 @@ def expectation_of(policy: Policy, now: datetime) -> Expectation:
 
 
 def _dues(rules: Iterable[tuple[str, BackupRule | DrillRule]], now: datetime) -> tuple[Due, ...]:
-    return tuple(due_of(what, rule.schedule, rule.timezone, now) for what, rule in rules if rule.schedule is not None)
+    return tuple(
+        due_of(what, Recurrence(rule.schedule, rule.timezone, rule.dst, rule.jitter or timedelta()), now)
+        for what, rule in rules
+        if rule.schedule is not None
+    )
 
 
-def due_of(what: str, schedule: str, timezone: str, now: datetime) -> Due:
-    """Return the last time that ``schedule`` came round, a grace period ago or longer."""
-    from zoneinfo import ZoneInfo
+def due_of(what: str, schedule: Recurrence, now: datetime) -> Due:
+    """Return the last time that ``schedule`` came round, a grace period ago or longer.
 
-    from cronsim import CronSim
-
-    past = CronSim(schedule, (now - GRACE).astimezone(ZoneInfo(timezone)), reverse=True)
-    last, before = next(past).astimezone(UTC), next(past).astimezone(UTC)
-    return Due(what, last, last - before)
+    What it adds to each moment (the whole of a jitter) is patience: a backup taken before that counts as well.
+    """
+    before, last = schedule.newest(now - _LONGEST, now - GRACE, 2)[-2:]
+    return Due(what, last - schedule.offset, last - before)

@@ -18,6 +18,7 @@ from drkit.model import ArtifactEntry, Run
 from drkit.operations.check import gather
 from drkit.operations.expectations import Due, Expectation, due_of
 from drkit.operations.judgement import CheckReport, PolicyVerdict, judge
+from drkit.schedule import Recurrence
 from drkit.signing import MANIFEST_NAMESPACE
 from drkit.stores import ObjectInfo
 from drkit.stores.memory import MemoryStore
@@ -375,5 +376,5 @@ def test_only_the_policies_asked_for_are_read(scene: Scene) -> None:
 )
 def test_what_was_due_last(now: str, since: str) -> None:
     moment = datetime.fromisoformat(now).replace(tzinfo=UTC)
-    due = due_of("dump", "0 2 * * *", "Europe/Berlin", moment)
+    due = due_of("dump", Recurrence("0 2 * * *", "Europe/Berlin"), moment)
     assert due == Due("dump", datetime.fromisoformat(since).replace(tzinfo=UTC), DAY)
