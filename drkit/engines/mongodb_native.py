@@ -64,6 +64,10 @@ class _View:
     live: tuple[str, ...]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.pinned, *self.live)
+
+    @property
     def unpinned(self) -> frozenset[Namespace]:
         return frozenset((self.database, name) for name in self.live)
 
@@ -164,7 +168,9 @@ class NativeDump(LogicalDump):
                 "size_bytes": plan.size_bytes,
                 "excluded": list(plan.excluded),
             }
-            reading = Reading(self._options.parallel or PARALLEL, self._snapshot.concern, view.unpinned)
+            counted = {(plan.name, name): before.counts.documents[f"{plan.name}.{name}"] for name in view.names}
+            parallel = self._options.parallel or PARALLEL
+            reading = Reading(parallel, self._snapshot.concern, view.unpinned, counted)
             with open_archive(self._client, self._server, collections, reading) as chunks:
                 yield self._watched(part.name, chunks, facts, before)
 

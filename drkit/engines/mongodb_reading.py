@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +28,7 @@ from drkit.mongo_archive_writer import Batch
 from drkit.stream import Abandoned
 from drkit.units import MIB
 
-_BATCH_BYTES = 4 * MIB
+_BATCH_BYTES = 2 * MIB
 _MOST_DOCUMENTS = 20_000
 SPLIT_BYTES = 64 * MIB
 _SAMPLES_PER_RANGE = 20
@@ -44,11 +44,13 @@ class Reading:
     """How to read: ``parallel`` cursors at once, with which read concern; None for the server's own.
 
     ``unpinned`` are collections that cannot be read with it. Those of ``split_bytes`` and more are read in ranges.
+    ``documents`` are how many each has, where that was counted.
     """
 
     parallel: int
     concern: ReadConcern | None = None
     unpinned: frozenset[Namespace] = frozenset()
+    documents: Mapping[Namespace, int] = field(default_factory=dict)
     split_bytes: int = SPLIT_BYTES
 
 
@@ -73,7 +75,7 @@ class _Failure:
 def open_batches(client: Client, collections: Sequence[RawCollection], reading: Reading) -> Iterator[Iterator[Batch]]:
     """Lend the batches of all collections, and after the last of each a mark; the readers end with the context.
 
-    Up to two batches for each cursor are in memory, of 4 MiB or one document. Errors of a reader are raised to the
+    Up to two batches for each cursor are in memory, of 2 MiB or one document. Errors of a reader are raised to the
     taker.
     """
     readers = _Readers(client, reading, _plan(client, collections, reading))
@@ -90,7 +92,7 @@ def _plan(client: Client, collections: Sequence[RawCollection], reading: Reading
         if not collection.has_documents:
             sized.append((0, _Task(collection.namespace, 0)))
             continue
-        documents, average_bytes = estimate(client, collection.namespace)
+        documents, average_bytes = estimate(client, collection.namespace, reading.documents.get(collection.namespace))
         batch_documents = max(1, min(_MOST_DOCUMENTS, _BATCH_BYTES // average_bytes))
         size_bytes = documents * average_bytes
         ranges = min(reading.parallel, size_bytes // max(reading.split_bytes // 2, 1))
