@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import bson
 import numpy as np
@@ -93,12 +93,22 @@ class _Content:
     closed: bool = False
 
 
+class ArchiveSink(Protocol):
+    """Takes what an archive holds while it is read, before its checksums were compared."""
+
+    def begin(self, collections: Sequence[CollectionSummary]) -> None:
+        """Take the definitions of all collections; their documents are still to come."""
+
+    def take(self, namespace: Namespace, documents: bytes, ends: Sequence[int]) -> None:
+        """Take whole documents of one collection, one after another, and where each ends."""
+
+
 class ArchiveReader:
     """Takes an archive in chunks of any size and says at the end what it holds.
 
     ``feed`` raises IntegrityError at the first byte that cannot be right, ``finish`` when the archive is cut short.
     With ``identifiers`` also for a document without an ``_id`` of its own. ``on_oplog`` is given the entries of the
-    archive's oplog as they pass, whole ones; their checksum comes after them.
+    archive's oplog as they pass, whole ones; their checksum comes after them. A ``sink`` is given all the rest.
     """
 
     def __init__(
@@ -107,16 +117,19 @@ class ArchiveReader:
         digests: bool = True,
         identifiers: Identifiers | None = None,
         on_oplog: Callable[[bytes], None] | None = None,
+        sink: ArchiveSink | None = None,
     ) -> None:
         self._digests = digests
         self._identifiers = identifiers
         self._on_oplog = on_oplog
+        self._sink = sink
         self._buffer = bytearray()
         self._consumed_bytes = 0
         self._step: Callable[[], bool] = self._read_magic
         self._header: Mapping[str, Any] | None = None
         self._contents: dict[Namespace, _Content] = {}
         self._current: _Content | None = None
+        self._current_namespace: Namespace = ("", "")
         self._current_name = ""
 
     def feed(self, chunk: bytes) -> None:
@@ -167,6 +180,8 @@ class ArchiveReader:
         if self._at_terminator():
             self._drop(_LENGTH.size)
             self._step = self._read_header_of_block
+            if self._sink is not None:
+                self._sink.begin([self._summary(*item) for item in self._contents.items()])
             return True
         document = self._take_document("the metadata of a collection")
         if document is None:
@@ -199,7 +214,7 @@ class ArchiveReader:
             return False
         namespace = self._namespace_of(document)
         content = self._contents.get(namespace) or self._buckets_of(namespace)
-        self._current_name = _label(namespace)
+        self._current_namespace, self._current_name = namespace, _label(namespace)
         if content is None:
             raise self._damage(f"collection {self._current_name} has documents and is not listed")
         if content.closed:
@@ -290,6 +305,8 @@ class ArchiveReader:
             self._on_oplog(documents)
         if self._identifiers is not None and content.database:
             self._require_sound(self._identifiers.take(self._current_name, documents, ends))
+        if self._sink is not None and content.database:
+            self._sink.take(self._current_namespace, documents, ends)
 
     def _require_sound(self, fault: str) -> None:
         if fault:

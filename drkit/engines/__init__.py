@@ -16,6 +16,9 @@ from typing import Any, Literal, Protocol
 from drkit.credentials import Secret
 from drkit.model import ChildRecord, Difference, Fingerprint, LogPosition
 
+Via = Literal["stream", "local", "tools", "native"]
+"""The ways of engines that have several: base has stream and local, dump of mongodb has tools and native."""
+
 
 @dataclass(frozen=True)
 class ParentBase:
@@ -50,7 +53,7 @@ class BackupOptions:
     lock_timeout_s: float = 60
     idle_timeout_s: float = 300
     work_folder: Path = Path()
-    via: Literal["stream", "local", "tools", "native"] | None = None
+    via: Via | None = None
     parallel: int | None = None
     rate_bytes_s: int | None = None
     parent: ParentBase | None = None
@@ -153,7 +156,8 @@ class RestoreOptions:
     ``tables`` limits the load to the named ones (``schema.table``, ``database.collection``), ``exclude_tables`` leaves
     some out, ``renames`` gives databases or collections other names; `registry.restore_choices` says which of these an
     engine knows. ``scratch`` says that the server is a sandbox of
-    ours: globals are loaded as its superuser and a full-speed load may trade durability. With ``stage_folder``, a
+    ours: globals are loaded as its superuser and a full-speed load may trade durability. ``via`` is as for a backup;
+    None leaves it to the engine. With ``stage_folder``, a
     private folder with room for the plain bytes, parts may be staged there for a parallel load; without it they are
     streamed.
     """
@@ -165,6 +169,7 @@ class RestoreOptions:
     renames: Mapping[str, str] = field(default_factory=dict)
     jobs: int = 2
     scratch: bool = False
+    via: Via | None = None
     stage_folder: Path | None = None
     idle_timeout_s: float = 600
     work_folder: Path = Path()

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pymongo.errors import OperationFailure
 
 from drkit.credentials import Secret
 from drkit.engines import RestoreOptions
-from drkit.engines.mongodb_client import Client, blamed_on_mongodump, connect, dump_argv, parse_url, tool_config
+from drkit.engines.mongodb_client import (
+    Client,
+    Endpoint,
+    ServerFacts,
+    blamed_on_mongodump,
+    connect,
+    dump_argv,
+    parse_url,
+    read_server,
+    tool_config,
+)
 from drkit.engines.mongodb_fingerprint import fingerprint_of, has_digests
+from drkit.engines.mongodb_native import PARALLEL, open_archive, read_dumpable
+from drkit.engines.mongodb_reading import Reading
 from drkit.errors import IntegrityError, SourceError
 from drkit.fingerprint import compare_fingerprints, describe_difference
 from drkit.model import Difference, Fingerprint
 from drkit.mongo_archive import read_archive
-from drkit.mongo_binaries import mongo_binary
+from drkit.mongo_binaries import dump_way, mongo_binary
 from drkit.mongo_ids import Identifiers
 from drkit.process import Command, open_producer
 from drkit.units import format_count
+
+_OpenArchive = Callable[[str], AbstractContextManager[Iterator[bytes]]]
 
 
 def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
@@ -28,23 +45,43 @@ def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerp
     What the server itself finds wrong with a restored collection (its command ``validate``) is a fact of it.
     """
     endpoint = parse_url(url)
-    mongodump = mongo_binary("mongodump")
     found: dict[str, Fingerprint] = {}
-    with tool_config(endpoint, options.work_folder) as config:
+    with _archives(endpoint, options) as dump:
         for part in options.parts:
             database = str(options.details["parts"][part]["label"])
             digests = has_digests(options.details["parts"][part].get("fingerprint", {}))
-            command = Command(dump_argv(mongodump, config, database))
-            with (
-                open_producer(command, idle_timeout_s=options.idle_timeout_s) as producer,
-                blamed_on_mongodump(database),
-            ):
-                found[part] = fingerprint_of(read_archive(producer.chunks(), digests=digests))
+            with dump(database) as chunks:
+                found[part] = fingerprint_of(read_archive(chunks, digests=digests))
     if options.scratch:
         with connect(endpoint) as client:
             for fingerprint in found.values():
                 validate(client, fingerprint)
     return found
+
+
+@contextmanager
+def _archives(endpoint: Endpoint, options: RestoreOptions) -> Iterator[_OpenArchive]:
+    """Lend a function that dumps one database, by the way that the options say."""
+    with ExitStack() as stack:
+        if dump_way(options.via) == "native":
+            client = stack.enter_context(connect(endpoint, options.idle_timeout_s))
+            yield partial(_read_by_drkit, client, read_server(client))
+        else:
+            config = stack.enter_context(tool_config(endpoint, options.work_folder))
+            yield partial(_read_by_mongodump, mongo_binary("mongodump"), config, options.idle_timeout_s)
+
+
+def _read_by_drkit(client: Client, server: ServerFacts, database: str) -> AbstractContextManager[Iterator[bytes]]:
+    return open_archive(client, server, read_dumpable(client, database), Reading(PARALLEL))
+
+
+@contextmanager
+def _read_by_mongodump(
+    mongodump: Path, config: Path, idle_timeout_s: float, database: str
+) -> Iterator[Iterator[bytes]]:
+    command = Command(dump_argv(mongodump, config, database))
+    with open_producer(command, idle_timeout_s=idle_timeout_s) as producer, blamed_on_mongodump(database):
+        yield producer.chunks()
 
 
 def validate(client: Client, fingerprint: Fingerprint) -> None:

@@ -19,14 +19,14 @@ from drkit.canonical import canonical_json
 from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions
 from drkit.engines.mongodb_apply import Applier, Replayed, ReplayOptions, Totals
-from drkit.engines.mongodb_client import Client, Endpoint, connect, parse_url, read_server, tool_config
+from drkit.engines.mongodb_client import Client, Endpoint, connect, parse_url, read_server
 from drkit.engines.mongodb_indexes import BuildOutcome, build_indexes, build_view, require_built
 from drkit.engines.mongodb_marker import Marker, new_marker, read_marker, remove_marker, require_same, write_marker
 from drkit.engines.mongodb_oplog import read_newest
 from drkit.engines.mongodb_placing import Placing, place_parts
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.engines.mongodb_replay_scope import catalog_at_dump, name_in_target, totals_at_dump
-from drkit.engines.mongodb_restore import LoadSession, require_empty, take_back
+from drkit.engines.mongodb_restore import LoadSession, open_load, require_empty, take_back
 from drkit.errors import SourceError
 from drkit.oplog import OplogTs
 from drkit.oplog_selection import Selection
@@ -64,8 +64,7 @@ def open_replay(url: Secret, options: RestoreOptions, request: ReplayRequest) ->
                 require_empty(client, endpoint, placing)
         else:
             require_same(marker, request.artifact_id, choice, endpoint.server)
-    with tool_config(endpoint, options.work_folder) as config:
-        load = LoadSession(endpoint, options, server, config, placings)
+    with open_load(endpoint, options, server, placings) as load:
         yield ReplaySession(endpoint, options, request, load, marker or new_marker(request.artifact_id, choice))
 
 

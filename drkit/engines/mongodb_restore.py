@@ -1,16 +1,13 @@
-"""Loading archives of mongodump with mongorestore, into a server that has none of the databases yet.
+"""Loading archives of mongodump's form into a server that has none of their databases yet.
 
-mongorestore exits with 0 when documents were refused, so its final count decides: nothing may have failed, and what it
-restored must be what was dumped. The archive is read once more on its way, and damage stops the load. mongorestore
-loads documents only: indexes and views are built by drkit when all of them are there, one by one.
+Documents come by mongorestore (`mongodb_mongorestore`) or by drkit itself (`mongodb_load`); either says how many came
+back, and that must be as many as were dumped. Indexes and views are built when all of them are there, one by one.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions, RestoreSession
@@ -22,20 +19,23 @@ from drkit.engines.mongodb_client import (
     parse_url,
     read_server,
     tool_config,
-    without_secrets,
+    translated,
 )
-from drkit.engines.mongodb_fingerprint import collection_name, is_capped
+from drkit.engines.mongodb_fingerprint import collection_name
 from drkit.engines.mongodb_indexes import BuildOutcome, build_indexes, build_view, indexes_to_build, require_built
-from drkit.engines.mongodb_placing import Placing, place_parts, tool_arguments
+from drkit.engines.mongodb_load import load_archive
+from drkit.engines.mongodb_mongorestore import Mongorestore
+from drkit.engines.mongodb_placing import Placing, place_parts
 from drkit.errors import SourceError
 from drkit.fingerprint import total_rows
-from drkit.mongo_archive import ArchiveReader, ArchiveSummary
-from drkit.mongo_binaries import mongo_binary
-from drkit.process import Command, open_consumer
+from drkit.mongo_archive import ArchiveSummary
+from drkit.mongo_binaries import dump_way
 from drkit.units import format_count
 
-_FINAL = re.compile(r"(\d+) document\(s\) restored successfully\. (\d+) document\(s\) failed to restore")
 _SHOWN_NAMES = 5
+
+DocumentLoad = Callable[[Placing, Iterator[bytes]], tuple[int, ArchiveSummary]]
+"""Loads the documents of one archive where a placing says; returns how many came back, and what the archive holds."""
 
 
 @contextmanager
@@ -47,8 +47,25 @@ def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSessio
         server = read_server(client)
         for placing in placings.values():
             require_empty(client, endpoint, placing)
-    with tool_config(endpoint, options.work_folder) as config:
-        yield LoadSession(endpoint, options, server, config, placings)
+    with open_load(endpoint, options, server, placings) as load:
+        yield load
+
+
+@contextmanager
+def open_load(
+    endpoint: Endpoint, options: RestoreOptions, server: ServerFacts, placings: Mapping[str, Placing]
+) -> Iterator[LoadSession]:
+    """Lend the load itself, by the way that the options say; the target was checked."""
+    if dump_way(options.via) == "native":
+        with connect(endpoint, options.idle_timeout_s) as client:
+
+            def load(placing: Placing, chunks: Iterator[bytes]) -> tuple[int, ArchiveSummary]:
+                return load_archive(client, server, placing.collections, chunks, options.jobs)
+
+            yield LoadSession(endpoint, options, server, placings, load)
+    else:
+        with tool_config(endpoint, options.work_folder) as config:
+            yield LoadSession(endpoint, options, server, placings, Mongorestore(config, options).load)
 
 
 def require_empty(client: Client, endpoint: Endpoint, placing: Placing) -> None:
@@ -87,15 +104,14 @@ class LoadSession:
         endpoint: Endpoint,
         options: RestoreOptions,
         server: ServerFacts,
-        config: Path,
         placings: Mapping[str, Placing],
+        load_documents: DocumentLoad,
     ) -> None:
         self._endpoint = endpoint
         self._options = options
         self._server = server
-        self._config = config
         self.placings = placings
-        self._mongorestore = mongo_binary("mongorestore")
+        self._load_documents = load_documents
         self._loaded: list[tuple[Placing, ArchiveSummary]] = []
         self.result = LoadResult()
         source = options.details["server"]
@@ -114,8 +130,8 @@ class LoadSession:
         """Load the documents of one part; whatever goes wrong, none of them stays behind."""
         placing = self.placings[part]
         try:
-            with without_secrets():
-                restored, summary = self._run(placing, part, chunks)
+            with translated(self._endpoint):
+                restored, summary = self._load_documents(placing, chunks)
             self._require_all(part, restored)
         except BaseException:
             with connect(self._endpoint) as client:
@@ -124,37 +140,6 @@ class LoadSession:
         self._loaded.append((placing, summary))
         self.result.loaded[part] = ", ".join(placing.databases)
 
-    def _run(self, placing: Placing, part: str, chunks: Iterator[bytes]) -> tuple[int, ArchiveSummary]:
-        """Feed mongorestore; return how many documents it says it restored, and what the archive holds.
-
-        Raise SourceError if any document failed.
-        """
-        sound = _Sound()
-        argv = [str(self._mongorestore), f"--config={self._config}", "--archive", "--noIndexRestore"]
-        # What was there before its validator came has to come back as well.
-        argv += ["--bypassDocumentValidation", *self._order(part), *tool_arguments(placing, self._options.renames)]
-        with open_consumer(Command(argv), idle_timeout_s=self._options.idle_timeout_s) as consumer:
-            consumer.feed(sound.watched(chunks))
-            lines = consumer.stderr_lines
-        final = next((match for line in reversed(lines) if (match := _FINAL.search(line))), None)
-        if final is None:
-            raise SourceError("mongorestore did not say how many documents it restored", details=lines)
-        restored, failed = int(final[1]), int(final[2])
-        if failed:
-            raise SourceError(
-                f"mongorestore could not restore {format_count(failed, 'document')} of {restored + failed:,},"
-                " and still exited with 0",
-                details=[line for line in lines if "error" in line.lower() or "duplicate" in line.lower()] or lines,
-            )
-        return restored, sound.summary
-
-    def _order(self, part: str) -> list[str]:
-        """Return how many may insert at once: one alone where the order of a capped collection is at stake."""
-        recorded = self._options.details["parts"][part].get("fingerprint", {})
-        if any(is_capped(facts) for facts in recorded.get("collection", {}).values()):
-            return ["--maintainInsertionOrder"]
-        return [f"--numInsertionWorkersPerCollection={self._options.jobs}"]
-
     def _require_all(self, part: str, restored: int) -> None:
         """Raise SourceError unless as many documents were restored as were dumped."""
         recorded = self._options.details["parts"][part].get("fingerprint", {}).get("collection", {})
@@ -162,7 +147,7 @@ class LoadSession:
         dumped = total_rows({"collection": {name: recorded[name] for name in placing.collections}})
         if restored != dumped:
             names = ", ".join(placing.databases)
-            raise SourceError(f"database {names}: mongorestore restored {restored:,} of {dumped:,} documents")
+            raise SourceError(f"database {names}: {restored:,} of {dumped:,} documents were restored")
 
     def finish(self) -> LoadResult:
         """Build indexes, then views, one by one; raise SourceError naming those that could not be built.
@@ -199,24 +184,3 @@ class LoadSession:
 def _split(name: str) -> tuple[str, str]:
     database, _, collection = name.partition(".")
     return database, collection
-
-
-class _Sound:
-    """Looks at an archive on its way to mongorestore."""
-
-    def __init__(self) -> None:
-        self._reader = ArchiveReader(digests=False)
-        self._summary: ArchiveSummary | None = None
-
-    @property
-    def summary(self) -> ArchiveSummary:
-        """Return what the archive holds; it was fed whole."""
-        assert self._summary is not None
-        return self._summary
-
-    def watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield ``chunks`` and raise IntegrityError as soon as they cannot be a sound archive."""
-        for chunk in chunks:
-            self._reader.feed(chunk)
-            yield chunk
-        self._summary = self._reader.finish()

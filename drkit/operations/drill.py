@@ -28,7 +28,7 @@ from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
 from drkit.operations.evidence import record_drill
-from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, inspect, load
+from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, inspect, load, way_of
 from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
@@ -245,6 +245,7 @@ class _Drill(DrillFrame):
 
 def _restore_options(workplace: Workplace, plan: RestorePlan, server: ScratchServer) -> RestoreOptions:
     return RestoreOptions(
+        via=way_of(workplace, plan.entry.manifest),
         details=plan.details,
         parts=tuple(item.part for item in plan.objects),
         scratch=True,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from drkit.credentials import Secret
-from drkit.engines import LoadResult, Planned, RestoreOptions, RestoreSession
+from drkit.engines import LoadResult, Planned, RestoreOptions, RestoreSession, Via
 from drkit.engines.registry import find_engine, find_part_check
 from drkit.errors import ConfigError, IntegrityError, RecoveryGap, StoreError
 from drkit.fingerprint import data_words, total_rows
 from drkit.keys import KeyFile
-from drkit.model import ArtifactEntry, ObjectRecord
+from drkit.model import ArtifactEntry, Manifest, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details, open_plain, open_sealed, read_recorded, reopen_sealed, store_order
 from drkit.operations.restore_contents import contents_document, describe_contents, plan_contents
@@ -332,6 +332,13 @@ def load_parts(plan: RestorePlan, fetched: Sequence[FetchedObject], session: Par
         )
 
 
+def way_of(workplace: Workplace, manifest: Manifest) -> Via | None:
+    """Return how the policy wants its artifacts made and loaded; None where it does not say, or is not here."""
+    policy = workplace.policies.get(manifest.policy)
+    rule = policy.rule(manifest.method) if policy else None
+    return rule.via if rule else None
+
+
 @dataclass(frozen=True)
 class RestoreResult:
     """What came of a restore."""
@@ -354,7 +361,7 @@ def restore(
     with recorded_run(workplace.catalog, workplace.clock, "restore", manifest.policy, alone=None) as running:
         clock_s = time.monotonic()
         options = request.options(plan.details, tuple(item.part for item in plan.objects))
-        options = replace(options, work_folder=workplace.work_folder)
+        options = replace(options, work_folder=workplace.work_folder, via=way_of(workplace, manifest))
         engine = find_engine(manifest.engine, manifest.method)
         with engine.open_restore(url, options) as session:
             reporter.line(f"restore {manifest.policy}  artifact {manifest.artifact_id}  to {session.summary}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 import subprocess
 import threading
@@ -17,14 +18,17 @@ from bson.raw_bson import RawBSONDocument
 
 from drkit.bson_elements import split_documents
 from drkit.credentials import Secret
-from drkit.engines import BackupOptions
+from drkit.engines import BackupOptions, RestoreOptions
+from drkit.engines import mongodb_load as loading
 from drkit.engines import mongodb_snapshot as snapshots
 from drkit.engines.mongodb_client import connect, parse_url
 from drkit.engines.mongodb_dump import MongodbDump
 from drkit.engines.mongodb_raw import read_collections
 from drkit.engines.mongodb_reading import Reading, open_batches
 from drkit.errors import SourceError
-from tests.fixtures.mongodb import MongoServer
+from drkit.fingerprint import compare_fingerprints
+from tests.fixtures.mongodb import SECANTUS_FOLDER, MongoServer
+from tests.fixtures.site import ReadySite
 
 ENGINE = MongodbDump()
 WAYS = ("tools", "native")
@@ -245,3 +249,95 @@ def test_every_kind_of_document_is_dumped_as_mongodump_does_it(
 
 def _raw(document: Any) -> bytes:
     return document.raw if isinstance(document, RawBSONDocument) else bson.encode(document)
+
+
+def load(url: Secret, details: dict[str, Any], archives: dict[str, bytes], **options: Any) -> RestoreOptions:
+    """Load archives with the engine alone; return the options."""
+    chosen = RestoreOptions(details=details, parts=tuple(archives), **options)
+    with ENGINE.open_restore(url, chosen) as session:
+        for part, data in archives.items():
+            session.load(part, (data[start : start + 1000] for start in range(0, len(data), 1000)))
+        session.finish()
+    return chosen
+
+
+@pytest.mark.parametrize(("dumped", "loaded"), [("native", "tools"), ("tools", "native"), ("native", "native")])
+@pytest.mark.parametrize("database", ["shop", "faithful"])
+def test_each_side_restores_what_the_other_wrote(
+    mongodb: MongoServer, tmp_path: Path, request: pytest.FixtureRequest, database: str, dumped: str, loaded: str
+) -> None:
+    name = request.getfixturevalue(database)
+    details, archives, _ = dump(mongodb.url, tmp_path, via=dumped, databases=(name,))
+    mongodb.client.drop_database(name)
+    options = load(mongodb.url, details, archives, work_folder=tmp_path, via=loaded)
+    other = "tools" if loaded == "native" else "native"
+    for eyes in (loaded, other):
+        found = ENGINE.fingerprint(mongodb.url, RestoreOptions(**{**vars(options), "via": eyes}))["database-1"]
+        assert compare_fingerprints(fingerprint(details), found, ENGINE.expected) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_timestamp_is_put_right_where_the_server_cannot_be_told(
+    mongodb: MongoServer, faithful: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "keeps_empty_timestamps", lambda _: False)
+    details, archives, _ = dump(mongodb.url, tmp_path, via="native", databases=(faithful,))
+    mongodb.client.drop_database(faithful)
+    options = load(mongodb.url, details, archives, via="native")
+    assert ENGINE.fingerprint(mongodb.url, options)["database-1"] == fingerprint(details)
+
+
+def test_documents_that_the_target_refuses_are_counted_and_fail(
+    mongodb: MongoServer, shop: str, tmp_path: Path
+) -> None:
+    mongodb.client[shop]["orders"].insert_many([{"_id": number, "n": 1} for number in range(2000)])
+    details, archives, _ = dump(mongodb.url, tmp_path, via="native", databases=(shop,))
+    mongodb.client.drop_database(shop)
+    options = RestoreOptions(details=details, parts=("database-1",), tables=("shop.orders",), via="native")
+    with ENGINE.open_restore(mongodb.url, options) as session:
+        data = archives["database-1"]
+        documents_begin = data.index(b"\xff\xff\xff\xff") + 4
+
+        def meddled() -> Iterator[bytes]:
+            yield data[:documents_begin]
+            # Somebody makes a rule for the collection, which is there by now, that one document at most can obey.
+            mongodb.client[shop]["orders"].create_index("n", unique=True)
+            yield data[documents_begin:]
+
+        with pytest.raises(SourceError, match=r"the server refused 1,999 documents of 2,000") as caught:
+            session.load("database-1", meddled())
+    assert "shop.orders: " in caught.value.details[0]
+    assert shop not in mongodb.client.list_database_names()
+
+
+def test_a_server_that_fails_while_it_is_loaded_keeps_nothing(
+    mongodb: MongoServer, shop: str, tmp_path: Path, fail_command: Callable[..., None]
+) -> None:
+    details, archives, _ = dump(mongodb.url, tmp_path, via="native", databases=(shop,))
+    mongodb.client.drop_database(shop)
+    fail_command("insert", errorCode=96)
+    with pytest.raises(SourceError, match=r"127\.0\.0\.1"):
+        load(mongodb.url, details, archives, via="native")
+    assert shop not in mongodb.client.list_database_names()
+    assert reader_threads() == []
+
+
+def test_without_the_tools_a_backup_is_drilled_verified_and_restored(
+    ready_site: ReadySite, mongodb: MongoServer, shop: str
+) -> None:
+    url = ready_site.write_secret("source-url", mongodb.url.reveal())
+    path = ready_site.write_policy("shop", url, more="drills: [{name: rehearsal}]\n")
+    path.write_text(path.read_text().replace("engine: postgres,", f"engine: mongodb, databases: [{shop}],"))
+    bare = {"DRKIT_MONGO_BIN": str(SECANTUS_FOLDER)}
+    done = ready_site.call("backup", "shop", env=bare)
+    assert done.returncode == 0, done.stderr
+    assert "read by drkit itself" in done.stderr
+    assert "the server gives no snapshot" in done.stderr
+    assert ready_site.call("verify", env=bare).returncode == 0
+    drilled = ready_site.call("drill", "shop", env=bare)
+    assert drilled.returncode == 0, drilled.stdout + drilled.stderr
+    assert re.search(r"(\d+) of \1 collections equal in count and digest", drilled.stderr)
+    mongodb.client.drop_database(shop)
+    restored = ready_site.call("restore", "shop", "--to", url, env=bare)
+    assert restored.returncode == 0, restored.stderr
+    assert mongodb.client[shop]["Artist"].count_documents({}) == 275
