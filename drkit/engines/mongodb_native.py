@@ -14,18 +14,21 @@ from typing import Any
 import pymongo
 
 from drkit import __version__
-from drkit.engines import BackupOptions, Part, Preflight
+from drkit.engines import BackupOptions, OplogRange, Part, Preflight
 from drkit.engines.logical_dump import LogicalDump
 from drkit.engines.mongodb_client import Client, Endpoint, ServerFacts, read_clock, translated
 from drkit.engines.mongodb_counts import Counts, read_counts, require_whole
 from drkit.engines.mongodb_dump import DatabasePlan
-from drkit.engines.mongodb_fingerprint import fingerprint_of, uuids_of
+from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
+from drkit.engines.mongodb_oplog import read_newest
+from drkit.engines.mongodb_oplog_watch import OplogWatch
 from drkit.engines.mongodb_raw import RawCollection, read_collections
 from drkit.engines.mongodb_reading import Reading, open_batches
 from drkit.engines.mongodb_snapshot import Sentinel, Snapshot, find_snapshot, moved, read_sentinels
 from drkit.errors import SourceError
 from drkit.mongo_archive import ArchiveReader, Namespace
 from drkit.mongo_archive_writer import Prelude, write_archive
+from drkit.oplog import OplogTs
 from drkit.units import format_bytes, format_count, format_utc
 
 PARALLEL = 4
@@ -101,6 +104,7 @@ class NativeDump(LogicalDump):
         self._part_details: dict[str, dict[str, Any]] = {}
         self._capped: list[str] = []
         self._moved: list[str] = []
+        self._oplog = OplogWatch()
         self._snapshot = self._find_snapshot()
         self._preflight = self._examine()
 
@@ -147,7 +151,7 @@ class NativeDump(LogicalDump):
             "product": self._server.product or "MongoDB",
             "replica_set": self._server.replica_set,
             "address": self._endpoint.server,
-            "one_snapshot": self._snapshot.at is not None and not self._moved and not self._capped,
+            "one_snapshot": self._is_one_moment,
         }
         return {"server": server, "parts": self._part_details}
 
@@ -158,6 +162,7 @@ class NativeDump(LogicalDump):
         with translated(self._endpoint):
             collections = read_dumpable(self._client, plan.name, plan.excluded)
             snapshot_at = self._snapshot.at or read_clock(self._client)
+            self._oplog.begin(read_newest(self._client))
             view = self._view(plan.name, collections)
             before = self._look(view)
             self._snapshots.append(snapshot_at)
@@ -185,7 +190,25 @@ class NativeDump(LogicalDump):
             after = self._look(before.view)
             self._moved += moved(before.sentinels, after.sentinels)
             require_whole(self._client, summary, before.counts, after.counts, "drkit")
-        self._part_details[part] = {**facts, "fingerprint": fingerprint_of(summary), "uuids": uuids_of(summary)}
+            self._oplog_range = self._needed_oplog()
+        self._part_details[part] = {
+            **facts,
+            "fingerprint": fingerprint_of(summary),
+            "uuids": uuids_of(summary),
+            "sizes_bytes": sizes_of(summary),
+        }
+
+    def _needed_oplog(self) -> OplogRange | None:
+        """Return from where to where the oplog makes the dump consistent: nowhere but at its moment, in a snapshot."""
+        cluster_time = self._snapshot.cluster_time
+        if cluster_time is None or not self._is_one_moment:
+            return self._oplog.around(read_newest(self._client))
+        place = str(OplogTs.of(cluster_time))
+        return OplogRange(place, place, included=False)
+
+    @property
+    def _is_one_moment(self) -> bool:
+        return self._snapshot.at is not None and not self._moved and not self._capped
 
     def _view(self, database: str, collections: Sequence[RawCollection]) -> _View:
         """Divide the collections into those that the snapshot holds and those that it cannot."""

@@ -48,10 +48,14 @@ def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerp
     found: dict[str, Fingerprint] = {}
     with _archives(endpoint, options) as dump:
         for part in options.parts:
-            database = str(options.details["parts"][part]["label"])
-            digests = has_digests(options.details["parts"][part].get("fingerprint", {}))
-            with dump(database) as chunks:
-                found[part] = fingerprint_of(read_archive(chunks, digests=digests))
+            facts = options.details["parts"][part]
+            digests = has_digests(facts.get("fingerprint", {}))
+            kinds: dict[str, dict[str, Any]] = {}
+            for database in facts.get("databases") or [str(facts["label"])]:
+                with dump(database) as chunks:
+                    for kind, items in fingerprint_of(read_archive(chunks, digests=digests)).items():
+                        kinds.setdefault(kind, {}).update(items)
+            found[part] = kinds
     if options.scratch:
         with connect(endpoint) as client:
             for fingerprint in found.values():

@@ -107,6 +107,11 @@ def test_a_snapshot_in_which_nothing_moves_is_one_but_for_capped_collections(
     monkeypatch.setattr(snapshots, "_refuses", lambda *_: True)
     details, _, warnings = dump(mongodb.url, tmp_path, via="native", databases=(shop,))
     assert (details["server"]["one_snapshot"], warnings) == (True, [])
+    with ENGINE.open_backup(mongodb.url, BackupOptions(databases=(shop,), work_folder=tmp_path, via="native")) as one:
+        with one.open_part(one.preflight.parts[0]) as chunks:
+            assert b"".join(chunks)
+        assert one.oplog_range is not None
+        assert one.oplog_range.start_ts == one.oplog_range.stop_ts
     mongodb.client[shop].create_collection("Ring", capped=True, size=100000)
     details, _, warnings = dump(mongodb.url, tmp_path, via="native", databases=(shop,))
     assert details["server"]["one_snapshot"] is False
