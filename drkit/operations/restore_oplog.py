@@ -31,6 +31,7 @@ from drkit.operations.restore import (
     inspect,
     load_parts,
     plan_restore,
+    way_of,
 )
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import PolicyArtifacts, find_artifacts
@@ -176,7 +177,7 @@ def restore_oplog(
     with recorded_run(workplace.catalog, workplace.clock, "restore", manifest.policy, alone=None) as running:
         clock_s = time.monotonic()
         options = request.options(plan.restore.details, tuple(item.part for item in plan.restore.objects))
-        options = dataclasses.replace(options, work_folder=workplace.work_folder)
+        options = dataclasses.replace(options, work_folder=workplace.work_folder, via=way_of(workplace, manifest))
         asked = replay_request(plan, state_folder(workplace))
         with open_replay(url, options, asked) as session:
             reporter.line(f"restore {manifest.policy}  artifact {manifest.artifact_id}  to {session.summary}")
