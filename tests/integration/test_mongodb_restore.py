@@ -70,7 +70,8 @@ def test_a_database_comes_back_beside_itself_under_another_name(
     assert client["other"]["orders"].count_documents({}) == 40
     assert set(client["other"]["orders"].index_information()) == {"_id_", "by state", "few"}
     assert client["archive"]["persons"].index_information()["name_1"]["unique"] is True
-    with pytest.raises(SourceError, match=r"refused: database other .*\(1 collection: orders\)"):
+    # mongodump lists collections in any order, so either database may be found in the way first.
+    with pytest.raises(SourceError, match=r"refused: database (other .*orders|archive .*persons)\)"):
         load(mongodb.url, details, archives, work_folder=tmp_path, renames=renames)
     assert client["small"]["orders"].count_documents({}) == 40, "the source is as it was"
 
