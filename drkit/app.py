@@ -19,7 +19,7 @@ from drkit.keys import load_signers
 from drkit.operations import Workplace
 from drkit.operations.running import close_lost_runs
 from drkit.operations.sandboxing import reap_scratches
-from drkit.process import start_mark
+from drkit.process_identity import start_mark
 from drkit.site import PolicyScan, Site, load_site, scan_policies
 from drkit.stores import Store
 from drkit.stores.opening import open_store

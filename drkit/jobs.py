@@ -114,7 +114,20 @@ def _copy(workplace: Workplace, policy: Policy, job: Job, reporter: Reporter) ->
     result = catch_up(workplace, [policy], reporter)
     for failure in result.failed:
         raise failure.error
-    return {"copied": len(result.copied), "records": len(result.records)}
+    return result.facts()
+
+
+def _verify(workplace: Workplace, policy: Policy, job: Job, reporter: Reporter) -> Mapping[str, Any]:  # noqa: ARG001
+    from drkit.key_files import ask_passphrase
+    from drkit.operations.choosing import identities_in_reach
+    from drkit.operations.verify_due import verify_due
+
+    result = verify_due(workplace, [policy], identities_in_reach(workplace, (), ask_passphrase), reporter)
+    if result.damaged:
+        return {NOT_PASSED: f"stored bytes of {policy.policy} are not as they were signed"}
+    for failure in result.failed.values():
+        raise failure
+    return {"copies": len(result.read), "bytes": sum(copy.size_bytes for copy, _ in result.read)}
 
 
 def _prune(workplace: Workplace, policy: Policy, job: Job, reporter: Reporter) -> Mapping[str, Any]:  # noqa: ARG001
@@ -129,6 +142,7 @@ KINDS: Mapping[str, JobKind] = {
     "drill": JobKind(_drill, missed="all_within", catch_up=timedelta(days=7), further_stores=False, can_stall=False),
     "prune": JobKind(_prune, cron=lambda config: config.prune, wanted=lambda policy: policy.retention is not None),
     "copy": JobKind(_copy, cron=lambda config: config.copy_missing, wanted=lambda policy: len(policy.stores) > 1),
+    "verify": JobKind(_verify, cron=lambda config: config.verify),
 }
 """Every kind of job; housekeeping adds a line here, and its time to `drkit.site_scheduler`."""
 

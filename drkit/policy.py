@@ -28,6 +28,7 @@ from drkit.policy_fields import (
 from drkit.policy_notify import PolicyNotify
 from drkit.policy_retention import Retention
 from drkit.policy_schedule import SCHEDULED, CatchUp, DstRule, Jitter
+from drkit.policy_verify import VerifyRule
 from drkit.validation import Flag, Section, Text
 
 
@@ -296,6 +297,9 @@ class Policy(Section):
     drills: tuple[DrillRule, ...] = Field(default=(), description="Rehearsals of the restore.")
     notify: PolicyNotify | None = Field(
         default=None, description="Whom to tell what, where it is not as the site has it."
+    )
+    verify: VerifyRule | None = Field(
+        default=None, description="How soon every stored byte is read again; the site's section when left out."
     )
     fingerprint: Literal["digests", "counts"] = Field(
         default="digests",

@@ -16,6 +16,7 @@ from drkit.policy import Policy
 from drkit.policy_fields import Duration, Name
 from drkit.policy_notify import Notify
 from drkit.policy_rules import cross_checks
+from drkit.policy_verify import VerifyRule
 from drkit.site_file import DEFAULT_CATALOG, SITE_FILE, find_site
 from drkit.site_metrics import Metrics
 from drkit.site_scheduler import SchedulerConfig
@@ -85,6 +86,12 @@ class StoreConfig(Section):
     )
     failure_domain: Text | None = Field(
         default=None, description="What fails together with it: a rack, a region, an account.", examples=["rack1"]
+    )
+    offsite: Flag | None = Field(
+        default=None,
+        description="Whether it survives the loss of the place where the databases are; when left out, only what is at "
+        "AWS (s3 without an endpoint) counts as offsite.",
+        examples=["true"],
     )
     region: Text | None = Field(default=None, description="s3: the region.", examples=["eu-west-1"])
     endpoint: Annotated[Text, AfterValidator(_endpoint)] | None = Field(
@@ -166,6 +173,9 @@ class Site(Section):
     )
     metrics: Metrics = Field(
         default=Metrics(), description="Where drkit serve shows its numbers.", examples=['{listen: "127.0.0.1:9754"}']
+    )
+    verify: VerifyRule | None = Field(
+        default=None, description="How soon every stored byte is read again, where a policy does not say it itself."
     )
 
     _path: Path = PrivateAttr(Path(SITE_FILE))

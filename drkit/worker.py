@@ -30,7 +30,8 @@ from drkit.operations.running import close_lost_runs, new_id
 from drkit.operations.serve import Duty
 from drkit.partner import Partner
 from drkit.policy import Policy
-from drkit.process import Command, ProcessIdentity, end_orphan
+from drkit.process import Command, end_orphan
+from drkit.process_identity import ProcessIdentity
 from drkit.scheduler import Planner, Ticker, schedules_of
 from drkit.units import format_duration
 

@@ -27,6 +27,7 @@ from drkit.model import (
     Tombstone,
 )
 from drkit.operations.evidence import DrillRecord
+from drkit.operations.verification_record import CopyReading, VerificationRecord
 from drkit.retention_documents import BuriedRun, Hold, LogTombstone, Release
 
 ROOT = Path(__file__).parent.parent
@@ -240,6 +241,8 @@ def fields(model: type[Document]) -> set[str]:
         ("### 8.2 ", LogTombstone),
         ("## 9. Trust documents", signing.Trust),
         ("## 10. Evidence", DrillRecord),
+        ("### 10.1 ", VerificationRecord),
+        ("### 10.2 ", CopyReading),
         ("### 15.1 ", LogManifest),
         ("### 15.2 ", LogRecord),
         ("### 16.1 ", OplogManifest),

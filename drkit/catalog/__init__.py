@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a 
     from drkit.catalog.measures import Measures
     from drkit.catalog.occurrences import OccurrenceLedger
     from drkit.catalog.outbox import Outbox
+    from drkit.catalog.overview import Overview
+    from drkit.catalog.verified import Verified
     from drkit.model import ArtifactEntry, Lease, Run, Scratch
 
 
@@ -66,6 +68,14 @@ class Catalog(Protocol):
     @property
     def measures(self) -> Measures:
         """Return what the catalog says in numbers."""
+
+    @property
+    def overview(self) -> Overview:
+        """Return what tells how all policies stand."""
+
+    @property
+    def verified(self) -> Verified:
+        """Return what is known of when copies were read."""
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""

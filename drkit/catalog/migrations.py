@@ -239,6 +239,29 @@ def _telling(db: Database) -> None:
         db.execute(statement)
 
 
+_VERIFIED = (
+    """create table verified (
+        subject text not null,  -- an artifact's id, or the key of a log manifest
+        store text not null,
+        policy text not null,
+        at text not null,
+        size_bytes integer not null,
+        sound integer not null,
+        sha256 text not null references evidence (sha256) on delete cascade,
+        primary key (subject, store)
+    ) without rowid""",
+    "create index verified_by_policy on verified (policy, sound, at)",
+    "create index verified_by_record on verified (sha256)",
+)
+
+
+@MIGRATIONS(name="007_verified")
+def _verified(db: Database) -> None:
+    """Remember when each copy was last read; what says so are the records of verifications."""
+    for statement in _VERIFIED:
+        db.execute(statement)
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,36 @@ def put_evidence(connection: sqlite3.Connection, entry: EvidenceEntry) -> None:
         "insert or ignore into evidence_stores (sha256, store) values (?, ?)",
         [(entry.sha256, store) for store in entry.stores],
     )
+    _put_verified(connection, entry)
+
+
+def _put_verified(connection: sqlite3.Connection, entry: EvidenceEntry) -> None:
+    """Note what a verification record says was read; the newest reading of a copy counts."""
+    connection.executemany(
+        """insert into verified (subject, store, policy, at, size_bytes, sound, sha256)
+        values (:subject, :store, :policy, :at, :size_bytes, :sound, :sha256)
+        on conflict (subject, store) do update set at = excluded.at, size_bytes = excluded.size_bytes,
+            sound = excluded.sound, sha256 = excluded.sha256 where excluded.at > at""",
+        _readings_in(entry),
+    )
+
+
+def _readings_in(entry: EvidenceEntry) -> Iterator[dict[str, Any]]:
+    if entry.record.get("kind") != "verification":
+        return
+    for item in entry.record.get("copies", ()):
+        try:
+            yield {
+                "subject": str(item["subject"]),
+                "store": str(item["store"]),
+                "policy": str(entry.record.get("policy")),
+                "at": format_utc(parse_utc(item["verified_at"])),
+                "size_bytes": int(item["size_bytes"]),
+                "sound": item["sound"] is True,
+                "sha256": entry.sha256,
+            }
+        except (KeyError, TypeError, ValueError):
+            continue  # signed by a drkit that says it in another way: then it counts as not read
 
 
 def run_of(row: sqlite3.Row) -> Run:

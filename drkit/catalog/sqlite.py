@@ -17,6 +17,8 @@ from drkit.catalog.holds import SqliteHolds
 from drkit.catalog.measures import SqliteMeasures
 from drkit.catalog.occurrences import OccurrenceLedger
 from drkit.catalog.outbox import SqliteOutbox
+from drkit.catalog.overview import SqliteOverview
+from drkit.catalog.verified import SqliteVerified
 from drkit.errors import Busy, CatalogError, ConfigError, IntegrityError
 from drkit.units import format_moment, format_utc, parse_utc
 
@@ -89,6 +91,16 @@ class SqliteCatalog(Catalog):
     def measures(self) -> SqliteMeasures:
         """Return what the catalog says in numbers."""
         return SqliteMeasures(self._read)
+
+    @property
+    def overview(self) -> SqliteOverview:
+        """Return what tells how all policies stand."""
+        return SqliteOverview(self._read)
+
+    @property
+    def verified(self) -> SqliteVerified:
+        """Return what is known of when copies were read."""
+        return SqliteVerified(self._transaction, self._read)
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""

@@ -30,6 +30,7 @@ _COMMANDS = {
     "show": ("drkit.cli.show:show", "Show one artifact with all its facts."),
     "timeline": ("drkit.cli.timeline:timeline", "Draw which moments can be restored."),
     "check": ("drkit.cli.check:check", "Compare stores, manifests, chain and catalog; say what is missing or late."),
+    "report": ("drkit.cli.report:report", "Report how policies stand, by what the catalog knows."),
     "verify": ("drkit.cli.verify:verify", "Read artifacts and compare them with what was signed; needs no server."),
     "restore": ("drkit.cli.restore:restore", "Restore an artifact into an empty database."),
     "drill": ("drkit.cli.drill:drill", "Restore into a throw-away server and prove that the data came back."),

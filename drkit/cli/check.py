@@ -14,39 +14,28 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("policy", required=False)
+@click.option("--from-catalog", is_flag=True, help="Ask the catalog alone, no store: quick, and blind to tampering.")
 @common_options
 @click.pass_context
-def check(ctx: click.Context, policy: str | None) -> None:
+def check(ctx: click.Context, policy: str | None, from_catalog: bool) -> None:
     """Compare stores, manifests, chain and catalog with each other and with the policies; say what to do.
 
     Nothing is changed, and no backup is read whole: that is what drkit verify does. Made for monitoring.
     Exit codes: 0 all is well; 8 something is not as it was signed, or is gone; 12 other problems (late, not copied, not
-    drilled, a store out of reach).
+    drilled, not read in time, a store out of reach).
     """
-    import dataclasses
-
     from drkit.app import open_app
-    from drkit.operations.check import gather
+    from drkit.operations.checking import check_stores
     from drkit.operations.choosing import all_policies, find_policy
-    from drkit.operations.expectations import expectation_of
-    from drkit.operations.judgement import judge
-    from drkit.operations.log_check import summarize_log
-    from drkit.operations.oplog_timeline import summarize_oplog
+    from drkit.reports.status import read_status
 
     output = output_of(ctx)
     with open_app(site_option(ctx)) as workplace:
         chosen = [find_policy(workplace, policy)] if policy is not None else all_policies(workplace)
-        asked = {policy} if policy is not None else None
-        stores = dict(workplace.stores)
-        if policy is not None:
-            stores = {name: store for name, store in stores.items() if name in chosen[0].stores}
-        now = workplace.clock()
-        observed = gather(stores, workplace.signers, workplace.catalog, asked)
-        logs = {item.policy: summarize_log(workplace, item.policy) for item in chosen if item.rule("wal")}
-        logs |= {item.policy: summarize_oplog(workplace, item.policy) for item in chosen if item.rule("oplog")}
-        observed = dataclasses.replace(observed, logs=logs)
-        report = judge(observed, {item.policy: expectation_of(item, now) for item in chosen}, now)
-    output.result("check", _document(report), "\n".join(_lines(report, store_count=len(stores))))
+        judge = read_status if from_catalog else check_stores
+        report = judge(workplace, chosen, everything=policy is None)
+        stores = {name for item in chosen for name in item.stores} if policy else set(workplace.stores)
+    output.result("check", check_document(report), "\n".join(_lines(report, store_count=len(stores))))
     ctx.exit(report.exit_code)
 
 
@@ -76,7 +65,8 @@ def _lines(report: CheckReport, *, store_count: int) -> list[str]:
     return lines
 
 
-def _document(report: CheckReport) -> dict[str, Any]:
+def check_document(report: CheckReport) -> dict[str, Any]:
+    """Return a report for scripts; ``copies`` are the answers of the rule 3-2-1-1-0, in its order."""
     from drkit.units import format_utc
 
     return {
@@ -88,6 +78,10 @@ def _document(report: CheckReport) -> dict[str, Any]:
                 "artifacts": verdict.artifacts,
                 "restorable_to": format_utc(verdict.restorable_to_at) if verdict.restorable_to_at else None,
                 "findings": [vars(finding) for finding in verdict.findings],
+                "copies": [
+                    {"question": words, "met": answer.met, "reason": answer.reason}
+                    for _, words, answer in verdict.copies.answers
+                ],
             }
             for verdict in report.policies
         ],

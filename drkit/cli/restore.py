@@ -186,8 +186,8 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
 def _restore_folder(ctx: click.Context, options: _Options, workplace: Workplace) -> None:
     from drkit.cli.moments import when_option
     from drkit.key_files import ask_passphrase
+    from drkit.operations.base_plan import BaseRequest, plan_base_restore
     from drkit.operations.choosing import identities_in_reach
-    from drkit.operations.restore_base import BaseRequest, plan_base_restore
     from drkit.operations.restore_into import restore_into
     from drkit.operations.restore_plan import describe_plan, plan_document
 

@@ -13,7 +13,7 @@ from drkit.cli import common_options, output_of, site_option
 from drkit.errors import EXIT_PROBLEMS, ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from drkit.operations.copying import CopyResult
+    from drkit.operations.copy_result import CopyResult
     from drkit.operations.probe import StoreProbe
     from drkit.site import Site
 
@@ -126,9 +126,11 @@ def _clock(found: StoreProbe) -> str:
 @common_options
 @click.pass_context
 def copy(ctx: click.Context, policies: tuple[str, ...]) -> None:
-    """Make the copies of artifacts and drill records that POLICIES (or all of them) promise and that are missing.
+    """Make the copies that POLICIES (or all of them) promise and that are missing.
 
-    Sealed bytes move from store to store; no database is read and nothing is decrypted. Runs as often as you like.
+    Artifacts, signed records and listed log files move from store to store as they were sealed; no database is read and
+    nothing is decrypted. Every byte is compared with its signed digest on the way, so damage is not spread. A copy that
+    was cut off goes on with the object that it was at. Runs as often as you like.
     Exit codes: 0 every copy is there; 6 one could not be made.
     """
     from drkit.app import open_app
@@ -147,6 +149,7 @@ def _copy_document(result: CopyResult) -> dict[str, Any]:
     return {
         "copied": [vars(item) for item in result.copied],
         "records": [vars(item) for item in result.records],
+        "logs": [vars(item) for item in result.logs],
         "failed": [
             {**vars(item), "error": item.error.message, "details": list(item.error.details)} for item in result.failed
         ],
@@ -161,13 +164,20 @@ def _copy_lines(result: CopyResult) -> list[str]:
         f"{item.policy}  {item.artifact_id}  copied to {item.store}  {format_bytes(item.size_bytes)}"
         for item in result.copied
     ]
-    lines += [f"{item.policy}  record {item.run_id}  copied to {item.store}" for item in result.records]
+    lines += [f"{item.policy}  {item.kind} {item.name}  copied to {item.store}" for item in result.records]
+    lines += [
+        f"{item.policy}  {item.key.rpartition('/')[2]}  copied to {item.store} with"
+        f" {format_count(item.files, 'log file')}, {format_bytes(item.size_bytes)}"
+        for item in result.logs
+    ]
     for failure in result.failed:
-        subject = "  ".join(filter(None, (failure.policy, failure.artifact_id or failure.run_id, failure.store)))
+        subject = "  ".join(filter(None, (failure.policy, failure.subject, failure.store)))
         lines += [f"{subject}  FAILED  {failure.error.message}", *(f"  {line}" for line in failure.error.details)]
         lines += [f"  hint: {hint}" for hint in failure.error.hints]
     made = f"{format_count(len(result.copied), 'copy', 'copies')} made"
     if result.records:
-        made += f", {format_count(len(result.records), 'drill record')} copied"
+        made += f", {format_count(len(result.records), 'signed document')} copied"
+    if result.logs:
+        made += f", {format_count(len(result.logs), 'log manifest')} copied"
     failed = f", {len(result.failed)} failed" if result.failed else ""
     return [*lines, f"{made}{failed}, {format_count(result.complete, 'artifact')} lacked none"]

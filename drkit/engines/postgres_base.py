@@ -84,9 +84,9 @@ class PostgresBase:
 
     def run_check(self, url: Secret, part: Mapping[str, Any], query: str) -> Any:
         """Run one check of a policy against a restored database."""
-        from drkit.engines import postgres_restore
+        from drkit.engines import postgres_restored
 
-        return postgres_restore.run_check(url, part, query)
+        return postgres_restored.run_check(url, part, query)
 
 
 class _Source(Protocol):

@@ -70,9 +70,9 @@ class PostgresDump:
 
     def fingerprint(self, url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
         """Take the fingerprint of restored parts."""
-        from drkit.engines import postgres_restore
+        from drkit.engines import postgres_restored
 
-        return postgres_restore.read_fingerprints(url, options)
+        return postgres_restored.read_fingerprints(url, options)
 
     def expected(self, difference: Difference) -> str:
         """Return why a difference is to be expected of a logical dump, or the empty string."""
@@ -80,9 +80,9 @@ class PostgresDump:
 
     def run_check(self, url: Secret, part: Mapping[str, Any], query: str) -> Any:
         """Run one check of a policy against a restored part."""
-        from drkit.engines import postgres_restore
+        from drkit.engines import postgres_restored
 
-        return postgres_restore.run_check(url, part, query)
+        return postgres_restored.run_check(url, part, query)
 
 
 class _DumpSession(LogicalDump):

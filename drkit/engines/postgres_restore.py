@@ -1,4 +1,4 @@
-"""Loading the parts of a PostgreSQL dump into a server, and looking at what came of it.
+"""Loading the parts of a PostgreSQL dump into a server.
 
 The order is that of T2: globals (scratch servers only), database from template0, pre-data, data, post-data,
 materialized views, event triggers, ANALYZE. Everything runs with ``--exit-on-error``: a load that went on past an error
@@ -11,8 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions, RestoreSession
 from drkit.engines.postgres_archive import Entry, Head, list_entries, read_head
 from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_environment
-from drkit.engines.postgres_fingerprint import Mode, fingerprint_database, fingerprint_globals
 from drkit.engines.postgres_load import ArchiveLoad, Loading
+from drkit.engines.postgres_places import GLOBALS, Place, open_maintenance, places_of
 from drkit.engines.postgres_target import (
     ExtensionNeed,
     Target,
@@ -44,31 +43,20 @@ from drkit.engines.postgres_target import (
 )
 from drkit.errors import DrkitError, SourceError
 from drkit.model import Fingerprint
-from drkit.units import format_count
 
-_CHECK_TIMEOUT_S = 600
 _MOST_SORT_KB = 1 << 20
-_GLOBALS = "globals"
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a part goes: a database, made by us or there before."""
-
-    database: str
-    exists: bool
 
 
 @contextmanager
 def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSession]:
     """Connect to the target, check that the load can work, and lend the session; see `Engine.open_restore`."""
     endpoint = parse_url(url)
-    with _maintenance(endpoint, options) as connection:
+    with open_maintenance(endpoint, options) as connection:
         target = read_target(connection, pinned(endpoint, connection))
         refuse_older(target, options.details.get("server", {}))
         available = available_extensions(connection)
         tuning = _tuning(connection, options)
-    session = _Restore(target, options, _places(endpoint, options, target.databases), available)
+    session = _Restore(target, options, places_of(endpoint, options, target.databases), available)
     session.check()
     loading = _with_options(target.endpoint, tuning)
     with (
@@ -77,88 +65,6 @@ def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSessio
     ):
         session.prepare(loading, environment, Path(folder))
         yield session
-
-
-def read_fingerprints(url: Secret, options: RestoreOptions) -> dict[str, Fingerprint]:
-    """Take the fingerprint of each restored part, as it was taken at backup time."""
-    endpoint = parse_url(url)
-    found: dict[str, Fingerprint] = {}
-    with _maintenance(endpoint, options) as connection:
-        endpoint = pinned(endpoint, connection)
-        if _GLOBALS in options.parts:
-            found[_GLOBALS] = fingerprint_globals(connection)
-    for part, place in _places(parse_url(url), options, frozenset()).items():
-        recorded = options.details["parts"][part].get("fingerprint", {})
-        with connect(endpoint, place.database) as connection:
-            found[part] = fingerprint_database(connection, mode=_mode(recorded))
-    return found
-
-
-def run_check(url: Secret, part: Mapping[str, Any], query: str) -> Any:
-    """Run one query against a restored part and return its single value.
-
-    Numbers, booleans and text come as they are, everything else as text. Raise SourceError when the query fails or
-    answers with anything but one row of one column.
-    """
-    label = str(part["label"])
-    with connect(parse_url(url), label) as connection:
-        for setting in ("search_path", "TimeZone", "row_security"):
-            connection.execute(sql.SQL("reset {}").format(sql.Identifier(setting)))
-        connection.execute(f"set statement_timeout = '{_CHECK_TIMEOUT_S}s'".encode())
-        cursor = connection.execute(query.encode())
-        rows = cursor.fetchmany(2) if cursor.description else []
-        if len(rows) != 1 or len(rows[0]) != 1:
-            columns = len(cursor.description or ())
-            shape = f"{'several rows' if len(rows) > 1 else format_count(len(rows), 'row')} of {columns} columns"
-            raise SourceError(f"a check of database {label} must answer with one value, not {shape}")
-        return _plain(rows[0][0])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _mode(recorded: Fingerprint) -> Mode:
-    digested = any("digest" in facts for facts in recorded.get("table", {}).values())
-    return "digests" if digested or not recorded.get("table") else "counts"
-
-
-@contextmanager
-def _maintenance(endpoint: Endpoint, options: RestoreOptions) -> Iterator[psycopg.Connection[Any]]:
-    """Connect to a database that is there whatever is restored: the target itself may have to be made."""
-    if options.scratch:
-        with connect(endpoint, "template1") as connection:
-            yield connection
-        return
-    try:
-        opened = connect(endpoint, "postgres")
-        connection = opened.__enter__()
-    except SourceError:
-        if endpoint.database in {None, "postgres"}:
-            raise
-        opened = connect(endpoint)
-        connection = opened.__enter__()
-    try:
-        yield connection
-    finally:
-        opened.__exit__(None, None, None)
-
-
-def _places(endpoint: Endpoint, options: RestoreOptions, there: frozenset[str]) -> dict[str, _Place]:
-    """Say which database each part goes to: a single one to the URL's, several to those of their own names."""
-    parts = [part for part in options.parts if part != _GLOBALS]
-    labels = {part: str(options.details["parts"][part]["label"]) for part in parts}
-    if not options.scratch and len(parts) == 1 and endpoint.database:
-        labels = {parts[0]: endpoint.database}
-    elif not options.scratch and len(parts) > 1 and endpoint.database not in {None, "postgres"}:
-        raise SourceError(
-            f"the backup has {len(parts)} databases, and the target's url names one: {endpoint.database}",
-            details=[f"they are {', '.join(labels.values())}"],
-            hints=["choose one with --database, or leave the database out of the url to restore all by their names"],
-        )
-    return {part: _Place(label, label in there) for part, label in labels.items()}
 
 
 def _tuning(connection: psycopg.Connection[Any], options: RestoreOptions) -> dict[str, str]:
@@ -190,7 +96,7 @@ class _Restore:
         self,
         target: Target,
         options: RestoreOptions,
-        places: Mapping[str, _Place],
+        places: Mapping[str, Place],
         available: Mapping[str, tuple[str, frozenset[str]]],
     ) -> None:
         major = int(options.details.get("server", {}).get("major", target.major))
@@ -244,7 +150,7 @@ class _Restore:
     def _missing_extensions(self, part: str) -> list[ExtensionNeed]:
         return [need for need in self._needs(part) if need.name not in self._available]
 
-    def _missing_roles(self, there: frozenset[str], parts: Mapping[str, _Place]) -> list[str]:
+    def _missing_roles(self, there: frozenset[str], parts: Mapping[str, Place]) -> list[str]:
         needed: set[str] = set()
         for part, place in parts.items():
             needed |= needed_roles({} if place.exists else self._facts(part), self._recorded(part))
@@ -267,7 +173,7 @@ class _Restore:
 
     def load(self, part: str, chunks: Iterator[bytes]) -> None:
         """Load one part; see `RestoreSession.load`."""
-        if part == _GLOBALS:
+        if part == GLOBALS:
             self._load_globals(b"".join(chunks))
             return
         place = self._places[part]
@@ -292,13 +198,13 @@ class _Restore:
     def _load_globals(self, script: bytes) -> None:
         """Apply roles and tablespaces to a scratch server; a user's server keeps its own."""
         if not self._options.scratch:
-            self._result.loaded[_GLOBALS] = "not applied: the target server keeps its own roles"
+            self._result.loaded[GLOBALS] = "not applied: the target server keeps its own roles"
             return
         script = _for_scratch(script, self._target.role)
         if b"\nCREATE TABLESPACE " in script:
             script = b"set allow_in_place_tablespaces = on;\n" + script
         self._loading.run_script("template1", script)
-        self._result.loaded[_GLOBALS] = self._target.endpoint.server
+        self._result.loaded[GLOBALS] = self._target.endpoint.server
 
     def _chosen(self, head: Head) -> tuple[Entry, ...]:
         """Return the entries to load: all, or those of the tables that were asked for."""
@@ -317,7 +223,7 @@ class _Restore:
         return tuple(entry for entry in head.entries if entry.line in chosen)
 
     @contextmanager
-    def _database(self, part: str, place: _Place) -> Iterator[None]:
+    def _database(self, part: str, place: Place) -> Iterator[None]:
         """Make the database; if it is not loaded whole, drop it, or say what is left in one that was there."""
         target, options = self._target, self._options
         if options.scratch:
@@ -334,7 +240,7 @@ class _Restore:
                 error.details = (*error.details, left)
             raise
 
-    def _undo(self, place: _Place) -> str:
+    def _undo(self, place: Place) -> str:
         """Drop a database that was not loaded whole, if we made it; return what is left, for the error's details."""
         label = self._target.endpoint.label(place.database)
         if place.exists and not self._options.scratch:
@@ -345,14 +251,14 @@ class _Restore:
             return f"{label} is left with a part of the backup, because it could not be dropped again: {error.message}"
         return ""
 
-    def _add_missing_roles(self, part: str, place: _Place) -> None:
+    def _add_missing_roles(self, part: str, place: Place) -> None:
         with connect(self._target.endpoint, "template1") as connection:
             there = frozenset(row[0] for row in connection.execute("select rolname::text from pg_roles"))
             for role in self._missing_roles(there, {part: replace(place, exists=False)}):
                 connection.execute(sql.SQL("create role {} nologin").format(sql.Identifier(role)))
                 self._result.warnings.append(f"role {role} is not in the backup's globals and was made without login")
 
-    def _create_surroundings(self, part: str, place: _Place) -> None:
+    def _create_surroundings(self, part: str, place: Place) -> None:
         """Create what has to be there first: extensions of a version, the schemas of single tables.
 
         Extensions are created in the recorded version where that is not the default (T15), if their schema is one that
@@ -376,7 +282,7 @@ class _Restore:
             for statement in statements:
                 connection.execute(statement)
 
-    def _load_properties(self, part: str, place: _Place, archive: ArchiveLoad) -> None:
+    def _load_properties(self, part: str, place: Place, archive: ArchiveLoad) -> None:
         """Give a database that we made the settings, grants and comment of the database itself (T1).
 
         In the archive they are statements with the old name; under another name only the settings can be repeated.

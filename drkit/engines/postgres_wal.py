@@ -20,7 +20,8 @@ from drkit.credentials import Secret
 from drkit.engines.postgres_client import Endpoint, connect, parse_url, pinned, tool_environment
 from drkit.engines.postgres_replication import open_replication
 from drkit.errors import SourceError
-from drkit.process import Command, ProcessIdentity, Resident, end_orphan, open_resident
+from drkit.process import Command, Resident, end_orphan, open_resident
+from drkit.process_identity import ProcessIdentity
 from drkit.wal import Segment, parse_lsn
 
 ReceiverTrouble = Literal[

@@ -11,7 +11,7 @@ from drkit.catalog import Catalog
 from drkit.errors import Busy, CatalogError
 from drkit.model import Run
 from drkit.operations import Workplace
-from drkit.process import ProcessIdentity
+from drkit.process_identity import ProcessIdentity
 
 _WITHIN_S = 60.0
 _LOOK_S = 0.1

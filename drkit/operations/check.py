@@ -10,6 +10,7 @@ from drkit.catalog import Catalog, EvidenceEntry
 from drkit.catalog.holds import HoldEntry
 from drkit.model import ArtifactEntry, Finding, Run
 from drkit.operations.inventory import StoreInventory, take_inventory
+from drkit.reading_plan import ReadingFact
 from drkit.signing import Signer
 from drkit.stores import Store
 
@@ -28,7 +29,11 @@ class LogSummary:
 
 @dataclass(frozen=True)
 class Observed:
-    """What was found: in the stores, in the catalog, the last backup run and the log of each policy."""
+    """What was found: in the stores, in the catalog, the last backup run and the log of each policy.
+
+    ``readings`` sum up when the copies of a policy were read, ``damaged`` are subject and store of those that were not
+    sound then.
+    """
 
     inventories: Mapping[str, StoreInventory]
     remembered: Sequence[ArtifactEntry]
@@ -36,6 +41,8 @@ class Observed:
     last_runs: Mapping[str, Run]
     logs: Mapping[str, LogSummary] = field(default_factory=dict)
     holds: Sequence[HoldEntry] = ()
+    readings: Mapping[str, ReadingFact] = field(default_factory=dict)
+    damaged: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def policies(self) -> set[str]:
@@ -58,7 +65,15 @@ def gather(
         for run in catalog.runs(policy=policy, kind="backup", limit=1):
             last_runs[policy] = run
     holds = [hold for hold in catalog.holds.entries() if policies is None or hold.policy in policies]
-    return Observed(inventories, remembered, records, last_runs, holds=holds)
+    asked = policies if policies is not None else _policies(inventories, remembered)
+    damaged = {name: found for name in asked if (found := _damaged(catalog, name, inventories))}
+    return Observed(inventories, remembered, records, last_runs, holds=holds, damaged=damaged)
+
+
+def _damaged(catalog: Catalog, policy: str, inventories: Mapping[str, StoreInventory]) -> list[tuple[str, str]]:
+    """Return subject and store of the copies whose last reading found damage, of those that are still there."""
+    readings = catalog.verified.readings(policy)
+    return sorted(place for place, reading in readings.items() if not reading.sound and place[1] in inventories)
 
 
 def _policies(inventories: Mapping[str, StoreInventory], remembered: Iterable[ArtifactEntry]) -> set[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from drkit.errors import Busy, SourceError
 from drkit.operations.extraction import Owner, sync_path
-from drkit.process import ProcessIdentity
+from drkit.process_identity import ProcessIdentity
 from drkit.units import format_bytes
 
 MARKER = "drkit-restore.unfinished"

@@ -54,7 +54,7 @@ _SHOWN_KINDS = (
 def run_drill(
     workplace: Workplace, policy: Policy, request: DrillRequest, identities: Sequence[KeyFile], reporter: Reporter
 ) -> DrillOutcome:
-    """Drill one policy and return what was found; only a drill that could not be begun raises.
+    """Drill one policy and return what was found; only a drill that could not be begun raises, and is not recorded.
 
     Whatever stops the drill on its way becomes its verdict: a damaged artifact or a load that fails is ``failed``, a
     store out of reach or a scratch server that does not start is ``inconclusive``. A drill that outlives its rule's
@@ -66,6 +66,7 @@ def run_drill(
             hints=[f"drkit drill {policy.policy} --level same-data"],
         )
     load_site_signing_key(workplace.site)  # what cannot be signed in the end is not worth the hours before
+    _refuse_unknown(workplace, policy, request)
     with ExitStack() as stack:
         running = _begin(workplace, policy, stack)
         now = running.run.started_at
@@ -100,6 +101,16 @@ def _tell(workplace: Workplace, outcome: DrillOutcome) -> None:
         "error": outcome.error.message if outcome.error else None,
     }
     workplace.catalog.add_event("drill.ended", outcome.ended_at or workplace.clock(), facts)
+
+
+def _refuse_unknown(workplace: Workplace, policy: Policy, request: DrillRequest) -> None:
+    """Raise RecoveryGap for an id that no artifact has: a slip of the hand is no verdict on a backup.
+
+    What is there and cannot be used, or cannot be reached, is for the drill to judge.
+    """
+    if request.artifact_id is not None:
+        with contextlib.suppress(IntegrityError, StoreError):
+            choose_artifact(find_artifacts(workplace, policy.policy), policy.policy, artifact_id=request.artifact_id)
 
 
 def _begin(workplace: Workplace, policy: Policy, stack: ExitStack) -> RunningRun:

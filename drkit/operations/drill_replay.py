@@ -18,22 +18,18 @@ from typing import Any
 from drkit.engines.postgres_heartbeat import describe_heartbeats, judge_heartbeats, read_heartbeats
 from drkit.engines.registry import find_engine
 from drkit.operations import Workplace
-from drkit.operations.drill_frame import DrillFrame
-from drkit.operations.drill_outcome import DrillRequest, HeartbeatProof, LevelOutcome, Recovery, describe_pick
-from drkit.operations.extraction import Extraction, Owner
-from drkit.operations.restore_base import (
+from drkit.operations.base_plan import (
     BasePlan,
     BaseRequest,
     BaseSources,
-    Replayed,
-    ReplaySite,
-    describe_replayed,
-    open_replay,
     plan_base_restore,
     read_sources,
     require_machine,
-    superuser_of,
 )
+from drkit.operations.drill_frame import DrillFrame
+from drkit.operations.drill_outcome import DrillRequest, HeartbeatProof, LevelOutcome, Recovery, describe_pick
+from drkit.operations.extraction import Extraction, Owner
+from drkit.operations.restore_base import Replayed, ReplaySite, describe_replayed, open_replay, superuser_of
 from drkit.operations.restore_files import extract, fetch_base, passed_over
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.stored_log import LogReader

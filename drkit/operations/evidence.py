@@ -22,7 +22,6 @@ from drkit.model import Document, Moment, Sha256
 from drkit.operations import Reporter, Workplace
 from drkit.operations.drill_outcome import DrillOutcome
 from drkit.operations.signing_key import load_site_signing_key
-from drkit.policy import Policy
 from drkit.signing import EVIDENCE_NAMESPACE, Signer, sign, verify
 from drkit.stores import Store, read_object
 from drkit.units import format_utc, parse_utc
@@ -136,7 +135,7 @@ def _record(workplace: Workplace, outcome: DrillOutcome) -> DrillRecord:
         teardown="leaked" if outcome.leaked else outcome.teardown,
         scratch=outcome.scratch,
         runner={"drkit": __version__, "python": platform.python_version(), "machine": platform.machine()},
-        previous=_previous(workplace, outcome.policy),
+        previous=previous_record(workplace, outcome.policy.policy),
         details=_sealed_details(outcome),
         recovered=_recovered(outcome),
         ended_in=outcome.ended_in,
@@ -161,9 +160,9 @@ def _ms(duration: timedelta | None) -> int | None:
     return None if duration is None else round(duration.total_seconds() * 1000)
 
 
-def _previous(workplace: Workplace, policy: Policy) -> str | None:
+def previous_record(workplace: Workplace, policy: str) -> str | None:
     """Return the digest of the policy's newest record that this host knows."""
-    records = workplace.catalog.evidence_entries(policy=policy.policy)
+    records = workplace.catalog.evidence_entries(policy=policy)
     return records[0].sha256 if records else None
 
 

@@ -6,8 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from drkit.copy_rule import StorePlace
 from drkit.policy import BackupRule, DrillRule, Policy
+from drkit.reading_plan import ReadingPromise
 from drkit.schedule import Recurrence
+from drkit.site import Site, StoreConfig
+from drkit.stores.opening import LOCK_FOR
 
 _LONGEST = timedelta(days=366 * 30)
 GRACE = timedelta(hours=1)
@@ -25,23 +29,53 @@ class Due:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What should be true of one policy."""
+    """What should be true of one policy.
+
+    ``places`` are its stores, as far as the site is known. ``reading`` is the promise to read everything again; with
+    ``shares_limit`` its limit for a day is the site's, for several policies together.
+    """
 
     policy: str
     stores: tuple[str, ...]
     rpo: timedelta | None = None
     backups: tuple[Due, ...] = ()
     drills: tuple[Due, ...] = ()
+    places: tuple[StorePlace, ...] = ()
+    reading: ReadingPromise | None = None
+    shares_limit: bool = False
 
 
-def expectation_of(policy: Policy, now: datetime) -> Expectation:
-    """Return what should be true of ``policy`` at ``now``."""
+def expectation_of(policy: Policy, now: datetime, site: Site | None = None) -> Expectation:
+    """Return what should be true of ``policy`` at ``now``.
+
+    ``site`` says what its stores count for, and what is promised where the policy does not say it.
+    """
+    rule = policy.verify or (site.verify if site else None)
     return Expectation(
         policy=policy.policy,
         stores=policy.stores,
         rpo=policy.objectives.rpo,
         backups=_dues(((rule.method, rule) for rule in policy.backups), now),
         drills=_dues(((rule.name, rule) for rule in policy.drills), now),
+        places=tuple(store_place(name, site.stores[name]) for name in policy.stores) if site else (),
+        reading=rule.promise if rule else None,
+        shares_limit=policy.verify is None,
+    )
+
+
+def store_place(name: str, config: StoreConfig) -> StorePlace:
+    """Return what a store counts for in the rule 3-2-1-1-0, by what the site says of it and by its address."""
+    at_aws = config.url.startswith("s3:") and config.endpoint is None
+    if config.url.startswith("s3:"):
+        default = f"aws {config.region}" if at_aws else str(config.endpoint).partition("://")[2].partition("/")[0]
+    else:
+        default = "this host"
+    return StorePlace(
+        store=name,
+        failure_domain=config.failure_domain or default,
+        offsite=at_aws if config.offsite is None else config.offsite,
+        lock=config.object_lock or "",
+        lock_for=config.lock_for or LOCK_FOR,
     )
 
 

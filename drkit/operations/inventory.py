@@ -169,6 +169,14 @@ def read_holds(store: Store, signers: Sequence[Signer], policy: str) -> tuple[li
     return inventory.holds.get(policy, []), inventory.releases.get(policy, [])
 
 
+def read_log_tombstones(store: Store, signers: Sequence[Signer], policy: str) -> list[LogTombstone]:
+    """Read the tombstones of a policy's log; one that is not believed explains nothing and is left out."""
+    inventory = StoreInventory(store.name)
+    inventory.objects.update((item.key, item) for item in store.list(bucket.log_tombstones_prefix(policy)))
+    _read_documents(store, signers, inventory)
+    return inventory.log_graves.get(policy, [])
+
+
 def _repo_id(store: Store, inventory: StoreInventory) -> str | None:
     try:
         # An empty store is what the first backup finds; one with backups in it and without this file is odd.

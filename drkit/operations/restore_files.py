@@ -16,9 +16,9 @@ from pathlib import Path
 from drkit.binaries import postgres_binary
 from drkit.errors import IntegrityError
 from drkit.operations import Reporter, Workplace
+from drkit.operations.base_plan import COMBINE_TOOL, BasePlan
 from drkit.operations.extraction import Extraction, Owner
 from drkit.operations.restore import FetchedObject, RestorePlan, copies_passed_over, fetch
-from drkit.operations.restore_base import COMBINE_TOOL, BasePlan
 from drkit.process import Command, run
 from drkit.stream import Meter, prefetch
 

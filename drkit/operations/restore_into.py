@@ -22,20 +22,19 @@ from drkit.engines.postgres_recovery import (
 )
 from drkit.errors import RecoveryGap, SourceError
 from drkit.operations import Reporter, Workplace
+from drkit.operations.base_plan import BasePlan, require_machine
 from drkit.operations.data_folder import TargetFolder, claimed, hand_over, inspect_target
 from drkit.operations.extraction import Extraction
 from drkit.operations.replay import TablespaceGuard, check_identity
 from drkit.operations.restore_base import (
     CAPTURED_CONFIG,
     TABLESPACES,
-    BasePlan,
     Phases,
     Replayed,
     ReplaySite,
     describe_replayed,
     new_extraction,
     open_replay,
-    require_machine,
     superuser_of,
 )
 from drkit.operations.restore_files import FetchedMember, extract, fetch_base, passed_over

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from drkit.operations import Workplace
-from drkit.operations.restore_base import BasePlan, Replayed
+from drkit.operations.base_plan import BasePlan
+from drkit.operations.restore_base import Replayed
 from drkit.operations.restore_into import FolderResult
 from drkit.units import format_bytes, format_count, format_duration, format_moment, format_utc, parse_utc
 from drkit.wal import format_lsn

@@ -22,7 +22,7 @@ from ulid import ULID
 from drkit.catalog import Catalog
 from drkit.errors import Busy, CatalogError, DrkitError
 from drkit.model import Lease, Run
-from drkit.process import ProcessIdentity, start_mark
+from drkit.process_identity import ProcessIdentity, start_mark
 
 LEASE_TTL = timedelta(seconds=60)
 HEARTBEAT_S = 15.0

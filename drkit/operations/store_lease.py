@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from drkit import bucket
 from drkit.canonical import canonical_json, parse_json
 from drkit.errors import Busy, IntegrityError, StoreError, StoreExists, StoreMissing
-from drkit.process import ProcessIdentity
+from drkit.process_identity import ProcessIdentity
 from drkit.stores import Store, read_object
 from drkit.units import format_moment, format_utc, parse_utc
 

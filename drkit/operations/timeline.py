@@ -13,8 +13,8 @@ from typing import Any, Literal
 from drkit.catalog import Catalog
 from drkit.model import Finding
 from drkit.operations import Workplace
-from drkit.operations.judgement import CLOCK_MARGIN
 from drkit.operations.lineage import restorable
+from drkit.operations.policy_facts import CLOCK_MARGIN
 from drkit.operations.selection import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
 from drkit.operations.stored_log import base_points, log_state, read_logs, signed_histories

@@ -185,8 +185,6 @@ def _judge(result: Verification, subject: str, step: Callable[[], object]) -> No
         result.findings.append(Finding("object-missing", subject, error.message))
     except IntegrityError as error:
         result.findings.append(Finding("object-damaged", subject, error.message))
-    except StoreError as error:
-        raise StoreError(error.message, details=error.details, hints=error.hints) from error
 
 
 def describe_verification(result: Verification) -> str:

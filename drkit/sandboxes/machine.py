@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from drkit.model import Scratch
-from drkit.process import ProcessIdentity
+from drkit.process_identity import ProcessIdentity
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")

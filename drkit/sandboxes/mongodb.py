@@ -20,7 +20,8 @@ from drkit.credentials import Secret
 from drkit.errors import SourceError
 from drkit.model import Scratch
 from drkit.mongo_binaries import FOLDERS_VARIABLE, find_mongo_binary
-from drkit.process import Command, open_consumer, start_mark
+from drkit.process import Command, open_consumer
+from drkit.process_identity import start_mark
 from drkit.sandboxes import SandboxRequest, ScratchFolder, ScratchLedger, ScratchServer
 from drkit.sandboxes.machine import memory_available_bytes
 from drkit.sandboxes.scratch import STOP_TIMEOUT_S, check_room, folder_name, recorded, take_away

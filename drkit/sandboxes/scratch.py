@@ -18,7 +18,7 @@ from pathlib import Path
 
 from drkit.errors import SourceError
 from drkit.model import Scratch
-from drkit.process import start_mark
+from drkit.process_identity import start_mark
 from drkit.sandboxes import SandboxRequest, ScratchLedger
 from drkit.units import format_bytes
 

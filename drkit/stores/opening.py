@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from drkit.stores.s3_connection import AccessKeys
 
 _SCHEMES = "file:, s3: and memory:"
-_LOCK_FOR = timedelta(days=30)
+LOCK_FOR = timedelta(days=30)
+"""How long an object stays locked where the site does not say it."""
 _memory_stores: dict[str, Store] = {}
 
 
@@ -109,7 +110,7 @@ def _open_s3(name: str, config: StoreSettings, site_folder: Path, resolve: Calla
         path_style=config.path_style,
         ca_bundle=ca_bundle,
         keys=_keys(name, config, resolve),
-        lock=ObjectLock(config.object_lock, config.lock_for or _LOCK_FOR) if config.object_lock else None,
+        lock=ObjectLock(config.object_lock, config.lock_for or LOCK_FOR) if config.object_lock else None,
     )
     return RetryingStore(S3Store(name, options))
 

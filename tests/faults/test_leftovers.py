@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from drkit.app import _private_folder
-from drkit.process import start_mark
+from drkit.process_identity import start_mark
 from tests.faults.forking import Forker
 from tests.faults.shop import BUCKET_VARIABLES, Shop, bucket_lines, create_shop, make_shop
 from tests.fixtures.postgres import PostgresServer

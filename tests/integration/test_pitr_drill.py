@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from drkit.operations.base_plan import BaseSources
 from drkit.operations.drill_outcome import DrillRequest
 from drkit.operations.drill_replay import pick_moment
 from drkit.operations.init import init_site
-from drkit.operations.restore_base import BaseSources
 from drkit.policy import DrillRule
 from drkit.recovery import BasePoint, LogFile, LogState
 from drkit.units import format_utc

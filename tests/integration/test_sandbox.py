@@ -16,7 +16,7 @@ import pytest
 
 from drkit.errors import SourceError
 from drkit.model import Scratch
-from drkit.process import ProcessIdentity
+from drkit.process_identity import ProcessIdentity
 from drkit.sandboxes import SandboxRequest, ScratchServer
 from drkit.sandboxes import postgres as sandbox_module
 from drkit.sandboxes import scratch as scratch_module

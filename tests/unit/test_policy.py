@@ -158,7 +158,7 @@ def test_there_is_a_shipped_example() -> None:
             changed("tier: 1", "zzz: 1"),
             (
                 '3:1: unknown key "zzz"; expected policy, owner, tier, target, objectives, backups, stores, '
-                "encryption, retention, drills, notify, fingerprint, compression_level or read_back"
+                "encryption, retention, drills, notify, verify, fingerprint, compression_level or read_back"
             ),
         ),
         # what is missing

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from drkit.errors import SourceError
-from drkit.process import Command, ProcessIdentity, give_way, open_consumer, open_producer, run, start_mark
+from drkit.process import Command, give_way, open_consumer, open_producer, run
+from drkit.process_identity import ProcessIdentity, start_mark
 from drkit.units import CHUNK_BYTES
 
 SOON_S = 20.0

@@ -19,7 +19,7 @@ from drkit.errors import Busy, SourceError
 from drkit.model import Run
 from drkit.operations import running
 from drkit.operations.running import LEASE_TTL, close_lost_runs, recorded_run
-from drkit.process import ProcessIdentity, start_mark
+from drkit.process_identity import ProcessIdentity, start_mark
 from tests.fixtures.bucket import NOW
 
 HOST = socket.gethostname()
