@@ -156,11 +156,7 @@ class OplogTail:
         return self._buffer
 
     def _poll(self, client: Client, stopping: threading.Event) -> None:
-        """Read what there is."""
-        if self._setting.newer.is_set():
-            self._cut()
-            self._shipper.recover()
-            self._setting.newer.clear()
+        """Read what there is; then go over to a timeline that somebody else began."""
         buffer = self._current()
         reading = read_after(client, buffer.end)
         if reading.state == "lost":
@@ -171,6 +167,10 @@ class OplogTail:
             self._tell("behind", f"the server has not come to {buffer.end.ts} yet, the entry that was read last")
         else:
             self._read(reading, buffer, stopping)
+        if self._setting.newer.is_set():
+            self._cut()
+            self._shipper.recover()
+            self._setting.newer.clear()
 
     def _read(self, reading: Reading, buffer: _Buffer, stopping: threading.Event) -> None:
         rule = self._setting.rule
@@ -223,6 +223,9 @@ class OplogTail:
         """Begin a new timeline: what the server has does not continue what was read."""
         self._require_recovered()
         self._cut()
+        if self._shipper.has_newer():
+            self._setting.newer.set()
+            return
         position = self._current().position
         newest_ts = require_reach(client).newest_ts
         reason = f"the server's oplog does not hold the entry {position.end.ts} that was read: it has another history"

@@ -183,9 +183,9 @@ def test_documents_that_mongodump_left_out_are_missed(mongodb: MongoServer, shop
     options = BackupOptions(databases=(shop,), work_folder=tmp_path)
     with ENGINE.open_backup(mongodb.url, options) as session:
         (part,) = session.preflight.parts
-        plan = session._plans[part.name]  # type: ignore[attr-defined]
-        session._plans[part.name] = type(plan)(  # type: ignore[attr-defined]
-            plan.name, plan.size_bytes, plan.collections, ("Genre",)
+        (plan,) = session._contents[part.name]  # type: ignore[attr-defined]
+        session._contents[part.name] = (  # type: ignore[attr-defined]
+            type(plan)(plan.name, plan.size_bytes, plan.collections, ("Genre",)),
         )
         left_out = pytest.raises(SourceError, match="Genre has 25 documents, and mongodump left it out")
         with left_out, session.open_part(part) as chunks:
