@@ -20,7 +20,6 @@ from drkit.engines.mongodb_dump import MongodbDump
 from drkit.errors import SourceError
 from drkit.model import ArtifactEntry
 from drkit.oplog import OplogTs, archived_entries, read_ts
-from drkit.keys import load_identities
 from tests.fixtures.mongodb import MongoServer, running_mongodb
 from tests.fixtures.oplog import OplogSite, newest, write_orders
 from tests.fixtures.site import ReadySite
