@@ -40,16 +40,16 @@ class OplogWatch:
     def require_covered(self, entries: int | None, reach: OplogReach) -> OplogRange:
         """Return the range that the dump holds; raise SourceError unless it makes the dump consistent.
 
-        mongodump settles the first entry before it writes anything, and the last after it has read everything: what was
-        newest when its first bytes came has to lie in between.
+        mongodump settles the first entry before it writes anything, so it is not after what was newest when the first
+        bytes came; and the last one when it has read everything, so it is not before what was newest at the start.
         """
         first_ts, last_ts = self.span.first_ts, self.span.last_ts
         if not entries or first_ts is None or last_ts is None:
             raise SourceError("mongodump wrote no entry of the oplog, and a dump that came to its end has at least one")
-        if self.reading_ts is None or not first_ts <= self.reading_ts <= last_ts:
+        if not self._begun_ts or not self.reading_ts or first_ts > self.reading_ts or last_ts < self._begun_ts:
             raise SourceError(
-                f"the oplog of the dump goes from {first_ts} to {last_ts} and does not cover the time of the dump,"
-                f" which was at {self.reading_ts} when reading began"
+                f"the oplog of the dump goes from {first_ts} to {last_ts} and does not cover the dump, which began"
+                f" between {self._begun_ts} and {self.reading_ts}"
             )
         if reach.oldest_ts > first_ts:
             raise SourceError(
