@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_client import without_secrets
-from drkit.engines.mongodb_fingerprint import is_capped
+from drkit.engines.mongodb_fingerprint import SYSTEM_DATABASES, is_capped
 from drkit.engines.mongodb_placing import Placing, tool_arguments
 from drkit.errors import SourceError
 from drkit.mongo_archive import ArchiveReader, ArchiveSummary
@@ -44,6 +44,8 @@ class Mongorestore:
         argv = [str(self._program), f"--config={self._config}", "--archive", "--noIndexRestore"]
         # What was there before its validator came has to come back as well.
         argv += ["--bypassDocumentValidation", *self._order(placing), *tool_arguments(placing, self._options.renames)]
+        # An archive of a whole server has its users and roles: restored, they would lock out who is there.
+        argv += [f"--nsExclude={database}.*" for database in SYSTEM_DATABASES]
         with open_consumer(Command(argv), idle_timeout_s=self._options.idle_timeout_s) as consumer:
             consumer.feed(sound.watched(chunks))
             lines = consumer.stderr_lines

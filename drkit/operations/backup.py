@@ -306,9 +306,14 @@ class _Job:
         return newest_timeline(self.sealing.store, self.workplace.signers, self.policy.policy)
 
     def _oplog_position(self, session: BackupSession) -> OplogPosition | None:
-        """Say to which timeline the dump belongs: the one that was current when it began."""
+        """Say to which timeline the dump belongs: the one that was current when it began.
+
+        A place that only slices could make use of is no use where none are stored.
+        """
         found = session.oplog_range
-        return None if found is None else OplogPosition(timeline=self.oplog_timeline, **vars(found))
+        if found is None or not (found.included or self.policy.rule("oplog")):
+            return None
+        return OplogPosition(timeline=self.oplog_timeline, **vars(found))
 
     def _record(self, recipient: age.Recipient) -> RecipientRecord:
         key_class: Literal["classic", "post-quantum"] = (

@@ -127,7 +127,13 @@ def plan_oplog_restore(
         entry = plan_restore(workplace, request, identities).entry
         if entry.manifest.oplog is None:
             return None
-        path = path_to_stop(log, entry.manifest.artifact_id)
+        try:
+            path = path_to_stop(log, entry.manifest.artifact_id)
+        except RecoveryGap:
+            if entry.manifest.oplog.included:
+                raise
+            # No slices make it consistent: it is restored as any dump of some databases, each at its own moment.
+            return None
     request = dataclasses.replace(request, artifact_id=path.dump.artifact_id)
     plan = plan_restore(workplace, request, identities)
     names = {(item.timeline, item.name) for item in path.slices}
