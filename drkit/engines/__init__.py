@@ -153,6 +153,7 @@ class BackupSession(Protocol):
 class RestoreOptions:
     """How to load. ``details`` are the artifact's, opened; ``parts`` the names to load, in the manifest's order.
 
+    Of a part that holds several databases only ``databases`` are loaded; all without any.
     ``tables`` limits the load to the named ones (``schema.table``, ``database.collection``), ``exclude_tables`` leaves
     some out, ``renames`` gives databases or collections other names; `registry.restore_choices` says which of these an
     engine knows. ``scratch`` says that the server is a sandbox of
@@ -164,6 +165,7 @@ class RestoreOptions:
 
     details: Mapping[str, Any]
     parts: tuple[str, ...]
+    databases: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     exclude_tables: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)

@@ -33,7 +33,7 @@ from drkit.engines.mongodb_client import (
     read_server,
     tool_config,
 )
-from drkit.engines.mongodb_counts import Counts, read_counts, require_whole
+from drkit.engines.mongodb_counts import Counts, mark_counts, read_counts, require_whole
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.engines.mongodb_oplog import read_newest, require_reach
 from drkit.engines.mongodb_oplog_watch import OplogWatch, forecast
@@ -103,6 +103,11 @@ class DatabasePlan:
     size_bytes: int
     collections: tuple[str, ...]
     excluded: tuple[str, ...] = ()
+    capped: tuple[str, ...] = ()
+
+    def mark(self, client: Client) -> Counts:
+        """Remember what the counts after a dump are to be compared with."""
+        return mark_counts(client, self.name, self.collections, self.capped)
 
     def count(self, client: Client) -> Counts:
         """Count the documents of its collections."""
@@ -121,14 +126,18 @@ def _plan(client: Client, endpoint: Endpoint, server: ServerFacts, options: Back
 
 
 def _plan_database(client: Client, name: str, server: ServerFacts, options: BackupOptions) -> DatabasePlan:
-    found = sorted(
-        str(item["name"]) for item in client[name].list_collections() if item.get("type", "collection") == "collection"
-    )
+    settings = {
+        str(item["name"]): item.get("options") or {}
+        for item in client[name].list_collections()
+        if item.get("type", "collection") == "collection"
+    }
+    found = sorted(settings)
     excluded = [
         item for item in found if any(fnmatchcase(f"{name}.{item}", pattern) for pattern in options.exclude_tables)
     ]
     kept = tuple(item for item in found if item not in excluded and not item.startswith("system."))
-    return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded))
+    capped = tuple(item for item in kept if settings[item].get("capped"))
+    return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded), capped)
 
 
 def _by_database(plans: Sequence[DatabasePlan]) -> dict[str, tuple[DatabasePlan, ...]]:
@@ -216,7 +225,7 @@ class _DumpSession(LogicalDump):
         with connect(self._endpoint) as client:
             snapshot_at = read_clock(client)
             self._oplog.begin(read_newest(client))
-            before = [plan.count(client) for plan in plans]
+            before = [plan.mark(client) for plan in plans]
         self._snapshots.append(snapshot_at)
         facts: dict[str, Any] = {
             "label": part.label,

@@ -101,6 +101,8 @@ def _any_matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
 
 
 def _place(options: RestoreOptions, label: str, names: Mapping[str, Sequence[str]]) -> Placing:
+    """Place the names of one part; ``label`` is its database, if it holds a single one."""
+
     def placed(kind: str) -> dict[str, str]:
         return {name: _renamed(name, options.renames) for name in names[kind] if _wanted(name, options)}
 
@@ -109,11 +111,14 @@ def _place(options: RestoreOptions, label: str, names: Mapping[str, Sequence[str
     if options.tables or any("." in name for name in options.renames):
         return Placing(collections, views, left_out, ())
     sources = dict.fromkeys([name.partition(".")[0] for kind in _KINDS for name in names[kind]] or [label])
+    if options.databases:
+        sources = dict.fromkeys(name for name in sources if name in options.databases)
     return Placing(collections, views, left_out, tuple(options.renames.get(name, name) for name in sources))
 
 
 def _wanted(name: str, options: RestoreOptions) -> bool:
-    included = not options.tables or _any_matches([name], options.tables)
+    chosen = not options.databases or name.partition(".")[0] in options.databases
+    included = chosen and (not options.tables or _any_matches([name], options.tables))
     return included and not _any_matches([name], options.exclude_tables)
 
 
@@ -146,13 +151,15 @@ def plan_contents(options: RestoreOptions) -> Iterator[Planned]:
 def tool_arguments(placing: Placing, renames: Mapping[str, str]) -> list[str]:
     """Return mongorestore's arguments for a placing; views are not for mongorestore, they come last.
 
+    Neither are the system's databases, which an archive of a whole server has: users would be replaced by older ones.
     Of two renames that fit, the later one counts (mongo-tools, mongorestore/ns).
     """
     out = [*placing.left_out, *placing.views]
     if placing.collections and len(placing.collections) < len(out):
         argv = [f"--nsInclude={_escaped(name)}" for name in placing.collections]
     else:
-        argv = [f"--nsExclude={_escaped(name)}" for name in out]
+        argv = [f"--nsExclude={name}.*" for name in _SYSTEM_DATABASES]
+        argv += [f"--nsExclude={_escaped(name)}" for name in out]
     for old, new in sorted(renames.items(), key=lambda pair: "." in pair[0]):
         rest = "" if "." in old else ".*"
         argv += [f"--nsFrom={_escaped(old)}{rest}", f"--nsTo={_escaped(new)}{rest}"]

@@ -53,6 +53,7 @@ class RestoreRequest:
         return RestoreOptions(
             details=details,
             parts=parts,
+            databases=self.databases,
             tables=self.tables,
             exclude_tables=self.exclude_tables,
             renames=self.renames,
@@ -177,15 +178,18 @@ def _wanted(entry: ArtifactEntry, details: dict[str, Any], request: RestoreReque
     """Narrow the objects down to the databases asked for; the globals always come along."""
     if not request.databases:
         return entry.manifest.objects
-    labels = {part: facts.get("label") for part, facts in details["parts"].items()}
-    missing = sorted(set(request.databases) - {str(label) for label in labels.values()})
+    names = {part: set(facts.get("databases") or [facts.get("label")]) for part, facts in details["parts"].items()}
+    there = {str(name) for part, held in names.items() if part != "globals" for name in held}
+    missing = sorted(set(request.databases) - there)
     if missing:
         raise ConfigError(
             f"artifact {entry.manifest.artifact_id} has no database {', '.join(missing)}",
-            details=[f"it has {', '.join(sorted(str(label) for part, label in labels.items() if part != 'globals'))}"],
+            details=[f"it has {', '.join(sorted(there))}"],
         )
     return tuple(
-        item for item in entry.manifest.objects if item.kind != "database" or labels.get(item.part) in request.databases
+        item
+        for item in entry.manifest.objects
+        if item.kind != "database" or names.get(item.part, set()) & {*request.databases}
     )
 
 

@@ -14,7 +14,7 @@ from bson import Timestamp
 from drkit.errors import IntegrityError, SourceError
 from drkit.fingerprint import compare_fingerprints
 from drkit.units import format_bytes
-from tests.fixtures.mongodb import MongoServer
+from tests.fixtures.mongodb import MongoServer, running_mongodb
 from tests.fixtures.site import ReadySite
 from tests.integration.test_mongodb import ENGINE, dump, load
 
@@ -239,3 +239,29 @@ def test_an_archive_with_one_id_twice_is_found_before_the_target_is_touched(
     assert without in data
     with pytest.raises(IntegrityError, match="has a document without _id"):
         verify_part(None, iter([data.replace(without, without.replace(b"_id", b"_ix"))]))
+
+
+def test_a_server_that_was_dumped_whole_is_drilled_and_one_of_its_databases_restored(
+    ready_site: ReadySite, mongodb_programs: None, mongo_tools: Path
+) -> None:
+    with running_mongodb("--storage-path=:memory:") as server:
+        for name in ("shop", "ledger"):
+            server.client[name]["entries"].insert_many([{"_id": number, "of": name} for number in range(20)])
+            server.client[name]["entries"].create_index("of", name="of")
+        url = ready_site.write_secret("source-url", server.url.reveal())
+        path = ready_site.write_policy("all", url, more="drills: [{name: rehearsal, level: same-data}]\n")
+        path.write_text(path.read_text().replace("engine: postgres,", "engine: mongodb,"))
+        done = ready_site.call("backup", "all")
+        assert done.returncode == 0, done.stderr
+        drilled = ready_site.call("drill", "all")
+        assert drilled.returncode == 0, drilled.stderr
+        assert "2 of 2 collections equal in count and digest" in drilled.stderr + drilled.stdout
+        wrong = ready_site.call("restore", "all", "--plan", "--database", "shopp")
+        assert (wrong.returncode, "it has ledger, shop" in wrong.stderr) == (3, True), wrong.stderr
+        words = ("--database", "shop", "--rename", "shop=again", "--to", url)
+        done = ready_site.call("restore", "all", *words)
+        assert done.returncode == 0, done.stderr
+        assert server.client["again"]["entries"].count_documents({"of": "shop"}) == 20
+        assert set(server.client["again"]["entries"].index_information()) == {"_id_", "of"}
+        refused = ready_site.call("restore", "all", "--to", url)
+        assert (refused.returncode, "is not empty" in refused.stderr) == (5, True), refused.stderr

@@ -26,6 +26,7 @@ def facts(database: str, *collections: str, views: tuple[str, ...] = ()) -> dict
 
 SHOP = facts("shop", "orders", "orders.old", "Äpfel*", views=("names",))
 LEDGER = facts("ledger", "entries")
+SYSTEM = ["--nsExclude=admin.*", "--nsExclude=config.*", "--nsExclude=local.*"]
 
 
 def options(**more: Any) -> RestoreOptions:
@@ -42,7 +43,7 @@ def test_everything_goes_where_it_was_and_views_are_not_for_mongorestore() -> No
     placing = place()
     assert placing.whole == placing.databases == ("shop",)
     assert dict(placing.collections) == {name: name for name in ("shop.orders", "shop.orders.old", "shop.Äpfel*")}
-    assert tool_arguments(placing, {}) == ["--nsExclude=shop.names"]
+    assert tool_arguments(placing, {}) == [*SYSTEM, "--nsExclude=shop.names"]
 
 
 def test_chosen_ones_come_alone_and_patterns_leave_some_out() -> None:
@@ -61,7 +62,7 @@ def test_chosen_ones_come_alone_and_patterns_leave_some_out() -> None:
 def test_a_database_with_nothing_to_load_excludes_all_of_it() -> None:
     placing = place(tables=("ledger.entries",))
     assert (dict(placing.collections), placing.databases) == ({}, ())
-    assert len(tool_arguments(placing, {})) == 4
+    assert len(tool_arguments(placing, {})) == len(SYSTEM) + 4
 
 
 def test_a_collections_own_name_goes_before_its_databases() -> None:
@@ -71,7 +72,7 @@ def test_a_collections_own_name_goes_before_its_databases() -> None:
     assert (placing.databases, placing.whole) == (("archive", "new"), ())
     assert placing.names_in("new") == ["orders.old", "Äpfel*", "names"]
     # mongorestore takes the last one that fits
-    assert tool_arguments(placing, renames)[1:] == [
+    assert tool_arguments(placing, renames)[len(SYSTEM) + 1 :] == [
         "--nsFrom=shop.*", "--nsTo=new.*", "--nsFrom=shop.orders", "--nsTo=archive.orders",
     ]  # fmt: skip
 
@@ -123,3 +124,15 @@ def test_a_plan_names_documents_sizes_and_indexes() -> None:
         ("view", "shop.names", "new.names", None, None),
     ]
     assert {item.indexes for item in planned if item.kind == "collection"} == {("b.c_1",)}
+
+
+def test_a_part_with_all_databases_of_a_server_gives_those_that_are_asked_for() -> None:
+    both = {kind: {**SHOP["fingerprint"][kind], **LEDGER["fingerprint"][kind]} for kind in SHOP["fingerprint"]}
+    server = {"label": "all databases", "databases": ["shop", "ledger"], "fingerprint": both}
+    details = {"server": {}, "parts": {"server": server}}
+    placing = place_parts(RestoreOptions(details=details, parts=("server",), renames={"ledger": "old"}))["server"]
+    assert placing.whole == placing.databases == ("shop", "old")
+    options = RestoreOptions(details=details, parts=("server",), databases=("ledger",))
+    placing = place_parts(options)["server"]
+    assert (list(placing.collections), placing.whole) == (["ledger.entries"], ("ledger",))
+    assert tool_arguments(placing, {}) == ["--nsInclude=ledger.entries"]
