@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from drkit.sandboxes import ScratchServer
 
 _SOURCE_BYTES = 200_000_000
-_BASKETS = 20_000
+_BASKETS = 4_000
 _POLICY = """\
 policy: baskets
 owner: you@example.org
@@ -100,11 +100,11 @@ def _fill(client: Client) -> None:
 
     def basket(number: int) -> dict[str, Any]:
         lines = [{"product": (number * 31 + line) % 500, "quantity": 1 + line} for line in range(3)]
-        return {"_id": number, "customer": number % 2000, "at": start + timedelta(minutes=number), "lines": lines}
+        return {"_id": number, "customer": number % 500, "at": start + timedelta(minutes=number), "lines": lines}
 
     shop["basket"].insert_many([basket(number) for number in range(_BASKETS)])
     shop["basket"].create_index([("customer", 1), ("at", -1)], name="by customer")
-    shop["customer"].insert_many([{"_id": number, "name": f"customer {number}"} for number in range(2000)])
+    shop["customer"].insert_many([{"_id": number, "name": f"customer {number}"} for number in range(500)])
     shop["customer"].create_index("name", unique=True)
     shop.create_collection("first", viewOn="basket", pipeline=[{"$match": {"_id": {"$lt": 10}}}])
 

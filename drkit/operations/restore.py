@@ -252,7 +252,8 @@ def inspect(
                     drain(chunks)
                 else:
                     notes += check_part(plan.details["parts"].get(item.record.part), chunks)
-    reporter.line(f"  verify      {format_bytes(plan.plain_bytes)} decrypted and looked through, as recorded")
+    if check_part is not None:
+        reporter.line(f"  verify      {format_bytes(plan.plain_bytes)} decrypted and looked through, as recorded")
     return notes
 
 
@@ -372,10 +373,6 @@ def restore(
             fetched = fetch(workplace, plan, workplace.work_folder, reporter)
             reporter.line(f"  fetch       {format_bytes(plan.stored_bytes)} read, digests equal")
             warnings = inspect(plan, fetched, reporter)
-            if find_part_check(manifest.engine, manifest.method):
-                reporter.line(
-                    f"  verify      {format_bytes(plan.plain_bytes)} decrypted and looked through, as recorded"
-                )
             loaded = load(plan, fetched, session, reporter)
             loaded.warnings[:0] = [*copies_passed_over(plan, fetched), *warnings]
         running.outcome = {"artifact_id": manifest.artifact_id, "loaded": loaded.loaded}
