@@ -20,12 +20,9 @@ from drkit.mongo_archive import ArchiveSummary
 
 @dataclass(frozen=True)
 class Counts:
-    """Documents by ``database.collection`` at about one moment; ``oplog_ts`` is the newest entry of the oplog then.
+    """Documents by ``database.collection`` at about one moment; ``oplog_ts`` is the newest entry of the oplog then."""
 
-    None where they were not counted.
-    """
-
-    documents: Mapping[str, int | None]
+    documents: Mapping[str, int]
     oplog_ts: Any = None
 
 
@@ -38,10 +35,7 @@ def read_counts(client: Client, database: str, collections: Iterable[str]) -> Co
 
 def mark_counts(client: Client, database: str, collections: Iterable[str], capped: Iterable[str]) -> Counts:
     """Remember the place in the oplog before a dump, and count what it cannot tell; everything where there is none."""
-    if _newest_oplog_ts(client) is None:
-        return read_counts(client, database, collections)
-    counted = read_counts(client, database, capped)
-    return Counts({**{f"{database}.{name}": None for name in collections}, **counted.documents}, counted.oplog_ts)
+    return read_counts(client, database, collections if _newest_oplog_ts(client) is None else capped)
 
 
 def _newest_oplog_ts(client: Client) -> Any:
@@ -64,8 +58,8 @@ def require_whole(
     how many.
     """
     dumped = {collection_name(item): item.documents for item in summary.collections}
-    for name, first in before.documents.items():
-        last = after.documents[name] or 0
+    for name, last in after.documents.items():
+        first = before.documents.get(name)
         if name not in dumped:
             if last:
                 raise SourceError(f"collection {name} has {last:,} documents, and {writer} left it out")

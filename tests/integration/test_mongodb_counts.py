@@ -33,7 +33,7 @@ def judge(mongodb: MongoServer, before: Counts, dumped: int | None) -> None:
 
 @pytest.mark.parametrize("dumped", [9, 11, 0, None])
 def test_a_dump_of_a_quiet_collection_has_all_of_it(mongodb: MongoServer, before: Counts, dumped: int | None) -> None:
-    assert before.documents["counted.orders"] in {10, None}
+    assert before.documents.get("counted.orders", 10) == 10
     judge(mongodb, before, 10)
     with pytest.raises(SourceError, match=r"counted\.orders"):
         judge(mongodb, before, dumped)
@@ -60,5 +60,5 @@ def test_what_a_capped_collection_drops_is_in_no_oplog_so_it_is_counted(mongodb:
     mongodb.client.drop_database("counted")
     mongodb.client["counted"]["orders"].insert_one({"_id": 1})
     marked = mark_counts(mongodb.client, "counted", ["orders", "log"], ["orders"])
-    assert dict(marked.documents) == {"counted.orders": 1, "counted.log": None}
+    assert dict(marked.documents) == {"counted.orders": 1}
     assert marked.oplog_ts is not None
