@@ -245,12 +245,18 @@ class Ticker:
     name = "scheduler"
 
     def __init__(
-        self, planner: Planner, clock: Callable[[], datetime], reporter: Reporter, tick_s: float = TICK_S
+        self,
+        planner: Planner,
+        clock: Callable[[], datetime],
+        reporter: Reporter,
+        tick_s: float = TICK_S,
+        ticked: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._planner = planner
         self._clock = clock
         self._reporter = reporter
         self._tick_s = tick_s
+        self._ticked = ticked
         self._before: tuple[datetime, float] | None = None
         self._failure: Exception | None = None
 
@@ -296,6 +302,7 @@ class Ticker:
             passed_s = (now - self._before[0]).total_seconds()
             leapt = passed_s - (now_s - self._before[1]) > _LEAP_S
         news = self._planner.tick(now, leapt=leapt)
+        self._ticked(self.name)
         self._before = (now, now_s)
         for item in news:
             if item.decision.reason:

@@ -307,10 +307,12 @@ class Worker:
         self._reporter.line(f"{item.policy}  {item.kind}{what}  {text}")
 
 
-def scheduler_duties(workplace: Workplace, policies: Sequence[Policy], reporter: Reporter) -> list[Duty]:
-    """Return the duties that plan what the policies want and do it."""
+def scheduler_duties(
+    workplace: Workplace, policies: Sequence[Policy], reporter: Reporter, ticked: Callable[[str], None]
+) -> list[Duty]:
+    """Return the duties that plan what the policies want and do it; ``ticked`` is told of each round of the first."""
     planner = Planner(workplace.catalog.occurrences, schedules_of(policies, workplace.site.scheduler))
-    return [Ticker(planner, workplace.clock, reporter), Worker(workplace, planner, policies, reporter)]
+    return [Ticker(planner, workplace.clock, reporter, ticked=ticked), Worker(workplace, planner, policies, reporter)]
 
 
 def has_schedules(workplace: Workplace, policies: Sequence[Policy]) -> bool:

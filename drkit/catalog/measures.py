@@ -93,6 +93,12 @@ class Measures(Protocol):
     def newest_heartbeat(self) -> datetime | None:
         """Return when a running run was last seen alive; None when nothing runs."""
 
+    def occurrences(self) -> dict[str, int]:
+        """Return how many moments of schedules are in each state of the ledger."""
+
+    def waiting_since(self, now: datetime) -> list[datetime]:
+        """Return since when each occurrence waits that could run now, oldest first."""
+
     def newest_event_id(self) -> int:
         """Return the number of the newest event, 0 when there is none."""
 
@@ -206,6 +212,19 @@ class SqliteMeasures(Measures):
         """Return when a running run was last seen alive; None when nothing runs."""
         found = self._read("select max(heartbeat_at) as at from runs where state = 'running'")
         return parse_utc(found[0]["at"]) if found[0]["at"] else None
+
+    def occurrences(self) -> dict[str, int]:
+        """Return how many moments of schedules are in each state of the ledger."""
+        found = self._read("select state, count(*) as n from occurrences group by state")
+        return {row["state"]: row["n"] for row in found}
+
+    def waiting_since(self, now: datetime) -> list[datetime]:
+        """Return since when each occurrence waits that could run now, oldest first."""
+        found = self._read(
+            "select not_before_at from occurrences where state = 'due' and not_before_at <= ? order by not_before_at",
+            (format_utc(now),),
+        )
+        return [parse_utc(row["not_before_at"]) for row in found]
 
     def newest_event_id(self) -> int:
         """Return the number of the newest event, 0 when there is none."""

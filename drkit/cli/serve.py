@@ -29,8 +29,9 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
     from drkit.app import open_app
     from drkit.errors import ConfigError
     from drkit.operations.choosing import find_policy
+    from drkit.operations.health import Health
     from drkit.operations.serve import serve as run_duties
-    from drkit.operations.site_duties import say_start, site_duties
+    from drkit.operations.site_duties import PATIENCE, say_start, site_duties
     from drkit.worker import has_schedules, scheduler_duties
 
     output = output_of(ctx)
@@ -45,9 +46,10 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
         say_start(workplace, output)
+        health = Health(workplace.clock, PATIENCE)
         more = [
-            *site_duties(workplace, output.event if output.json else None),
-            *scheduler_duties(workplace, chosen, output),
+            *site_duties(workplace, health, output.event if output.json else None),
+            *scheduler_duties(workplace, chosen, output, health.tick),
         ]
         run_duties(workplace, chosen, output, stopping, more)
     if threading.active_count() > 1:

@@ -68,6 +68,8 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "drkit_scratch_active": ("Scratch servers that are there.", ()),
     "drkit_scratch_leaked": ("Scratch servers that could not be taken away: copies of data.", ()),
     "drkit_worker_last_heartbeat_timestamp_seconds": ("When a run that goes on last showed that it lives.", ()),
+    "drkit_queue_depth": ("Scheduled things that could run now and wait.", ()),
+    "drkit_queue_oldest_seconds": ("How long the first of them has waited.", ()),
     "drkit_duty_last_tick_timestamp_seconds": ("When a duty of drkit serve last went round.", ("duty",)),
     "drkit_key_age_seconds": ("Age of the signing key's file.", ("key",)),
     "drkit_notification_last_proof_timestamp_seconds": ("When a notification last arrived.", ()),
@@ -77,6 +79,8 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "drkit_volume_size_bytes": ("Size of that volume.", ("volume",)),
 }
 HISTOGRAM = "drkit_backup_duration_seconds"
+OUTCOMES = ("done", "failed", "missed", "coalesced", "skipped")
+COUNTER = "drkit_occurrences_total"
 _HISTOGRAM_HELP = "How long backups took that succeeded, since the catalog begins."
 
 
@@ -122,6 +126,7 @@ class _Reading:
             subject()
         yield from self._gauges.values()
         yield self._durations()
+        yield self._occurrences()
 
     def _set(self, name: str, value: float, *labels: str) -> None:
         self._gauges[name].add_metric(list(labels), value)
@@ -133,6 +138,9 @@ class _Reading:
         signing = self._workplace.site.keys.signing
         if signing is not None and signing.exists():
             self._set("drkit_key_age_seconds", self._now.timestamp() - signing.stat().st_mtime, "signing")
+        waiting = self._measures.waiting_since(self._now)
+        self._set("drkit_queue_depth", len(waiting))
+        self._set("drkit_queue_oldest_seconds", (self._now - waiting[0]).total_seconds() if waiting else 0)
         beat_at = self._measures.newest_heartbeat()
         if beat_at is not None:
             self._set("drkit_worker_last_heartbeat_timestamp_seconds", beat_at.timestamp())
@@ -233,6 +241,15 @@ class _Reading:
                 continue
             self._set("drkit_volume_free_bytes", free, volume)
             self._set("drkit_volume_size_bytes", size, volume)
+
+    def _occurrences(self) -> Metric:
+        from prometheus_client.core import CounterMetricFamily
+
+        family = CounterMetricFamily(COUNTER, "Moments of schedules, by what became of them.", labels=["outcome"])
+        counts = self._measures.occurrences()
+        for outcome in OUTCOMES:
+            family.add_metric([outcome], counts.get(outcome, 0))
+        return family
 
     def _durations(self) -> Metric:
         from prometheus_client.core import HistogramMetricFamily

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from drkit.operations.serve import Duty
 
 PATIENCE: Mapping[str, timedelta] = {
+    "scheduler": timedelta(seconds=90),
     Notifier.name: timedelta(minutes=5),  # a channel that never answers is waited for, 10 s a message
     Lookout.name: timedelta(minutes=10),  # an S3 store that never answers is waited for, four minutes
 }
@@ -53,10 +54,9 @@ class EventLines:
                 return
 
 
-def site_duties(workplace: Workplace, say_event: SayEvent | None = None) -> list[Duty]:
+def site_duties(workplace: Workplace, health: Health, say_event: SayEvent | None = None) -> list[Duty]:
     """Return the duties of the site itself; ``say_event`` is given every event as it comes."""
     metrics = workplace.site.metrics
-    health = Health(workplace.clock, PATIENCE)
     collector = Collector(workplace, health)
     duties: list[Duty] = [Notifier(workplace, health.tick), Lookout(workplace, health.tick)]
     if metrics.listen is not None:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from drkit.model import Run
 from drkit.operations.health import Health
-from drkit.operations.metrics import GAUGES, HISTOGRAM, Collector, render, size_zscore, write_textfile
+from drkit.operations.metrics import COUNTER, GAUGES, HISTOGRAM, Collector, render, size_zscore, write_textfile
 from drkit.operations.metrics_server import answering
 from tests.fixtures.bucket import NOW, entry_of, make_manifest
 from tests.fixtures.site import ReadySite
@@ -185,4 +185,7 @@ class TestDocuments:
     def test_every_metric_is_documented_with_its_labels_and_nothing_else(self) -> None:
         rows = re.findall(r"^\| `(drkit_\w+)` \| ([^|]*) \|", (MONITORING / "README.md").read_text(), re.MULTILINE)
         documented = {name: tuple(part for part in labels.split(", ") if part) for name, labels in rows}
-        assert documented == {name: labels for name, (_, labels) in GAUGES.items()} | {HISTOGRAM: ("target",)}
+        assert documented == {name: labels for name, (_, labels) in GAUGES.items()} | {
+            HISTOGRAM: ("target",),
+            COUNTER: ("outcome",),
+        }
