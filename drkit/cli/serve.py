@@ -45,12 +45,12 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
-        say_start(workplace, output)
         health = Health(workplace.clock, PATIENCE)
         more = [
             *site_duties(workplace, health, output.event if output.json else None),
             *scheduler_duties(workplace, chosen, output, health.tick),
         ]
+        say_start(workplace, output)
         run_duties(workplace, chosen, output, stopping, more)
     if threading.active_count() > 1:
         # Some thread waits for a store that never answers, and Python would wait for it. It can be cut anywhere.

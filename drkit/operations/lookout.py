@@ -30,7 +30,8 @@ from drkit.site import Site
 from drkit.stores import Store, read_object
 from drkit.units import format_bytes, format_duration, format_utc, parse_utc
 
-LOOK_EVERY_S = 15.0
+LOOK_EVERY_S = 5.0
+LATE_EVERY = timedelta(minutes=1)
 LEASE_EVERY = timedelta(minutes=5)
 LEASE_FOR = timedelta(minutes=15)
 CLOCK_MARGIN = timedelta(minutes=5)
@@ -106,6 +107,8 @@ class Lookout:
         self._log = ConditionLog(workplace.catalog, _WORDS)
         self._of_stores: list[Condition] = []
         self._asked_at: datetime | None = None
+        self._late: list[Condition] = []
+        self._judged_at: datetime | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Look until ``stopping``."""
@@ -120,13 +123,16 @@ class Lookout:
         if self._asked_at is None or now - self._asked_at >= LEASE_EVERY:
             self._of_stores = list(ask_stores(workplace.stores, now))
             self._asked_at = now
+        if self._judged_at is None or now - self._judged_at >= LATE_EVERY:
+            self._late = list(late_policies(workplace, now))
+            self._judged_at = now
         problems = (str(problem) for problem in workplace.policy_problems)
         found = [
             *self._of_stores,
             *missing_keys(workplace.site),
             *full_disks(watched_folders(workplace), self._free_bytes),
             *(Condition("policy-broken", text.partition(":")[0], f"left out: {text}") for text in problems),
-            *late_policies(workplace, now),
+            *self._late,
         ]
         self._log.note(found, now)
 

@@ -178,7 +178,7 @@ class TestLate:
         look(told, lookout, hours=2)
         assert ("opened", late[1]) in told.receiver.states()
         self.back_up(told)
-        look(told, lookout)
+        look(told, lookout, minutes=1)
         assert ("resolved", late[0]) in told.receiver.states()
         assert ("resolved", late[1]) in told.receiver.states()
         assert len(set(told.receiver.states())) == len(told.receiver.states())
@@ -204,5 +204,5 @@ class TestLate:
             "0" * 64,
             ["primary"],
         )
-        look(told, lookout)
+        look(told, lookout, minutes=1)
         assert ("resolved", "condition/drill-late/orders/w") in told.receiver.states()

@@ -1,0 +1,173 @@
+"""Alarms of a real drkit serve: told within their bound, by the channel that was named, once, and resolved once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fixtures.receiver import Receiver, receiving
+from tests.fixtures.site import ReadySite
+from tests.fixtures.telling import write_notify
+
+WITHIN_S = 40.0
+
+
+class Serve:
+    """A running drkit serve --json, and the events that it printed."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.events: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+
+    def names(self) -> list[str]:
+        return [event["name"] for event in self.events]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+
+@contextmanager
+def serving(site: ReadySite) -> Iterator[Serve]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DRKIT_SITE", "PG"))}
+    command = [sys.executable, "-c", "from drkit.cli import main; main()", "serve", "--json"]
+    with subprocess.Popen(
+        command, cwd=site.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        serve = Serve(process)
+        try:
+            yield serve
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+            assert process.stderr is not None
+            assert "Traceback" not in process.stderr.read()
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"not within {WITHIN_S:.0f} s: {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+@pytest.fixture
+def receiver(ready_site: ReadySite) -> Iterator[Receiver]:
+    with receiving() as lent:
+        write_notify(ready_site, lent)
+        yield lent
+
+
+@pytest.fixture
+def port(ready_site: ReadySite, receiver: Receiver) -> int:
+    chosen = free_port()
+    text = ready_site.site_file.read_text()
+    ready_site.site_file.write_text(f'{text}metrics: {{listen: "127.0.0.1:{chosen}", textfile: drkit.prom}}\n')
+    url = ready_site.write_secret("url", f"postgresql://drkit:s3cret@127.0.0.1:{free_port()}/orders")
+    path = ready_site.write_policy("orders", url)
+    path.write_text(path.read_text().replace("{method: dump}", '{method: dump, schedule: "0 0 1 1 *"}'))
+    return chosen
+
+
+def test_a_real_serve_tells_shows_and_forgets_nothing(ready_site: ReadySite, receiver: Receiver, port: int) -> None:
+    failed = ("opened", "run/backup/orders/dump")
+    gone = "condition/key-missing/signing"
+    with serving(ready_site) as serve:
+        until(lambda: "serve.started" in serve.names() or serve.process.poll() is not None, "it starts")
+        (started,) = [event for event in serve.events if event["name"] == "serve.started"]
+        assert started["schema"] == "drkit/event/1"
+        assert {"drkit", "python", "psycopg", "pg_dump"} <= set(started["versions"])
+
+        done = ready_site.drkit("backup", "orders")
+        assert done.returncode == 5, done.stderr
+        until(lambda: failed in receiver.states(), "the failure is told")
+        until(lambda: "run.failed" in serve.names(), "it is in the log of events")
+
+        away = ready_site.signing_key.rename(ready_site.folder / "away")
+        until(lambda: ("opened", gone) in receiver.states(), "the key is missed")
+
+        assert json.loads(get(f"http://127.0.0.1:{port}/healthz"))["ok"] is True
+        text = get(f"http://127.0.0.1:{port}/metrics").decode()
+        assert 'drkit_target_info{engine="postgres",site="site",target="orders",tier=""} 1.0' in text
+        assert 'drkit_last_attempt_status{kind="backup",target="orders"} 0.0' in text
+        until(lambda: (ready_site.folder / "drkit.prom").exists(), "the file of metrics is there")
+        serve.kill()
+
+    with serving(ready_site) as serve:
+        until(lambda: "serve.started" in serve.names(), "it starts again")
+        away.rename(ready_site.signing_key)
+        until(lambda: ("resolved", gone) in receiver.states(), "the key is back")
+        status = until(lambda: _metrics(port), "metrics are right after a restart")
+        assert 'drkit_last_attempt_status{kind="backup",target="orders"} 0.0' in status
+
+    assert len(receiver.states()) == len(set(receiver.states())), "everything once"
+    assert {state for state in receiver.states() if state[1] in (failed[1], gone)} == {
+        failed,
+        ("opened", gone),
+        ("resolved", gone),
+    }
+    everything = b"".join(request.body for request in receiver.requests)
+    assert b"s3cret" not in everything
+    assert b"hook" not in everything
+    assert _leases(ready_site.store_folder), "the store knows that it lived"
+
+
+def _metrics(port: int) -> str:
+    try:
+        return get(f"http://127.0.0.1:{port}/metrics").decode()
+    except OSError:
+        return ""
+
+
+def _leases(store: Path) -> list[Path]:
+    return list((store / "leases").glob("serve-*.json"))
+
+
+def test_a_notifier_that_never_answers_delays_no_backup_and_no_end(
+    ready_site: ReadySite, receiver: Receiver, port: int
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hook = ready_site.folder / "keys" / "hook-url"
+        hook.write_text(f"http://127.0.0.1:{silent.getsockname()[1]}/\n")
+        with serving(ready_site) as serve:
+            until(lambda: "serve.started" in serve.names(), "it starts")
+            assert ready_site.drkit("backup", "orders").returncode == 5
+            assert json.loads(get(f"http://127.0.0.1:{port}/healthz"))["ok"] is True
+    assert receiver.requests == []
