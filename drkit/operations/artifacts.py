@@ -15,8 +15,9 @@ from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Manifest, ObjectRecord
 from drkit.operations import Workplace
 from drkit.operations.repository import find_repo_id
-from drkit.signing import MANIFEST_NAMESPACE, Signer, verify
-from drkit.stores import Store, read_object
+from drkit.operations.signed import Form, read_signed
+from drkit.signing import Signer
+from drkit.stores import Store
 from drkit.stream import Marks, Meter, checked, decompress, prefetch
 
 
@@ -46,14 +47,8 @@ def read_manifest(store: Store, signers: Sequence[Signer], policy: str, artifact
     """
     key = bucket.manifest_key(policy, artifact_id)
     what = f"the manifest of artifact {artifact_id} in store {store.name}"
-    data = read_object(store, key)
-    try:
-        signature = read_object(store, bucket.signature_key(key))
-    except StoreMissing as error:
-        raise IntegrityError(f"{what} is not signed") from error
-    verify(data, signature, MANIFEST_NAMESPACE, signers, what=what)
-    manifest = Manifest.from_bytes(data, what)
-    verify(data, signature, MANIFEST_NAMESPACE, signers, what=what, at=manifest.ended_at)
+    form = Form(Manifest.from_bytes, lambda manifest: manifest.ended_at)
+    manifest, data, signature = read_signed(store, signers, key, what, form)
     if (manifest.policy, manifest.artifact_id) != (policy, artifact_id):
         raise IntegrityError(f"{what} is that of artifact {manifest.artifact_id} of policy {manifest.policy}")
     prefix = bucket.artifact_prefix(policy, artifact_id)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drkit.errors import CatalogError, DrkitError, IntegrityError, SourceError
+from drkit.operations.line_requests import read_request
 from drkit.operations.receive import Setting
 from drkit.wal import classify
 
@@ -25,7 +26,6 @@ LOOK_AHEAD = 8
 _WORKERS = 2
 _POLL_S = 0.5
 _LINE_TIMEOUT_S = 30.0
-_LONGEST_REQUEST_BYTES = 8192
 _LONGEST_SOCKET_PATH = 100
 _PEER = struct.Struct("3i")
 
@@ -67,7 +67,7 @@ class PushServer:
     def _answer(self, line: socket.socket, pool: ThreadPoolExecutor) -> None:
         with line, contextlib.suppress(OSError):
             line.settimeout(_LINE_TIMEOUT_S)
-            request = _read_request(line)
+            request = read_request(line)
             answer = self._do(line, request, pool)
             line.sendall(os.fsencode(answer.replace("\n", " ")) + b"\n")
 
@@ -134,16 +134,6 @@ def ready_names(path: Path) -> list[str]:
     names = [item.name.removesuffix(".ready") for item in (path.parent / "archive_status").glob("*.ready")]
     later = (name for name in names if classify(name) == "history" or (classify(name) and name > path.name))
     return [name for name in sorted(later, key=lambda name: (classify(name) != "history", name)) if name != path.name]
-
-
-def _read_request(line: socket.socket) -> str:
-    received = b""
-    while b"\n" not in received and len(received) < _LONGEST_REQUEST_BYTES:
-        chunk = line.recv(_LONGEST_REQUEST_BYTES)
-        if not chunk:
-            break
-        received += chunk
-    return os.fsdecode(received.partition(b"\n")[0])
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import Literal
 
 from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
 from drkit.operations.extraction import Owner
+from drkit.operations.line_requests import read_request
 from drkit.operations.stored_log import LogReader, StoredFile
 from drkit.units import MIB
 from drkit.wal import classify, parse_history_name, parse_partial_name
@@ -31,7 +32,6 @@ SPOOL_BYTES = 1024 * MIB
 _MOST_AHEAD = 64
 _FETCHERS = 2
 _LOOK_EVERY_S = 0.02
-_LONGEST_REQUEST_BYTES = 4096
 _LINE_TIMEOUT_S = 60
 _LONGEST_SOCKET_PATH = 100
 
@@ -137,7 +137,7 @@ class WalServer:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             line.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _LINE_TIMEOUT_S, 0))
         with line, contextlib.suppress(OSError):
-            request = _read_request(line)
+            request = read_request(line)
             if not request.startswith("fetch "):
                 line.sendall(b"no this socket only answers fetch\n")
                 return
@@ -326,16 +326,6 @@ def check_identity(content: Buffer, name: str, log: ReplayLog) -> None:
         )
     if segment_bytes != log.segment_bytes:
         raise IntegrityError(f"WAL file {name} is a segment of {segment_bytes:,} bytes, not of {log.segment_bytes:,}")
-
-
-def _read_request(line: socket.socket) -> str:
-    received = b""
-    while b"\n" not in received and len(received) < _LONGEST_REQUEST_BYTES:
-        chunk = line.recv(_LONGEST_REQUEST_BYTES)
-        if not chunk:
-            break
-        received += chunk
-    return os.fsdecode(received.partition(b"\n")[0])
 
 
 @contextmanager

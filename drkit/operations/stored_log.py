@@ -19,9 +19,10 @@ from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissin
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, LogManifest, LogRecord, SignedLog
 from drkit.operations import Workplace
+from drkit.operations.signed import Form, read_signed
 from drkit.recovery import BasePoint, LogFile, LogState, log_file
-from drkit.signing import MANIFEST_NAMESPACE, Signer, verify
-from drkit.stores import ObjectInfo, Store, read_object
+from drkit.signing import Signer
+from drkit.stores import ObjectInfo, Store
 from drkit.stream import Meter, checked, decompress
 from drkit.wal import (
     DEFAULT_SEGMENT_BYTES,
@@ -149,14 +150,8 @@ def read_trusted_log(
     Raise IntegrityError when it is unsigned, changed, signed by a stranger, or not what its key says.
     """
     what = f"log manifest {key} in store {store.name}"
-    data = read_object(store, key)
-    try:
-        signature = read_object(store, bucket.signature_key(key))
-    except StoreMissing as error:
-        raise IntegrityError(f"{what} is not signed") from error
-    verify(data, signature, MANIFEST_NAMESPACE, signers, what=what)
-    manifest = document.from_bytes(data, what)
-    verify(data, signature, MANIFEST_NAMESPACE, signers, what=what, at=manifest.made_at)
+    form: Form[Log] = Form(document.from_bytes, lambda manifest: manifest.made_at)
+    manifest, data, _ = read_signed(store, signers, key, what, form)
     place = bucket.parse_log_manifest_key(key)
     if place is None or (manifest.policy, manifest.timeline) != (policy, place.timeline):
         raise IntegrityError(f"{what} is that of timeline {manifest.timeline} of policy {manifest.policy}")
