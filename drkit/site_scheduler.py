@@ -51,8 +51,8 @@ class SchedulerConfig(Section):
         examples=["10s"],
     )
     stalled_after: Duration = Field(
-        default=timedelta(hours=1),
-        description="After how long without a byte or a word a job is ended and tried again; drills have their own "
-        "timeout.",
-        examples=["1h"],
+        default=timedelta(hours=3),
+        description="After how long without a byte or a word a job is ended and tried again; a fingerprint that takes "
+        "longer than its dump is silent. Drills have their own timeout.",
+        examples=["3h"],
     )

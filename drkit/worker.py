@@ -19,12 +19,12 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from drkit.catalog.occurrences import Claim, Ending, facts_of
+from drkit.catalog.occurrences import CANCELLED, Claim, Ending, facts_of
 from drkit.credentials import resolve
 from drkit.errors import CatalogError, DrkitError, SourceError
 from drkit.jobs import KINDS, Job
 from drkit.model import Run
-from drkit.occurrences import AttemptClass, Occurrence, next_attempt, tell_attempts
+from drkit.occurrences import Occurrence, next_attempt, tell_attempts
 from drkit.operations import Reporter, Workplace
 from drkit.operations.running import close_lost_runs, new_id
 from drkit.operations.serve import Duty
@@ -33,7 +33,7 @@ from drkit.policy import Policy
 from drkit.process import Command, end_orphan
 from drkit.process_identity import ProcessIdentity
 from drkit.scheduler import Planner, Ticker, schedules_of
-from drkit.units import format_duration
+from drkit.units import format_bytes, format_duration
 
 # -P: the folder of a site is no place to import from.
 JOB_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "drkit.cli.job")
@@ -43,6 +43,7 @@ _LATE = timedelta(minutes=10)
 _SILENT_FOR = timedelta(minutes=2)
 _FOREIGN_SILENT_FOR = timedelta(minutes=10)
 _HARD_AFTER_S = 5.0
+_STOPPING = "stopping"
 _PASSED = ("passed", "passed_with_findings", None)
 _EXTRA_MOOT = timedelta(days=1)
 
@@ -88,9 +89,14 @@ class Worker:
     def run(self, stopping: threading.Event) -> None:
         """Work until ``stopping``; then let what runs go on for a while, end it, and leave it to the next process."""
         try:
-            while not stopping.wait(LOOK_S):
-                with suppress(CatalogError):  # a catalog that is busy or full now is asked again
+            wait_s = LOOK_S
+            while not stopping.wait(wait_s):
+                try:
                     self._look()
+                    wait_s = LOOK_S
+                except CatalogError as error:  # it is asked again; what was done is written down then
+                    self._reporter.line(f"worker  waiting: {error.message}")
+                    wait_s = _RECLAIM_S
         finally:
             self._stop()
 
@@ -195,27 +201,29 @@ class Worker:
             if told and still_s > _HARD_AFTER_S and now_s - doing.asked_s > _HARD_AFTER_S:
                 doing.partner.close(0)
             elif not told and KINDS[doing.item.kind].can_stall and still_s > self._config.stalled_after.total_seconds():
-                doing.asked = f"stalled: no byte and no word for {format_duration(timedelta(seconds=still_s))}"
+                still = format_duration(timedelta(seconds=still_s))
+                doing.asked = f"stalled after {format_bytes(doing.moved_bytes)}: no byte and no word for {still}"
                 doing.asked_s = now_s
                 doing.partner.ask_to_end()
 
     def _collect(self) -> None:
         for doing in list(self._doing):
             if doing.partner.ended() is not None:
-                self._end(doing, "interrupted" if doing.asked == "stopping" else "")
+                self._end(doing)
 
-    def _end(self, doing: _Doing, failure: AttemptClass | str) -> None:
+    def _end(self, doing: _Doing) -> None:
         doing.partner.close(0)  # it has ended, or was asked to long enough ago
         ended = doing.ended or {}
         said = ended.get("error") or "; ".join(doing.partner.complaints[-3:]) or "its process ended without a word"
         if ended and not ended["failure"]:
             self._finish(doing.item, "", "")
-        elif failure == "interrupted":
+        elif doing.asked == _STOPPING:
             self._finish(doing.item, "interrupted", "drkit serve was stopped")
         elif doing.asked:
             self._finish(doing.item, "transient", doing.asked)
         elif ended.get("failure") == "interrupted":
-            self._finish(doing.item, "cancelled", "it was cancelled by hand")
+            cancelled = self._ledger.is_cancelled(doing.item.run_id)
+            self._finish(doing.item, *(("cancelled", CANCELLED) if cancelled else ("lost", "it was interrupted")))
         else:
             self._finish(doing.item, ended.get("failure", "lost"), said)
         self._doing.remove(doing)
@@ -294,13 +302,13 @@ class Worker:
                 self._collect()
             time.sleep(0.1)
         for doing in self._doing:
-            doing.asked = "stopping"
+            doing.asked = doing.asked or _STOPPING
             doing.partner.ask_to_end()
         until_s = time.monotonic() + _HARD_AFTER_S
         for doing in list(self._doing):
             doing.partner.wait(max(until_s - time.monotonic(), 0))
             with suppress(CatalogError):
-                self._end(doing, "interrupted")
+                self._end(doing)
 
     def _say(self, item: Occurrence, text: str) -> None:
         what = f" {item.what}" if item.what else ""

@@ -21,6 +21,7 @@ from drkit.units import format_utc, parse_utc
 
 _MOMENTS = ("due_at", "decided_at", "not_before_at")
 _LONGEST_WAIT = timedelta(hours=2)
+CANCELLED = "it was cancelled by hand"
 _AHEAD = timedelta(minutes=5)
 """How far the clocks of hosts that share a catalog may differ without anything being done about it."""
 _ROWS = "select * from occurrences "
@@ -259,6 +260,17 @@ class OccurrenceLedger:
                 Book(connection).add_event("occurrence.failed", now, facts)
         return True
 
+    def cancel(self, run_id: str) -> None:
+        """Note that somebody wants a run ended for good; no error when it is not an attempt at anything."""
+        with self._transaction() as connection:
+            connection.execute(
+                "update occurrences set reason = ? where run_id = ? and state = 'dispatched'", (CANCELLED, run_id)
+            )
+
+    def is_cancelled(self, run_id: str) -> bool:
+        """Tell whether somebody wanted the run ended for good."""
+        return bool(self._read("select 1 from occurrences where run_id = ? and reason = ?", (run_id, CANCELLED)))
+
     def give_up(self, item: Occurrence, state: State, reason: str, now: datetime) -> bool:
         """End a due occurrence that nobody will run; False when it is not due any more."""
         with self._transaction() as connection:
@@ -267,6 +279,9 @@ class OccurrenceLedger:
                 " where occurrence_id = ? and state = 'due'",
                 (state, reason, format_utc(now), item.occurrence_id),
             ).rowcount
+            if changed:
+                facts = {**facts_of(item), "state": state, "reason": reason, "count": 1}
+                Book(connection).add_event("occurrence.missed", now, facts)
         return bool(changed)
 
 

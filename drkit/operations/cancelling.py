@@ -46,13 +46,14 @@ def cancel_run(workplace: Workplace, prefix: str) -> Run:
             f"run {run.run_id} is of host {run.host}", hints=[f"drkit run cancel {run.run_id}   (on {run.host})"]
         )
     facts = {"run_id": run.run_id, "kind": run.kind, "policy": run.policy}
+    catalog.occurrences.cancel(run.run_id)
     catalog.add_event("run.cancelled", workplace.clock(), facts)
     with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)
     until_s = time.monotonic() + _WITHIN_S
     while time.monotonic() < until_s:
-        ended = find_run(catalog, run.run_id)
-        if ended.state != "running":
-            return ended
+        still = catalog.runs(policy=run.policy, kind=run.kind, state="running")
+        if all(item.run_id != run.run_id for item in still):
+            return find_run(catalog, run.run_id)
         time.sleep(_LOOK_S)
     raise Busy(f"run {run.run_id} was asked to end and has not yet", hints=[f"drkit run show {run.run_id}"])

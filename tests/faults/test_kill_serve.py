@@ -192,7 +192,7 @@ def test_what_stands_still_is_ended(crew: Crew, catalog: SqliteCatalog) -> None:
     add_policy(crew.site, "hangs", "30 0 * * *")
     overdue(crew, catalog)
     crew.start()
-    until(lambda: "stalled: no byte and no word for" in crew.said(), crew)
+    until(lambda: "no byte and no word for" in crew.said(), crew)
     (item,) = catalog.occurrences.history()
     until(lambda: catalog.occurrences.attempts(item.occurrence_id)[0].failure == "transient", crew)
 

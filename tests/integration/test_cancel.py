@@ -13,6 +13,7 @@ import pytest
 
 from drkit.app import open_app
 from drkit.model import Run
+from drkit.operations import backup
 from tests.fixtures.postgres import PostgresServer
 from tests.fixtures.site import ReadySite
 
@@ -80,3 +81,23 @@ def test_what_cannot_be_cancelled_is_said(ready_site: ReadySite) -> None:
         done = ready_site.call("run", "cancel", run_id)
         assert done.returncode == 4
         assert words in done.stderr
+
+
+def test_a_backup_that_stood_still_too_long_commits_nothing(
+    ready_site: ReadySite, postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease expired while it was stopped, another run has begun, and then it goes on."""
+    path = ready_site.write_policy("orders", ready_site.write_secret("url", postgres.url(database).reveal()))
+    path.write_text(path.read_text().replace('keys/url"', f'keys/url", databases: [{database}]'))
+
+    def stand_still(job: backup._Job, manifest: object) -> None:
+        catalog = job.workplace.catalog
+        catalog.release_lease(job.running.lease)
+        catalog.acquire_lease("backup/orders", "elsewhere/1@mark#other", LONG, job.workplace.clock())
+
+    monkeypatch.setattr(backup._Job, "_read_back", stand_still)
+    done = ready_site.call("backup", "orders")
+    assert done.returncode == 4
+    assert "was taken over by elsewhere/1@mark#other while this run stood still; nothing is committed" in done.stderr
+    assert not list(ready_site.store_folder.rglob("manifest*"))
+    assert ready_site.call("list").stdout.startswith("no artifacts")

@@ -18,7 +18,7 @@ from drkit.catalog.sqlite import SqliteCatalog, open_catalog
 from drkit.errors import Busy, SourceError
 from drkit.model import Run
 from drkit.operations import running
-from drkit.operations.running import LEASE_TTL, close_lost_runs, recorded_run
+from drkit.operations.running import LEASE_TTL, close_lost_runs, planned_run, recorded_run
 from drkit.process_identity import ProcessIdentity, start_mark
 from tests.fixtures.bucket import NOW
 
@@ -193,3 +193,23 @@ class TestLostRuns:
         with recorded_run(catalog, clock, "drill", "other"):
             pass
         assert sorted(run.state for run in catalog.runs()) == ["lost", "succeeded"]
+
+
+class TestFencing:
+    def test_a_lease_that_was_taken_over_forbids_the_commit(self, catalog: SqliteCatalog, clock: Clock) -> None:
+        with recorded_run(catalog, clock, "backup", "shop") as frame:
+            frame.require_lease(catalog)
+            clock.now += LEASE_TTL * 2
+            frame.require_lease(catalog)  # nobody else wanted it
+            catalog.acquire_lease("backup/shop", "elsewhere/1@mark#run", LEASE_TTL, clock.now)
+            with pytest.raises(Busy, match="was taken over by elsewhere/1@mark#run while this run stood still"):
+                frame.require_lease(catalog)
+
+    def test_a_planned_run_has_the_id_that_was_written_down(self, catalog: SqliteCatalog, clock: Clock) -> None:
+        with (
+            planned_run("01PLANNED"),
+            recorded_run(catalog, clock, "copy", "shop") as first,
+            recorded_run(catalog, clock, "backup", "shop") as second,
+        ):
+            assert first.run_id == "01PLANNED"
+            assert second.run_id != "01PLANNED"
