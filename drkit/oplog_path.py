@@ -40,7 +40,7 @@ class StoredLog:
 
 
 def find_path(log: StoredLog, until: datetime | None, artifact_id: str | None = None) -> ReplayPath:
-    """Return the way to a moment (None: as far as the log goes), from the newest dump that is not after it.
+    """Return the way to a moment (None: the end of the log), from the newest dump that is not after it.
 
     With ``artifact_id`` from that dump and no other. Raise RecoveryGap naming the last place that can be reached and
     the first that is missing.
@@ -89,7 +89,10 @@ def _path_from(log: StoredLog, dump: DumpPoint, until: datetime | None) -> Repla
     try:
         chosen = choose_slices(log.slices, dump)
         reaches_ts = max([item.to_ts for item in chosen], default=dump.stop_ts)
-        if until is not None and reaches_ts.moment + timedelta(seconds=1) <= until:
+        newest_ts = max((item.to_ts for item in log.slices if item.timeline == dump.timeline), default=reaches_ts)
+        if until is None:
+            choose_slices(log.slices, dump, newest_ts)
+        elif reaches_ts.moment + timedelta(seconds=1) <= until:
             choose_slices(log.slices, dump, OplogTs(int(until.timestamp()), 0))
     except RecoveryGap as error:
         reasons = [item.reason for item in log.gaps if item.timeline == dump.timeline and item.to_ts > dump.needs_ts]

@@ -8,7 +8,7 @@ away some that nobody read, or has another history now (the rule of Percona Back
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -103,21 +103,56 @@ def read_after(client: Client, anchor: Anchor) -> Reading:
     """Go on behind an entry; the batches are read while they are taken."""
     cursor = _oplog(client).find_raw_batches({"ts": {"$gte": Timestamp(*anchor.ts)}}).sort("$natural", 1)
     # The cursor's type is that of documents, whatever it gives.
-    batches = (bytes(cast("bytes", batch)) for batch in cursor if batch)
+    batches = _whole_places(bytes(cast("bytes", batch)) for batch in cursor if batch)
     first = next(batches, b"")
     if not first:
         return Reading("behind")
     _, end = next(document_spans(first))
     found_ts = read_ts(first[:end])
     if found_ts == anchor.ts:
-        if anchor.sha256 and hashlib.sha256(first[:end]).hexdigest() != anchor.sha256:
-            return Reading("other-history")
-        return Reading("continues", _behind(first[end:], batches))
+        behind = _end_of(first, anchor)
+        return Reading("other-history") if behind is None else Reading("continues", _behind(first[behind:], batches))
     oldest_ts = _end(client, 1)
     if oldest_ts is None or oldest_ts > anchor.ts:
         return Reading("lost", found_ts=found_ts)
     # An older entry is there still, so none was thrown away; but one that we read ourselves cannot just be missing.
     return Reading("other-history") if anchor.sha256 else Reading("continues", _behind(first, batches))
+
+
+def _whole_places(batches: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut batches so that none ends between entries of one place: SecantusDB has a transaction's all in one."""
+    held = b""
+    for batch in batches:
+        whole = held + batch
+        cut = _last_place(whole)
+        if cut:
+            yield whole[:cut]
+        held = whole[cut:]
+    if held:
+        yield held
+
+
+def _last_place(batch: bytes) -> int:
+    """Return where the entries begin that have the place of the last one."""
+    spans = list(document_spans(batch))
+    last_ts = read_ts(batch[spans[-1][0] : spans[-1][1]])
+    cut = spans[-1][0]
+    for start, end in reversed(spans[:-1]):
+        if read_ts(batch[start:end]) != last_ts:
+            break
+        cut = start
+    return cut
+
+
+def _end_of(batch: bytes, anchor: Anchor) -> int | None:
+    """Return where the entries of the anchor's place end; None when the anchor itself is not the last of them."""
+    found, sha256 = 0, ""
+    for start, end in document_spans(batch):
+        entry = batch[start:end]
+        if read_ts(entry) != anchor.ts:
+            break
+        found, sha256 = end, hashlib.sha256(entry).hexdigest()
+    return found if anchor.sha256 in ("", sha256) else None
 
 
 def _behind(first: bytes, batches: Iterator[bytes]) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,11 +27,13 @@ from drkit.engines.mongodb_oplog import read_newest
 from drkit.engines.mongodb_placing import Placing, place_parts
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.engines.mongodb_replay_scope import catalog_at_dump, name_in_target, totals_at_dump
-from drkit.engines.mongodb_restore import LoadSession, open_load, require_empty, take_back
+from drkit.engines.mongodb_restore import LoadSession, found_in_the_way, open_load, require_empty, take_back
 from drkit.errors import SourceError
 from drkit.oplog import OplogTs
 from drkit.oplog_selection import Selection
 from drkit.units import format_count
+
+_QUIET_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,18 @@ class ReplaySession:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with connect(self._endpoint) as client:
             if read_marker(client) is not None:
-                for placing in self._placings.values():
-                    take_back(client, placing)
+                self._take_back(client)
             write_marker(client, self._marker)
+
+    def _take_back(self, client: Client) -> None:
+        """Drop what is there until nothing comes any more: the tool of a killed drkit outlives it a little."""
+        placings = list(self._placings.values())
+        while True:
+            for placing in placings:
+                take_back(client, placing)
+            time.sleep(_QUIET_S)
+            if not any(found_in_the_way(client, placing) for placing in placings):
+                return
 
     def load(self, part: str, chunks: Iterator[bytes]) -> None:
         """Load the documents of one part; see `RestoreSession.load`."""

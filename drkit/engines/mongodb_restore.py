@@ -68,22 +68,30 @@ def open_load(
             yield LoadSession(endpoint, options, server, placings, Mongorestore(config, options).load)
 
 
-def require_empty(client: Client, endpoint: Endpoint, placing: Placing) -> None:
-    """Raise SourceError naming the collections that are in the way."""
+def found_in_the_way(client: Client, placing: Placing) -> dict[str, list[str]]:
+    """Return by database the collections that are where something is to go."""
+    found = {}
     for database in placing.databases:
         there = sorted(name for name in client[database].list_collection_names() if not name.startswith("system."))
         if database not in placing.whole:
             there = sorted({*there} & {*placing.names_in(database)})
         if there:
-            shown = ", ".join(there[:_SHOWN_NAMES]) + (", …" if len(there) > _SHOWN_NAMES else "")
-            raise SourceError(
-                f"refused: database {database} on {endpoint.server} is not empty"
-                f" ({format_count(len(there), 'collection')}: {shown})",
-                hints=[
-                    "restore into another server: --to mongodb://OTHER-HOST:27017",
-                    f"or beside it: --rename {database}={database}_restored",
-                ],
-            )
+            found[database] = there
+    return found
+
+
+def require_empty(client: Client, endpoint: Endpoint, placing: Placing) -> None:
+    """Raise SourceError naming the collections that are in the way."""
+    for database, there in found_in_the_way(client, placing).items():
+        shown = ", ".join(there[:_SHOWN_NAMES]) + (", …" if len(there) > _SHOWN_NAMES else "")
+        raise SourceError(
+            f"refused: database {database} on {endpoint.server} is not empty"
+            f" ({format_count(len(there), 'collection')}: {shown})",
+            hints=[
+                "restore into another server: --to mongodb://OTHER-HOST:27017",
+                f"or beside it: --rename {database}={database}_restored",
+            ],
+        )
 
 
 def take_back(client: Client, placing: Placing) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.mongodb import ROOT, MongoServer
+from tests.fixtures.mongodb import ROOT, MongoServer, running_mongodb
 from tests.fixtures.replaying import History, Moment, held, modelled, read_oplog, replay
 
 WRITES, MOMENTS, SEED = 2000, 20, 20261122
@@ -21,45 +21,52 @@ SOURCE, TARGET = "history", "replayed"
 
 
 @pytest.fixture(scope="module")
-def history(mongodb: MongoServer) -> Iterator[tuple[list[Moment], list[bytes]]]:
+def server(mongodb_programs: None) -> Iterator[MongoServer]:
+    """Lend a server whose oplog nobody else fills."""
+    with running_mongodb("--storage-path=:memory:") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def history(server: MongoServer) -> Iterator[tuple[list[Moment], list[bytes]]]:
     """Two thousand writes, the states at twenty random moments among them, and the oplog that they left."""
-    newest = mongodb.client["local"]["oplog.rs"].find().sort("$natural", -1).limit(1).next()["ts"]
-    written = History(mongodb.client, mongodb.client[SOURCE], random.Random(SEED))
+    newest = server.client["local"]["oplog.rs"].find().sort("$natural", -1).limit(1).next()["ts"]
+    written = History(server.client, server.client[SOURCE], random.Random(SEED))
     written.write(WRITES, set(random.Random(SEED).sample(range(WRITES), MOMENTS)))
-    entries = read_oplog(mongodb.client, newest)
-    assert held(mongodb.client[SOURCE]) == modelled(written.model), "the model itself is wrong"
+    entries = read_oplog(server.client, newest)
+    assert held(server.client[SOURCE]) == modelled(written.model), "the model itself is wrong"
     yield written.moments, entries
-    mongodb.client.drop_database(SOURCE)
+    server.client.drop_database(SOURCE)
 
 
 @pytest.fixture
-def target(mongodb: MongoServer) -> Iterator[Any]:
-    mongodb.client.drop_database(TARGET)
-    yield mongodb.client[TARGET]
-    mongodb.client.drop_database(TARGET)
+def target(server: MongoServer) -> Iterator[Any]:
+    server.client.drop_database(TARGET)
+    yield server.client[TARGET]
+    server.client.drop_database(TARGET)
 
 
 @pytest.mark.parametrize("number", range(MOMENTS))
 def test_a_replay_to_any_moment_equals_the_model(
-    number: int, history: tuple[list[Moment], list[bytes]], mongodb: MongoServer, target: Any, tmp_path: Path
+    number: int, history: tuple[list[Moment], list[bytes]], server: MongoServer, target: Any, tmp_path: Path
 ) -> None:
     moments, entries = history
-    done = replay(mongodb.client, iter(entries), tmp_path, (SOURCE, TARGET), moments[number].at)
+    done = replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), moments[number].at)
     assert held(target) == modelled(moments[number].documents)
     assert done.last_at is not None
     assert done.last_at <= moments[number].at
 
 
 def test_a_replay_that_is_killed_again_and_again_equals_the_model(
-    history: tuple[list[Moment], list[bytes]], mongodb: MongoServer, target: Any, tmp_path: Path
+    history: tuple[list[Moment], list[bytes]], server: MongoServer, target: Any, tmp_path: Path
 ) -> None:
     moments, entries = history
     moment = moments[-1]
     file = tmp_path / "entries"
     file.write_bytes(b"".join(entries))
     chance = random.Random(SEED)
-    argv = [sys.executable, "-m", "tests.fixtures.replaying", mongodb.url.reveal(), str(file), str(tmp_path)]
-    for _ in range(4):
+    argv = [sys.executable, "-m", "tests.fixtures.replaying", server.url.reveal(), str(file), str(tmp_path)]
+    for _ in range(3):
         child = subprocess.Popen([*argv, SOURCE, TARGET, moment.at.isoformat()], stdout=subprocess.PIPE, cwd=ROOT)
         assert child.stdout is not None
         with child.stdout:
@@ -67,6 +74,6 @@ def test_a_replay_that_is_killed_again_and_again_equals_the_model(
                 child.stdout.readline()
             os.kill(child.pid, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-    done = replay(mongodb.client, iter(entries), tmp_path, (SOURCE, TARGET), moment.at)
+    done = replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), moment.at)
     assert done.resumed_after > 0
     assert held(target) == modelled(moment.documents)

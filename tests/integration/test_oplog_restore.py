@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import bson
 import pytest
 
+from drkit.operations.init import init_site
 from tests.fixtures.mongodb import MongoServer, running_mongodb
 from tests.fixtures.oplog import OplogSite, newest
 from tests.fixtures.replaying import History, held, modelled
@@ -19,7 +26,7 @@ from tests.fixtures.shipping import until
 from tests.fixtures.site import ReadySite
 
 SEED = 7
-WRITES, MOMENTS = 240, 3
+WRITES, MOMENTS = 240, 2
 
 
 @pytest.fixture(scope="module")
@@ -28,49 +35,205 @@ def source(mongodb_programs: None) -> Iterator[MongoServer]:
         yield server
 
 
-@pytest.fixture
-def target(mongodb_programs: None) -> Iterator[MongoServer]:
+@pytest.fixture(scope="module")
+def target_server(mongodb_programs: None) -> Iterator[MongoServer]:
     with running_mongodb("--storage-path=:memory:") as server:
         yield server
 
 
 @pytest.fixture
-def shop(ready_site: ReadySite, source: MongoServer, mongo_tools: Path) -> OplogSite:
-    site = OplogSite(ready_site)
-    site.write_policy(source.url.reveal())
-    return site
+def target(target_server: MongoServer) -> Iterator[MongoServer]:
+    """An empty server."""
+    yield target_server
+    for name in target_server.client.list_database_names():
+        if name not in ("admin", "config", "local"):
+            target_server.client.drop_database(name)
 
 
-def run_history(shop: OplogSite, source: MongoServer) -> History:
+@dataclass
+class Shipped:
+    """A site whose store has a dump and the oplog behind it, and what the source held at some moments after it."""
+
+    site: OplogSite
+    history: History
+
+    def restore(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.site.site.call("restore", "orders", *arguments, "--to", "file:keys/target-url", "--json")
+
+
+@pytest.fixture(scope="module")
+def shipped(source: MongoServer, target_server: MongoServer, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     """Write, dump in the middle, write on; remember some moments after the dump; ship everything."""
-    source.client.drop_database("shop")
+    made = init_site(tmp_path_factory.mktemp("oplog") / "site", principal="test@example.org")
+    made.policy_file.unlink()
+    site = OplogSite(ReadySite(made.folder, made))
+    site.write_policy(source.url.reveal())
+    site.site.write_secret("target-url", target_server.url.reveal())
     history = History(source.client, source.client["shop"], random.Random(SEED))
     history.write(WRITES // 2, set())
     source.client["shop"]["orders"].create_index([("n", 1)], name="by n")
-    with shop.serving():
-        shop.wait_for("tail      tailing")
-        dumped = shop.site.call("backup", "orders")
+    with site.serving():
+        site.wait_for("tail      tailing")
+        dumped = site.site.call("backup", "orders")
         assert dumped.returncode == 0, dumped.stderr
-        history.write(WRITES, set(random.Random(SEED).sample(range(WRITES), MOMENTS)))
+        for number in range(MOMENTS):
+            history.write(WRITES // MOMENTS, {random.Random(SEED + number).randrange(WRITES // MOMENTS)})
+            until(lambda: site.reached(newest(source)), "what was written is stored")
+        source.client["shop"].create_collection("by year", viewOn="orders", pipeline=[{"$match": {"n": 5}}])
+        source.client["shop"]["orders"].create_index([("odd", -1)], name="late")
         history.remember()
-        source.client["other"]["noise"].insert_one({"_id": newest(source).seconds})
+        source.client["other"]["noise"].insert_one({"_id": 1})
         end = newest(source)
-        until(lambda: shop.reached(end), "all is stored")
-    return history
+        until(lambda: site.reached(end), "all is stored")
+    return Shipped(site, history)
 
 
-def test_a_restore_to_a_moment_equals_the_model_and_goes_on_where_it_was_killed(
-    shop: OplogSite, source: MongoServer, target: MongoServer
-) -> None:
-    history = run_history(shop, source)
-    to = shop.site.write_secret("target-url", target.url.reveal())
-    for moment in history.moments:
-        done = shop.site.call("restore", "orders", "--at", moment.at.isoformat(), "--to", to, "--json")
-        assert done.returncode == 0, done.stderr + done.stdout
-        assert held(target.client["shop"]) == modelled(moment.documents)
+def test_a_restore_to_a_moment_equals_the_model(shipped: Shipped, source: MongoServer, target: MongoServer) -> None:
+    for moment in shipped.history.moments:
+        done = shipped.restore("--at", moment.at.isoformat())
+        assert done.returncode == 0, done.stdout
+        found = held(target.client["shop"])
+        found.pop("by year", None)
+        assert found == modelled(moment.documents)
         document = json.loads(done.stdout)
         assert document["replayed"]["operations"] > 0
-        assert "drkit_restore" not in target.client.list_database_names()
-        assert not list((shop.site.folder / "restores").iterdir())
-        for name in ("shop", "other"):
-            target.client.drop_database(name)
+        assert target.client.list_database_names().count("drkit_restore") == 0
+        assert not list((shipped.site.site.folder / "restores").iterdir())
+        last = moment is shipped.history.moments[-1]
+        assert ("by year" in target.client["shop"].list_collection_names()) is last
+        if last:
+            assert indexes_of(target) == indexes_of(source)
+        target.client.drop_database("shop")
+
+
+def indexes_of(server: MongoServer) -> dict[str, set[str]]:
+    shop = server.client["shop"]
+    return {name: set(shop[name].index_information()) for name in shop.list_collection_names() if name != "by year"}
+
+
+def redo_of(site: OplogSite) -> dict[str, Any]:
+    """Return what a restore in progress has written down last."""
+    for path in (site.site.folder / "restores").glob("*/redo"):
+        with path.open("rb") as file:
+            header: dict[str, Any] = next(bson.decode_file_iter(file))
+            return header
+    return {}
+
+
+def test_a_restore_that_is_killed_in_its_replay_goes_on_by_the_same_command(
+    shipped: Shipped, target: MongoServer
+) -> None:
+    moment = shipped.history.moments[-1]
+    asked = ("restore", "orders", "--at", moment.at.isoformat(), "--to", "file:keys/target-url")
+    argv = [sys.executable, "-c", "from drkit.cli import main; main()", *asked]
+    child = subprocess.Popen(argv, cwd=shipped.site.site.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: redo_of(shipped.site).get("applied"), "the replay has begun")
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert "drkit_restore" in target.client.list_database_names()
+
+    other = shipped.restore("--at", moment.at.isoformat(), "--table", "shop.orders")
+    assert other.returncode == 5
+    assert "has an unfinished restore of artifact" in other.stdout
+    done = shipped.restore("--at", moment.at.isoformat())
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["replayed"]["resumed_after"] > 0
+    found = held(target.client["shop"])
+    found.pop("by year")
+    assert found == modelled(moment.documents)
+    assert "drkit_restore" not in target.client.list_database_names()
+
+
+def test_a_restore_that_is_killed_in_its_load_begins_again(shipped: Shipped, target: MongoServer) -> None:
+    moment = shipped.history.moments[0]
+    asked = ("restore", "orders", "--at", moment.at.isoformat(), "--to", "file:keys/target-url")
+    argv = [sys.executable, "-c", "from drkit.cli import main; main()", *asked]
+    child = subprocess.Popen(argv, cwd=shipped.site.site.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: target.client["drkit_restore"]["progress"].find_one(), "the load has begun")
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    done = shipped.restore("--at", moment.at.isoformat())
+    assert done.returncode == 0, done.stdout
+    assert held(target.client["shop"]) == modelled(moment.documents)
+
+
+def test_one_collection_comes_back_under_another_name_and_split_transactions_are_told(
+    shipped: Shipped, target: MongoServer
+) -> None:
+    moment = shipped.history.moments[-1]
+    chosen = ("--table", "shop.orders", "--rename", "shop.orders=copy.orders")
+    done = shipped.restore("--at", moment.at.isoformat(), *chosen)
+    assert done.returncode == 0, done.stdout
+    assert held(target.client["copy"]) == {"orders": modelled(moment.documents)["orders"]}
+    assert "shop" not in target.client.list_database_names()
+    document = json.loads(done.stdout)
+    assert document["replayed"]["split_transactions"]
+    assert any("came back in part" in warning for warning in document["warnings"])
+
+
+def test_what_is_missing_is_named_before_the_target_is_touched(shipped: Shipped, target: MongoServer) -> None:
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    long_ago = "2001-01-01T00:00:00+00:00"
+    for moment, words in ((tomorrow, "the stored oplog goes up to"), (long_ago, "the oldest dump of policy orders")):
+        refused = shipped.restore("--at", moment)
+        assert (refused.returncode, words in refused.stdout) == (9, True), refused.stdout
+    slices = sorted((shipped.site.site.store_folder / "policies" / "orders" / "logs").glob("*/*-*.zst.age"))
+    assert len(slices) > 2
+    lost = slices[-2]
+    lost.rename(lost.with_suffix(".away"))
+    try:
+        for moment in ("latest", shipped.history.moments[-1].at.isoformat()):
+            refused = shipped.restore("--at", moment, "--plan")
+            assert (refused.returncode, "is wanted; they go on after" in refused.stdout) == (9, True), refused.stdout
+    finally:
+        lost.with_suffix(".away").rename(lost)
+    assert set(target.client.list_database_names()) <= {"admin", "config", "local"}
+
+
+def test_a_damaged_slice_is_found_before_the_target_is_touched(shipped: Shipped, target: MongoServer) -> None:
+    slices = sorted((shipped.site.site.store_folder / "policies" / "orders" / "logs").glob("*/*-*.zst.age"))
+    content = slices[-1].read_bytes()
+    slices[-1].chmod(0o600)
+    slices[-1].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        refused = shipped.restore("--at", shipped.history.moments[-1].at.isoformat())
+    finally:
+        slices[-1].write_bytes(content)
+    assert refused.returncode == 8, refused.stdout
+    assert slices[-1].name.partition(".")[0] in refused.stdout
+    assert set(target.client.list_database_names()) <= {"admin", "config", "local"}
+
+
+def test_the_plan_names_the_dump_and_its_slices(shipped: Shipped) -> None:
+    moment = shipped.history.moments[0].at
+    planned = json.loads(shipped.restore("--at", moment.isoformat(), "--plan").stdout)
+    replay = planned["replay"]
+    assert replay["dump"]["included"]
+    assert replay["slices"][0]["from_ts"] <= replay["dump"]["stop_ts"]
+    shown = shipped.site.site.call("restore", "orders", "--at", moment.isoformat(), "--plan").stdout
+    assert "the oplog of the dump's own time; " in shown
+    assert "nothing was changed" in shown
+    alone = json.loads(shipped.restore("--plan").stdout)
+    assert (alone["replay"]["slices"], alone["replay"]["until"]) == ([], None)
+
+
+def test_a_transaction_does_not_look_like_another_history(shipped: Shipped, source: MongoServer) -> None:
+    with shipped.site.serving():
+        shipped.site.wait_for("tail      tailing")
+        for number in range(2):
+            with source.client.start_session() as session, session.start_transaction():
+                for name in ("one", "two"):
+                    source.client["late"][name].insert_one({"_id": number}, session=session)
+            end = newest(source)
+            until(lambda end=end: shipped.site.reached(end), "the transaction is stored")
+    assert shipped.site.stored().timeline == 1
+
+
+def test_a_restore_into_the_source_begins_a_new_timeline(shipped: Shipped, source: MongoServer) -> None:
+    moment = shipped.history.moments[-1]
+    for name in ("shop", "other", "late"):
+        source.client.drop_database(name)
+    done = shipped.site.site.call("restore", "orders", "--at", moment.at.isoformat(), "--to", "file:keys/database-url")
+    assert done.returncode == 0, done.stderr
+    assert "timeline 2 of the oplog begins here" in done.stderr
+    assert shipped.site.stored().timeline == 2

@@ -77,6 +77,8 @@ def test_what_is_missing_is_named_before_anything_is_done() -> None:
         "shop", LOG.dumps[:1], [piece(5, 60), piece(120, 180)], [KnownGap(1, ts(60), ts(120), "overrun")]
     )
     assert names(find_path(broken, at(60))) == ["one", "5-60"]
+    with pytest.raises(RecoveryGap, match="go on after"):
+        find_path(broken, None)
     with pytest.raises(RecoveryGap) as caught:
         find_path(broken, at(130))
     assert f"goes up to {ts(60)}" in caught.value.message
