@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drkit.errors import IntegrityError
-from drkit.oplog_entries import Command
+from drkit.oplog_entries import Command, Operation
 
 Index = Mapping[str, Any]
 """An index as ``createIndexes`` takes it: ``key``, ``name`` and its options, in the server's order."""
@@ -34,6 +34,10 @@ class OplogCatalog:
     indexes: dict[str, dict[str, Index]] = field(default_factory=dict)
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
     capped: set[str] = field(default_factory=set)
+
+    def knows(self, namespace: str) -> bool:
+        """Tell whether there is a collection or view of that name."""
+        return namespace in self.indexes or namespace in self.views
 
     def fold(self, command: Command) -> Iterator[Command]:
         """Remember what a command changes; yield what must be done to the data now."""
@@ -58,7 +62,7 @@ class OplogCatalog:
     def _dropDatabase(self, command: Command) -> Iterator[Command]:  # noqa: N802 the command's own name
         prefix = command.namespace
         for namespace in [name for name in (*self.views, *self.indexes) if name.startswith(prefix)]:
-            yield from self._drop(replace_command(command, "drop", namespace))
+            yield from self._drop(command_of(command, "drop", namespace))
 
     def _renameCollection(self, command: Command) -> Iterator[Command]:  # noqa: N802
         to = str(command.body.get("to"))
@@ -118,9 +122,9 @@ class OplogCatalog:
     _deleteIndexes = _dropIndexes  # noqa: N815
 
 
-def replace_command(command: Command, name: str, namespace: str) -> Command:
+def command_of(operation: Operation, name: str, namespace: str) -> Command:
     """Return a command of the same place with nothing in it but a name."""
-    return Command(name, namespace, {name: namespace.partition(".")[2]}, command.ts)
+    return Command(name, namespace, {name: namespace.partition(".")[2]}, operation.ts)
 
 
 def _by_key(known: Mapping[str, Index], pattern: Mapping[str, Any] | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from drkit.errors import RecoveryGap
 from drkit.oplog import OplogTs
-from drkit.oplog_catalog import replace_command
+from drkit.oplog_catalog import command_of
 from drkit.oplog_entries import Command, Operation, Write
 
 
@@ -44,7 +44,7 @@ class Selection:
         if comes and goes:
             yield command
         elif comes:
-            yield replace_command(command, "drop", command.namespace)
+            yield command_of(command, "drop", command.namespace)
         elif goes:
             raise RecoveryGap(
                 f"oplog entry {command.ts} renames {command.namespace} to {to}, and its documents are not restored",

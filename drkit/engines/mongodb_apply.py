@@ -27,7 +27,7 @@ from drkit.engines.mongodb_client import Client
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.errors import IntegrityError, RecoveryGap, SourceError
 from drkit.oplog import OplogTs
-from drkit.oplog_catalog import OplogCatalog
+from drkit.oplog_catalog import OplogCatalog, command_of
 from drkit.oplog_entries import Command, Operation, Write, id_query, read_entry
 from drkit.oplog_images import Batch, Image, misfit, show_id
 from drkit.oplog_selection import Selection
@@ -156,6 +156,9 @@ class Applier:
     def _take(self, operation: Operation) -> None:
         """Do an operation, or only remember what it says of indexes when it was done before the kill."""
         refuse_buckets(operation)
+        if isinstance(operation, Write) and operation.kind == "insert" and not self._catalog.knows(operation.namespace):
+            # SecantusDB does not log that a collection began with its first document.
+            self._take(command_of(operation, "create", operation.namespace))
         if isinstance(operation, Command):
             for command in self._catalog.fold(operation):
                 self._take_command(command)
