@@ -121,7 +121,7 @@ def watch_files(trigger: Trigger) -> None:
         def watched(
             self: Path, *arguments: object, plain: Callable[..., object] = plain, name: str = name, **how: object
         ) -> object:
-            inside = "/var/wal/" in str(self)
+            inside = "/var/wal/" in str(self) or "/var/oplog/" in str(self)
             if inside:
                 trigger.pass_by(f"before {name} {self.name}")
             result = plain(self, *arguments, **how)
