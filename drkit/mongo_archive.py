@@ -34,6 +34,9 @@ LARGEST_DOCUMENT_BYTES = (16 << 20) + (16 << 10)
 """What a server accepts internally (BSONObjMaxInternalSize): an oplog entry may be that much over 16 MiB."""
 _SMALLEST_DOCUMENT_BYTES = 5
 _MOST_COLLECTIONS = 1_000_000
+_LARGEST_HEADER_BYTES = 1 << 16
+_LARGEST_PRELUDE_BYTES = 256 << 20
+"""What the definitions of all collections may have together: they are held in memory until the end."""
 _LENGTH = struct.Struct("<i")
 _DIGEST_MODULUS = 1 << 256
 _CRC_MODULUS = 1 << 64
@@ -167,7 +170,7 @@ class ArchiveReader:
         return True
 
     def _read_header(self) -> bool:
-        document = self._take_document("the header")
+        document = self._take_document("the header", _LARGEST_HEADER_BYTES)
         if document is None:
             return False
         if document.get("version") != FORMAT_VERSION:
@@ -183,7 +186,8 @@ class ArchiveReader:
             if self._sink is not None:
                 self._sink.begin([self._summary(*item) for item in self._contents.items()])
             return True
-        document = self._take_document("the metadata of a collection")
+        room_bytes = _LARGEST_PRELUDE_BYTES - self._consumed_bytes
+        document = self._take_document("the metadata of a collection", min(LARGEST_DOCUMENT_BYTES, room_bytes))
         if document is None:
             return False
         namespace = self._namespace_of(document)
@@ -209,7 +213,7 @@ class ArchiveReader:
     def _read_header_of_block(self) -> bool:
         if self._at_terminator():
             raise self._damage("a block has no header")
-        document = self._take_document("the header of a block")
+        document = self._take_document("the header of a block", _LARGEST_HEADER_BYTES)
         if document is None:
             return False
         namespace = self._namespace_of(document)
@@ -315,12 +319,12 @@ class ArchiveReader:
     def _bad_length(self, length: int) -> str:
         return f"a document of collection {self._current_name} says it has {length:,} bytes"
 
-    def _take_document(self, what: str) -> Mapping[str, Any] | None:
+    def _take_document(self, what: str, largest_bytes: int) -> Mapping[str, Any] | None:
         """Take a document of the format's own from the front and decode it; None when it is not all there yet."""
         if len(self._buffer) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
-        if not _SMALLEST_DOCUMENT_BYTES <= length <= LARGEST_DOCUMENT_BYTES:
+        if not _SMALLEST_DOCUMENT_BYTES <= length <= largest_bytes:
             raise self._damage(f"{what} says it has {length:,} bytes")
         if len(self._buffer) < length:
             return None
@@ -333,7 +337,8 @@ class ArchiveReader:
 
     def _namespace_of(self, document: Mapping[str, Any]) -> Namespace:
         database, collection = document.get("db"), document.get("collection")
-        if not isinstance(database, str) or not isinstance(collection, str) or not collection:
+        # Code is a str as well, and is none here.
+        if type(database) is not str or type(collection) is not str or not collection:
             raise self._damage("a header names no collection")
         return database, collection
 

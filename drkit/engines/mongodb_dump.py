@@ -126,17 +126,19 @@ def _plan(client: Client, endpoint: Endpoint, server: ServerFacts, options: Back
 
 
 def _plan_database(client: Client, name: str, server: ServerFacts, options: BackupOptions) -> DatabasePlan:
-    settings = {
-        str(item["name"]): item.get("options") or {}
-        for item in client[name].list_collections()
-        if item.get("type", "collection") == "collection"
-    }
-    found = sorted(settings)
+    listed = {str(item["name"]): item for item in client[name].list_collections() if item.get("type") != "view"}
     excluded = [
-        item for item in found if any(fnmatchcase(f"{name}.{item}", pattern) for pattern in options.exclude_tables)
+        item
+        for item in sorted(listed)
+        if any(fnmatchcase(f"{name}.{item}", pattern) for pattern in options.exclude_tables)
     ]
-    kept = tuple(item for item in found if item not in excluded and not item.startswith("system."))
-    capped = tuple(item for item in kept if settings[item].get("capped"))
+    counted = [
+        item
+        for item, facts in sorted(listed.items())
+        if facts.get("type", "collection") == "collection" and not item.startswith("system.")
+    ]
+    kept = tuple(item for item in counted if item not in excluded)
+    capped = tuple(item for item in kept if (listed[item].get("options") or {}).get("capped"))
     return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded), capped)
 
 

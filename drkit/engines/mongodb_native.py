@@ -110,9 +110,11 @@ class NativeDump(LogicalDump):
 
     def _find_snapshot(self) -> Snapshot:
         for plan in self._plans.values():
+            # A capped one is refused by servers that have snapshots.
             for name in plan.collections:
-                return find_snapshot(self._client, plan.name, name)
-        return Snapshot(None, "there is no collection to read")
+                if name not in plan.capped:
+                    return find_snapshot(self._client, plan.name, name)
+        return Snapshot(None, "there is no collection that could be in one")
 
     def _examine(self) -> Preflight:
         plans = self._plans
@@ -163,7 +165,7 @@ class NativeDump(LogicalDump):
             collections = read_dumpable(self._client, plan.name, plan.excluded)
             snapshot_at = self._snapshot.at or read_clock(self._client)
             self._oplog.begin(read_newest(self._client))
-            view = self._view(plan.name, collections)
+            view = self._view(plan, collections)
             before = self._look(view)
             self._snapshots.append(snapshot_at)
             facts = {
@@ -210,9 +212,12 @@ class NativeDump(LogicalDump):
     def _is_one_moment(self) -> bool:
         return self._snapshot.at is not None and not self._moved and not self._capped
 
-    def _view(self, database: str, collections: Sequence[RawCollection]) -> _View:
+    def _view(self, plan: DatabasePlan, collections: Sequence[RawCollection]) -> _View:
         """Divide the collections into those that the snapshot holds and those that it cannot."""
-        names = [item.namespace[1] for item in collections if item.has_documents]
+        database = plan.name
+        listed = [item.namespace[1] for item in collections if item.has_documents]
+        # What was planned and is no longer listed counts too: it was dropped, or the list lacks it.
+        names = list(dict.fromkeys([*listed, *plan.collections]))
         capped = [item.namespace[1] for item in collections if "capped" in item.option_names]
         if self._snapshot.at is None:
             return _View(database, (), tuple(names))
