@@ -17,7 +17,7 @@ from drkit import __version__
 from drkit.engines import BackupOptions, OplogRange, Part, Preflight
 from drkit.engines.logical_dump import LogicalDump
 from drkit.engines.mongodb_client import Client, Endpoint, ServerFacts, read_clock, translated
-from drkit.engines.mongodb_counts import Counts, read_counts, require_whole
+from drkit.engines.mongodb_counts import Counts, mark_counts, read_counts, require_whole
 from drkit.engines.mongodb_dump import DatabasePlan
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.engines.mongodb_oplog import read_newest
@@ -65,10 +65,7 @@ class _View:
     database: str
     pinned: tuple[str, ...]
     live: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.pinned, *self.live)
+    capped: tuple[str, ...]
 
     @property
     def unpinned(self) -> frozenset[Namespace]:
@@ -166,7 +163,7 @@ class NativeDump(LogicalDump):
             snapshot_at = self._snapshot.at or read_clock(self._client)
             self._oplog.begin(read_newest(self._client))
             view = self._view(plan, collections)
-            before = self._look(view)
+            before = self._look(view, mark_counts(self._client, plan.name, view.live, view.capped))
             self._snapshots.append(snapshot_at)
             facts = {
                 "label": plan.name,
@@ -175,9 +172,7 @@ class NativeDump(LogicalDump):
                 "size_bytes": plan.size_bytes,
                 "excluded": list(plan.excluded),
             }
-            counted = {(plan.name, name): before.counts.documents[f"{plan.name}.{name}"] for name in view.names}
-            parallel = self._options.parallel or PARALLEL
-            reading = Reading(parallel, self._snapshot.concern, view.unpinned, counted)
+            reading = Reading(self._options.parallel or PARALLEL, self._snapshot.concern, view.unpinned)
             with open_archive(self._client, self._server, collections, reading) as chunks:
                 yield self._watched(part.name, chunks, facts, before)
 
@@ -189,7 +184,8 @@ class NativeDump(LogicalDump):
                 reader.feed(chunk)
                 yield chunk
             summary = reader.finish()
-            after = self._look(before.view)
+            view = before.view
+            after = self._look(view, read_counts(self._client, view.database, view.live))
             self._moved += moved(before.sentinels, after.sentinels)
             require_whole(self._client, summary, before.counts, after.counts, "drkit")
             self._oplog_range = self._needed_oplog()
@@ -214,19 +210,17 @@ class NativeDump(LogicalDump):
 
     def _view(self, plan: DatabasePlan, collections: Sequence[RawCollection]) -> _View:
         """Divide the collections into those that the snapshot holds and those that it cannot."""
-        database = plan.name
         listed = [item.namespace[1] for item in collections if item.has_documents]
         # What was planned and is no longer listed counts too: it was dropped, or the list lacks it.
         names = list(dict.fromkeys([*listed, *plan.collections]))
-        capped = [item.namespace[1] for item in collections if "capped" in item.option_names]
+        capped = tuple(item.namespace[1] for item in collections if "capped" in item.option_names)
         if self._snapshot.at is None:
-            return _View(database, (), tuple(names))
-        self._capped += [f"{database}.{name}" for name in capped]
-        return _View(database, tuple(name for name in names if name not in capped), tuple(capped))
+            return _View(plan.name, (), tuple(names), capped)
+        self._capped += [f"{plan.name}.{name}" for name in capped]
+        return _View(plan.name, tuple(name for name in names if name not in capped), capped, capped)
 
-    def _look(self, view: _View) -> _Look:
-        """Count everything, inside of the snapshot what it holds."""
-        live = read_counts(self._client, view.database, view.live)
+    def _look(self, view: _View, live: Counts) -> _Look:
+        """Add to the counts of live collections those that the snapshot holds."""
         sentinels = read_sentinels(self._client, view.database, view.pinned, self._snapshot)
         pinned = {name: sentinel.documents for name, sentinel in sentinels.items()}
         return _Look(view, Counts({**live.documents, **pinned}, live.oplog_ts), sentinels)

@@ -120,13 +120,13 @@ def _cursor(client: Client, database: str, command: Mapping[str, Any]) -> Iterat
             yield from reply["nextBatch"]
 
 
-def estimate(client: Client, namespace: Namespace, counted: int | None = None) -> tuple[int, int]:
-    """Return about how many documents a collection has, if nobody counted, and how large they are on average.
+def estimate(client: Client, namespace: Namespace) -> tuple[int, int]:
+    """Return about how many documents a collection has, and how large they are on average: by its metadata, a sample.
 
     Nothing else than ``find`` is needed of the user's rights, and nothing but speed depends on it.
     """
     database, name = namespace
     collection = client[database][name]
     sample_bytes = sum(map(len, collection.find_raw_batches(limit=_SAMPLE, batch_size=_SAMPLE)))
-    documents = collection.estimated_document_count() if counted is None else counted
+    documents = collection.estimated_document_count()
     return documents, max(sample_bytes // max(min(documents, _SAMPLE), 1), 1)

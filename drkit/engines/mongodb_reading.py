@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -44,13 +44,11 @@ class Reading:
     """How to read: ``parallel`` cursors at once, with which read concern; None for the server's own.
 
     ``unpinned`` are collections that cannot be read with it. Those of ``split_bytes`` and more are read in ranges.
-    ``documents`` are how many each has, where that was counted.
     """
 
     parallel: int
     concern: ReadConcern | None = None
     unpinned: frozenset[Namespace] = frozenset()
-    documents: Mapping[Namespace, int] = field(default_factory=dict)
     split_bytes: int = SPLIT_BYTES
 
 
@@ -92,7 +90,7 @@ def _plan(client: Client, collections: Sequence[RawCollection], reading: Reading
         if not collection.has_documents:
             sized.append((0, _Task(collection.namespace, 0)))
             continue
-        documents, average_bytes = estimate(client, collection.namespace, reading.documents.get(collection.namespace))
+        documents, average_bytes = estimate(client, collection.namespace)
         batch_documents = max(1, min(_MOST_DOCUMENTS, _BATCH_BYTES // average_bytes))
         size_bytes = documents * average_bytes
         ranges = min(reading.parallel, size_bytes // max(reading.split_bytes // 2, 1))
