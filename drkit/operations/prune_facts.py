@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -19,6 +19,7 @@ from drkit.model import Manifest, Tombstone
 from drkit.operations import Workplace
 from drkit.operations.holds import known_holds
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
+from drkit.oplog import OplogTs
 from drkit.policy import Policy
 from drkit.retention import CLOCK_SKEW, Candidate, Holdings, LogPiece, State
 from drkit.retention_documents import BuriedRun, LogTombstone
@@ -27,6 +28,9 @@ from drkit.wal import Segment, parse_lsn
 
 _STRANGE_DATE = timedelta(hours=24)
 """How far the moment in a manifest may be from when its store took it; more, and one of two clocks was wrong."""
+
+_OPLOG_DIGITS = 16
+"""How many a place in the oplog has in keys: eight of its second, eight of its number."""
 
 _CONCLUSIVE = {"passed": "verified", "passed_with_findings": "verified", "failed": "failed"}
 
@@ -223,8 +227,16 @@ def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:
 
 
 def _span(manifest: Manifest) -> tuple[int, int] | None:
+    """Return from where to where an artifact needs the log, as numbers that its log manifests' keys count in."""
+    if manifest.oplog is not None:
+        return _oplog_position(manifest.oplog.start_ts), _oplog_position(manifest.oplog.stop_ts)
     position = manifest.position
     return None if position is None else (parse_lsn(position.start_lsn), parse_lsn(position.stop_lsn))
+
+
+def _oplog_position(text: str) -> int:
+    place = OplogTs.parse(text)
+    return place.seconds << 32 | place.increment
 
 
 def _verdicts(inventories: Iterable[StoreInventory]) -> dict[str, str]:
@@ -313,34 +325,40 @@ def _taken_by(stored: Stored, artifact_id: str) -> dict[str, datetime]:
 
 
 def _log_pieces(stored: Stored) -> Iterator[LogPiece]:
-    """Yield the log manifests that list segments, each with the stretch that its key names.
+    """Yield the log manifests, each with the stretch that its key names.
 
-    Without a base nothing says how long a segment is, and nothing of the log is decided. History files are small and
+    Without a base nothing says how long a segment is, and nothing of a WAL is decided. History files are small and
     always stay.
     """
-    sizes = {
-        copies[0].manifest.position.segment_bytes for copies in stored.copies.values() if copies[0].manifest.position
-    }
-    if len(sizes) != 1:
-        return
-    segment_bytes = sizes.pop()
+    positions = [copies[0].manifest.position for copies in stored.copies.values()]
+    sizes = {position.segment_bytes for position in positions if position is not None}
     measure = _LogSizes(stored.inventories.values())
     for key in sorted(stored.log_manifests):
         place = bucket.parse_log_manifest_key(key)
-        assert place is not None
-        try:
-            first = Segment.parse(place.first[:24], segment_bytes)
-            last = Segment.parse(place.last[:24], segment_bytes)
-        except ValueError:
-            continue
-        yield LogPiece(
-            piece_id=key,
-            from_position=first.start_lsn,
-            to_position=last.end_lsn,
-            size_bytes=measure.between(place.timeline, place.first[:24], place.last[:24]),
-            locked_until=stored.locks.get(key),
-            marked_at=stored.log_marked_at(key),
-        )
+        stretch = _stretch(place, sizes) if place is not None else None
+        if place is not None and stretch is not None:
+            yield LogPiece(
+                piece_id=key,
+                from_position=stretch[0],
+                to_position=stretch[1],
+                size_bytes=measure.between(place.timeline, place.first[:24], place.last[:24]),
+                locked_until=stored.locks.get(key),
+                marked_at=stored.log_marked_at(key),
+            )
+
+
+def _stretch(place: bucket.LogManifestKey, segment_sizes: Collection[int]) -> tuple[int, int] | None:
+    """Return the positions from which and up to which a log manifest reaches, None where that cannot be told."""
+    if len(place.first) == len(place.last) == _OPLOG_DIGITS:
+        return int(place.first, 16), int(place.last, 16)
+    if len(segment_sizes) != 1:
+        return None
+    (segment_bytes,) = segment_sizes
+    try:
+        first = Segment.parse(place.first[:24], segment_bytes)
+        return first.start_lsn, Segment.parse(place.last[:24], segment_bytes).end_lsn
+    except ValueError:
+        return None
 
 
 class _LogSizes:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from drkit import bucket
 from drkit.errors import IntegrityError
-from drkit.model import LogManifest
-from drkit.operations.logs import TrustedLog, listed_files, read_listed
+from drkit.model import LogManifest, OplogManifest, SignedLog
+from drkit.operations.logs import LogScan, TrustedLog, read_signed
 from drkit.operations.running import new_id
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.sparing import erase, erase_in_order, put_decision
@@ -101,7 +101,7 @@ class LogPruning:
             for name, inventory in self._stored.inventories.items()
         }
 
-    def _bury(self, logs: Sequence[TrustedLog[LogManifest]]) -> None:
+    def _bury(self, logs: Sequence[TrustedLog[SignedLog]]) -> None:
         now = self._workplace.clock()
         stone = LogTombstone(
             repo_id=logs[0].manifest.repo_id,
@@ -116,12 +116,12 @@ class LogPruning:
         failures = put_decision(self._workplace, self._pruning.policy.stores, key, stone, signing_key)
         self._pruning.done.failures += failures
 
-    def _read(self, keys: Sequence[str]) -> list[TrustedLog[LogManifest]]:
+    def _read(self, keys: Sequence[str]) -> list[TrustedLog[SignedLog]]:
         """Read log manifests, in the chain's order, each from a store that has it; leave out what is not believed."""
-        found: dict[str, TrustedLog[LogManifest]] = {}
+        found: dict[str, TrustedLog[SignedLog]] = {}
         for name in self._stored.inventories:
             here = [key for key in keys if key not in found and name in self._stored.log_manifests[key]]
-            scan = read_listed(self._workplace.stores[name], self._workplace.signers, self._policy, here)
+            scan = self._scan(name, here)
             found |= {log.key: log for log in scan.trusted}
         if len(found) < len(keys):
             unread = len(keys) - len(found)
@@ -134,12 +134,18 @@ class LogPruning:
 
     def _erase(self, store_name: str, key: str, shared: frozenset[str]) -> None:
         """Remove one log manifest and its files from a store; what another manifest lists too stays."""
-        store = self._workplace.stores[store_name]
-        scan = read_listed(store, self._workplace.signers, self._policy, [key])
+        scan = self._scan(store_name, [key])
         if scan.refused:
             raise IntegrityError(f"log manifest {key} in store {store_name} is not believed, and is not deleted")
-        files = [record.key for record in listed_files(scan) if record.part not in shared]
-        erase_in_order(store, key, files)
+        records = (record for log in scan.trusted for record in log.manifest.files)
+        files = [record.key for record in records if record.part not in shared]
+        erase_in_order(self._workplace.stores[store_name], key, files)
+
+    def _scan(self, store_name: str, keys: Sequence[str]) -> LogScan[SignedLog]:
+        """Read log manifests of a store, whichever database's they are."""
+        store = self._workplace.stores[store_name]
+        document: type[SignedLog] = OplogManifest if self._pruning.policy.target.engine == "mongodb" else LogManifest
+        return read_signed(store, self._workplace.signers, self._policy, keys, document)
 
     def _shared(self, going: Sequence[str]) -> frozenset[str]:
         """Return the files that manifests list which stay, of those whose stretch meets one that goes."""
@@ -153,12 +159,12 @@ class LogPruning:
         return frozenset(record.part for log in self._read(staying) for record in log.manifest.files)
 
 
-def _manifest_id(log: TrustedLog[LogManifest]) -> str:
+def _manifest_id(log: TrustedLog[SignedLog]) -> str:
     place = bucket.parse_log_manifest_key(log.key)
     return place.manifest_id if place else ""
 
 
-def _runs(logs: Sequence[TrustedLog[LogManifest]]) -> Iterator[BuriedRun]:
+def _runs(logs: Sequence[TrustedLog[SignedLog]]) -> Iterator[BuriedRun]:
     """Group log manifests, in order, into stretches of the chain on one timeline."""
     begins = [0]
     for number, (before, log) in enumerate(pairwise(logs), start=1):
@@ -167,14 +173,14 @@ def _runs(logs: Sequence[TrustedLog[LogManifest]]) -> Iterator[BuriedRun]:
             begins.append(number)
     for begin, end in pairwise([*begins, len(logs)]):
         group = logs[begin:end]
-        names = [record.part[:24] for log in group for record in log.manifest.files]
+        places = [place for log in group if (place := bucket.parse_log_manifest_key(log.key))]
         yield BuriedRun(
             timeline=group[0].manifest.timeline,
             first_id=_manifest_id(group[0]),
             last_id=_manifest_id(group[-1]),
             count=len(group),
-            first_file=min(names),
-            last_file=max(names),
+            first_file=min(place.first[:24] for place in places),
+            last_file=max(place.last[:24] for place in places),
             previous=group[0].manifest.previous,
             last_sha256=group[-1].sha256,
         )

@@ -1,0 +1,301 @@
+"""Pruning logs: by whole manifests, never what a base that is there needs, and so that the chain stays explained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from ulid import ULID
+
+from drkit import bucket
+from drkit.model import (
+    ArtifactEntry,
+    Compression,
+    Encryption,
+    LogManifest,
+    LogPosition,
+    LogRecord,
+    OplogManifest,
+    OplogPosition,
+    SignedLog,
+    SliceRecord,
+)
+from drkit.operations.prune import PruneResult
+from drkit.operations.prune_reach import reach_of
+from drkit.oplog import OplogTs, slice_name
+from drkit.policy import Policy
+from drkit.retention_documents import LogTombstone
+from drkit.signing import MANIFEST_NAMESPACE
+from drkit.stores import read_object
+from drkit.wal import format_lsn
+from tests.fixtures.pruning import DAY, HOUR, PruneWorld, prune_world
+from tests.fixtures.site import ReadySite
+
+SEGMENT = 1 << 24
+SEALED = b"sealed"
+WINDOW = {"recovery_window": "3d", "minimum": 1, "max_removed_percent": 100}
+
+
+class LogWorld:
+    """A policy of bases and WAL: two segments a day, listed together, and a base every second day."""
+
+    def __init__(self, world: PruneWorld) -> None:
+        self.world = world
+        self.segments = 0
+        self.previous: str | None = None
+        self.manifests: list[tuple[str, LogManifest]] = []
+        self.bases: list[ArtifactEntry] = []
+
+    def pass_days(self, count: int) -> None:
+        for day in range(count):
+            self.world.now += DAY
+            if day % 2 == 0:
+                self.take_base()
+            self.ship(2)
+
+    def take_base(self) -> None:
+        start, stop = self.segments * SEGMENT + 40, self.segments * SEGMENT + 4000
+        position = LogPosition(
+            timeline=1, start_lsn=format_lsn(start), stop_lsn=format_lsn(stop), segment_bytes=SEGMENT
+        )
+        entry = self.world.bucket.add(at=self.world.now - HOUR, method="base", position=position)
+        self.world.catalog.index_artifact(entry)
+        self.bases.append(entry)
+
+    def ship(self, count: int) -> None:
+        names = [f"{1:08X}{0:08X}{self.segments + number:08X}" for number in range(count)]
+        records = tuple(_record(LogRecord, name, kind="segment") for name in names)
+        manifest = LogManifest(
+            **_common(self.world, self.previous),
+            engine="postgres",
+            segment_bytes=SEGMENT,
+            from_lsn=format_lsn(self.segments * SEGMENT),
+            to_lsn=format_lsn((self.segments + count) * SEGMENT),
+            files=records,
+        )
+        self.segments += count
+        key = _key(self.world, names[0], names[-1])
+        self.previous = _put(self.world, key, manifest)
+        self.manifests.append((key, manifest))
+
+    def stored(self, store: str = "primary") -> list[str]:
+        """Return the segments that are there."""
+        keys = [item.key for item in self.world.stores[store].list(bucket.logs_prefix("orders"))]
+        return [parsed[2] for key in keys if (parsed := bucket.parse_log_key(key))]
+
+    def listed(self, store: str = "primary") -> list[str]:
+        keys = [item.key for item in self.world.stores[store].list(bucket.logs_prefix("orders"))]
+        return [key for key in keys if bucket.parse_log_manifest_key(key)]
+
+
+def _record(document: type, name: str, **facts: object) -> object:
+    digest = hashlib.sha256(SEALED).hexdigest()
+    sizes = {"stored_bytes": len(SEALED), "stored_sha256": digest, "plain_bytes": len(SEALED), "plain_sha256": digest}
+    return document(part=name, key=bucket.log_key("orders", 1, name), **sizes, **facts)
+
+
+def _common(world: PruneWorld, previous: str | None) -> dict[str, object]:
+    facts = {"repo_id": "repo-1", "policy": "orders", "timeline": 1, "previous": previous, "made_at": world.now}
+    return {
+        **facts,
+        "compression": Compression(level=1),
+        "encryption": Encryption(recipients=()),
+        "written_to": "primary",
+    }
+
+
+def _key(world: PruneWorld, first: str, last: str) -> str:
+    return bucket.log_manifest_key("orders", 1, first, last, str(ULID.from_datetime(world.now)))
+
+
+def _put(world: PruneWorld, key: str, manifest: SignedLog) -> str:
+    for store in world.stores.values():
+        for record in manifest.files:
+            store.put(record.key, [SEALED])
+    data = manifest.to_bytes()
+    world.bucket.put_signed(key, data, MANIFEST_NAMESPACE)
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def world(ready_site: ReadySite, tmp_path: Path) -> Iterator[PruneWorld]:
+    with prune_world(ready_site, tmp_path, retention=WINDOW) as made:
+        yield made
+
+
+@pytest.fixture
+def logs(world: PruneWorld) -> LogWorld:
+    made = LogWorld(world)
+    made.pass_days(10)
+    return made
+
+
+def settle(world: PruneWorld) -> PruneResult:
+    """Prune until all that goes has gone: bases are marked and deleted, and then their log."""
+    world.prune()
+    world.now += 25 * HOUR
+    world.prune()
+    world.prune()
+    world.now += 25 * HOUR
+    return world.prune()
+
+
+def test_log_goes_after_the_bases_that_needed_it_and_not_before(logs: LogWorld) -> None:
+    world = logs.world
+    before = logs.stored()
+    first = world.prune()
+    assert len(first.marked) == 2
+    assert first.plan.removed_log == [], "the marked bases can still be taken back, with their log"
+    world.now += 25 * HOUR
+    second = world.prune()
+    assert len(second.removed) == 2
+    assert logs.stored() == before
+    third = world.prune()
+    assert len(third.marked_log) == 4
+    assert logs.stored() == before
+    world.now += 25 * HOUR
+    fourth = world.prune()
+    assert len(fourth.removed_log) == 4
+    assert logs.stored() == logs.stored("offsite") == before[8:]
+    assert fourth.removed_bytes == 4 * 2 * 2 * len(SEALED)
+    (event,) = [item for item in world.catalog.events() if item["name"] == "log.removed"]
+    assert event["manifests"] == 4
+
+
+def test_the_chain_of_log_manifests_can_be_followed_through_what_is_gone(logs: LogWorld) -> None:
+    world = logs.world
+    settle(world)
+    keys = [item.key for item in world.stores["offsite"].list(bucket.log_tombstones_prefix("orders"))]
+    (stone,) = [
+        LogTombstone.from_bytes(read_object(world.stores["offsite"], key), key) for key in keys if key.endswith(".json")
+    ]
+    (run,) = stone.runs
+    assert (run.count, run.previous, run.timeline) == (4, None, 1)
+    oldest = LogManifest.from_bytes(
+        read_object(world.stores["offsite"], min(logs.listed(), key=lambda key: key[-31:])), ""
+    )
+    assert oldest.previous == run.last_sha256
+
+
+def test_a_base_that_is_kept_for_a_month_keeps_its_own_stretch_alone(world: PruneWorld) -> None:
+    world.retention = {**WINDOW, "monthly": 12}
+    logs = LogWorld(world)
+    logs.pass_days(40)
+    settle(world)
+    kept = {item.name for item in world.prune(dry_run=True).plan.artifacts if item.action == "keep"}
+    standing = [entry for entry in logs.bases if entry.manifest.artifact_id in kept]
+    assert len(standing) >= 3
+    oldest = standing[0].manifest.position
+    assert oldest is not None
+    needed = int(oldest.start_lsn.split("/")[1], 16) // SEGMENT
+    assert f"{1:08X}{0:08X}{needed:08X}" in logs.stored()
+    assert len(logs.stored()) < 24
+
+
+def test_windows_before_and_after(logs: LogWorld) -> None:
+    world = logs.world
+    world.prune()
+    world.now += 25 * HOUR
+    world.prune()
+    result = world.prune()
+    before, after = reach_of(world.workplace, result.stored, result.plan)
+    assert len(before.windows) == len(after.windows) == 1
+    assert (before.windows[0].from_at, before.windows[0].to_at) == (after.windows[0].from_at, after.windows[0].to_at)
+    newest = max(entry.manifest.covers.to_at for entry in logs.bases)
+    assert after.windows[0].from_at <= newest - 3 * DAY
+
+
+def test_a_log_manifest_that_is_not_believed_stays_and_so_do_its_files(logs: LogWorld) -> None:
+    world = logs.world
+    key = logs.manifests[0][0]
+    for store in world.stores.values():
+        store.delete(bucket.signature_key(key))
+    world.prune()
+    world.now += 25 * HOUR
+    world.prune()
+    result = world.prune()
+    assert "1 log manifests are not believed, and stay" in result.notes
+    world.now += 25 * HOUR
+    world.prune()
+    assert key in logs.listed()
+    assert logs.stored()[:2] == [record.part for record in logs.manifests[0][1].files]
+
+
+def test_what_a_crash_left_of_the_log_is_swept_away(logs: LogWorld) -> None:
+    world = logs.world
+    world.prune()
+    world.now += 25 * HOUR
+    world.prune()
+    world.prune()
+    world.now += 25 * HOUR
+    key, manifest = logs.manifests[2]
+    for store in world.stores.values():
+        store.delete(key)
+        store.delete(bucket.signature_key(key))
+    before = logs.stored()
+    world.prune()
+    assert logs.stored() == before[8:]
+    assert manifest.files[0].part not in logs.stored("offsite")
+
+
+def test_fresh_log_at_old_positions_is_not_swept_away(logs: LogWorld) -> None:
+    """A new cluster under the old policy begins at low positions again."""
+    world = logs.world
+    settle(world)
+    fresh = bucket.log_key("orders", 1, f"{1:08X}{0:08X}{1:08X}")
+    world.stores["primary"].put(fresh, [b"new"])
+    world.now += 25 * HOUR
+    world.prune()
+    assert world.stores["primary"].head(fresh)
+
+
+class TestOplog:
+    """The same for slices of MongoDB's oplog."""
+
+    def test_slices_before_the_window_go(self, world: PruneWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        policy = world.policy.model_dump(by_alias=True, exclude_none=True, mode="json")
+        policy["target"] = {"engine": "mongodb", "url": "env:ORDERS_URL"}
+        policy["backups"] = [{"method": "dump", "schedule": "0 2 * * *"}, {"method": "oplog"}]
+        monkeypatch.setattr(PruneWorld, "policy", property(lambda self: Policy.model_validate(policy)))
+        previous, keys = None, []
+        for _ in range(10):
+            world.now += DAY
+            now = int(world.now.timestamp())
+            place = OplogPosition(timeline=1, start_ts=f"{now - 7300}:1", stop_ts=f"{now - 7200}:1", included=False)
+            entry = world.bucket.add(at=world.now - 2 * HOUR, method="dump", engine="mongodb", oplog=place)
+            world.catalog.index_artifact(entry)
+            ends = OplogTs(now - 86400, 1), OplogTs(now, 1)
+            previous = self._ship(world, ends, previous, keys)
+        settle(world)
+        plan = world.prune(dry_run=True).plan
+        kept = [item for item in plan.artifacts if item.action == "keep"]
+        left = [item.key for item in world.stores["primary"].list(bucket.logs_prefix("orders"))]
+        gone = [key for key in keys if key not in left]
+        assert len(kept) < 10
+        assert gone == keys[: len(gone)]
+        assert len(gone) >= 4
+        starts = min(int(item.oplog.start_ts.partition(":")[0]) for item in self._manifests(world))
+        first = bucket.parse_log_manifest_key(keys[len(gone)])
+        assert first is not None
+        assert int(first.first[:8], 16) <= starts < int(first.last[:8], 16)
+        data = [key for key in left if bucket.parse_log_key(key)]
+        assert len(data) == len(keys) - len(gone)
+        result = world.prune(dry_run=True)
+        before, after = reach_of(world.workplace, result.stored, result.plan)
+        assert len(before.windows) == len(after.windows) == 1
+
+    def _ship(self, world: PruneWorld, ends: tuple[OplogTs, OplogTs], previous: str | None, keys: list[str]) -> str:
+        facts = {"from_ts": str(ends[0]), "to_ts": str(ends[1])}
+        name = slice_name(*ends)
+        record = _record(
+            SliceRecord, name, kind="slice", entries=3, last_sha256=hashlib.sha256(b"").hexdigest(), **facts
+        )
+        manifest = OplogManifest(**_common(world, previous), engine="mongodb", files=(record,), **facts)
+        first, last = name.split("-")
+        keys.append(_key(world, first, last))
+        return _put(world, keys[-1], manifest)
+
+    def _manifests(self, world: PruneWorld) -> Sequence[object]:
+        return [entry.manifest for entry in world.catalog.artifacts("orders")]
