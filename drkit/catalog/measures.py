@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -72,8 +73,8 @@ class Restorable:
 class Measures(Protocol):
     """Reads only; what is of the future counts for nothing, because a clock was wrong."""
 
-    def newest_artifacts(self, now: datetime) -> list[NewestArtifact]:
-        """Return the newest artifact of every policy and method."""
+    def newest_artifacts(self, now: datetime, policies: Collection[str]) -> list[NewestArtifact]:
+        """Return the newest artifact of every method of these policies."""
 
     def stored_sizes(self, policy: str, method: str, limit: int) -> list[int]:
         """Return the stored bytes of the newest artifacts, newest first."""
@@ -84,8 +85,8 @@ class Measures(Protocol):
     def durations(self) -> list[Durations]:
         """Return how long the backups of every policy took."""
 
-    def last_drills(self) -> list[LastDrill]:
-        """Return the newest record of every drill."""
+    def last_drills(self, policies: Collection[str]) -> list[LastDrill]:
+        """Return the newest record of every drill of these policies."""
 
     def restorable(self) -> list[Restorable]:
         """Return every policy that has artifacts."""
@@ -107,13 +108,14 @@ class Measures(Protocol):
 
 
 _NEWEST = """
-    select policy, method, artifact_id, stored_bytes, plain_bytes, max(restorable_to_at) as newest
-    from artifacts where restorable_to_at <= ? group by policy, method"""
+    select a.policy, a.method, a.artifact_id, a.stored_bytes, a.plain_bytes, g.newest,
+        (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id) as stores
+    from (select policy, method, max(restorable_to_at) as newest from artifacts
+            where restorable_to_at <= :now and policy in (select value from json_each(:policies))
+            group by policy, method) g
+        join artifacts a on a.policy = g.policy and a.method = g.method and a.restorable_to_at = g.newest
+    order by a.artifact_id"""
 _LAST_RUN = "select policy, kind, state, max(started_at)"
-_IN_STORES = """
-    select artifact_id, store from artifact_stores join (
-        select artifact_id, max(restorable_to_at) from artifacts where restorable_to_at <= ? group by policy, method
-    ) using (artifact_id) order by store"""
 _SECONDS = "(julianday(ended_at) - julianday(started_at)) * 86400.0"
 _WITHIN = ", ".join(f"sum({_SECONDS} <= {bound}) as within_{bound}" for bound in DURATION_BUCKETS_S)
 _POLICY_SUMS = "select policy, count(*) as n"
@@ -121,7 +123,8 @@ _FROM_RUNS = "from runs where kind = 'backup' and state = 'succeeded' group by p
 _DRILLS = """
     select policy, json_extract(record, '$.drill') as drill, level, verdict,
         json_extract(record, '$.rto_ms') as rto_ms, max(ended_at) as ended
-    from evidence where kind = 'drill' group by policy, json_extract(record, '$.drill')"""
+    from evidence where kind = 'drill' and policy in (select value from json_each(:policies))
+    group by policy, json_extract(record, '$.drill')"""
 _RESTORABLE = """
     select a.policy, min(a.restorable_to_at) as first,
         (select max(json_extract(e.record, '$.restored_to_at')) from evidence e where e.policy = a.policy
@@ -135,18 +138,16 @@ class SqliteMeasures(Measures):
     def __init__(self, read: Callable[..., list[sqlite3.Row]]) -> None:
         self._read = read
 
-    def newest_artifacts(self, now: datetime) -> list[NewestArtifact]:
-        """Return the newest artifact of every policy and method."""
-        stores: dict[str, list[str]] = {}
-        found = self._read(_NEWEST, (format_utc(now),))
-        for row in self._read(_IN_STORES, (format_utc(now),)):
-            stores.setdefault(row["artifact_id"], []).append(row["store"])
+    def newest_artifacts(self, now: datetime, policies: Collection[str]) -> list[NewestArtifact]:
+        """Return the newest artifact of every method of these policies."""
+        values = {"now": format_utc(now), "policies": json.dumps(list(policies))}
+        newest = {(row["policy"], row["method"]): row for row in self._read(_NEWEST, values)}
         return [
             NewestArtifact(
                 *(row["policy"], row["method"], row["artifact_id"], parse_utc(row["newest"])),
-                *(row["stored_bytes"], row["plain_bytes"], tuple(stores.get(row["artifact_id"], ()))),
+                *(row["stored_bytes"], row["plain_bytes"], tuple(sorted((row["stores"] or "").split()))),
             )
-            for row in found
+            for row in newest.values()
         ]
 
     def stored_sizes(self, policy: str, method: str, limit: int) -> list[int]:
@@ -191,14 +192,14 @@ class SqliteMeasures(Measures):
             for row in self._read(f"{_POLICY_SUMS}, sum({_SECONDS}) as total, {_WITHIN} {_FROM_RUNS}")
         ]
 
-    def last_drills(self) -> list[LastDrill]:
-        """Return the newest record of every drill."""
+    def last_drills(self, policies: Collection[str]) -> list[LastDrill]:
+        """Return the newest record of every drill of these policies."""
         return [
             LastDrill(
                 *(row["policy"], row["drill"] or "", row["level"], row["verdict"], parse_utc(row["ended"])),
                 rto_s=None if row["rto_ms"] is None else row["rto_ms"] / 1000,
             )
-            for row in self._read(_DRILLS)
+            for row in self._read(_DRILLS, {"policies": json.dumps(list(policies))})
         ]
 
     def restorable(self) -> list[Restorable]:

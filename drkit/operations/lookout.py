@@ -31,7 +31,9 @@ from drkit.stores import Store, read_object
 from drkit.units import format_bytes, format_duration, format_utc, parse_utc
 
 LOOK_EVERY_S = 5.0
-LATE_EVERY = timedelta(minutes=1)
+_ROUNDS = 60
+"""In how many rounds all policies had their turn: thousands of them are not judged at once."""
+
 LEASE_EVERY = timedelta(minutes=5)
 LEASE_FOR = timedelta(minutes=15)
 CLOCK_MARGIN = timedelta(minutes=5)
@@ -107,8 +109,8 @@ class Lookout:
         self._log = ConditionLog(workplace.catalog, _WORDS)
         self._of_stores: list[Condition] = []
         self._asked_at: datetime | None = None
-        self._late: list[Condition] = []
-        self._judged_at: datetime | None = None
+        self._late: dict[str, list[Condition]] = {}
+        self._next = 0
 
     def run(self, stopping: threading.Event) -> None:
         """Look until ``stopping``."""
@@ -123,18 +125,25 @@ class Lookout:
         if self._asked_at is None or now - self._asked_at >= LEASE_EVERY:
             self._of_stores = list(ask_stores(workplace.stores, now))
             self._asked_at = now
-        if self._judged_at is None or now - self._judged_at >= LATE_EVERY:
-            self._late = list(late_policies(workplace, now))
-            self._judged_at = now
+        self._judge_some(now)
         problems = (str(problem) for problem in workplace.policy_problems)
         found = [
             *self._of_stores,
             *missing_keys(workplace.site),
             *full_disks(watched_folders(workplace), self._free_bytes),
             *(Condition("policy-broken", text.partition(":")[0], f"left out: {text}") for text in problems),
-            *self._late,
+            *(condition for conditions in self._late.values() for condition in conditions),
         ]
         self._log.note(found, now)
+
+    def _judge_some(self, now: datetime) -> None:
+        """Judge the policies whose turn it is; what was found of the others stands."""
+        names = sorted(self._workplace.policies)
+        count = -(-len(names) // _ROUNDS)
+        chosen = (names * 2)[self._next : self._next + count]
+        self._next = (self._next + count) % max(len(names), 1)
+        if chosen:
+            self._late |= late_policies(self._workplace, chosen, now)
 
 
 def ask_stores(stores: Mapping[str, Store], now: datetime) -> Iterator[Condition]:
@@ -228,21 +237,23 @@ def full_disks(folders: Mapping[str, Path], free_bytes: Callable[[Path], tuple[i
             yield Condition("disk-full", what, message)
 
 
-def late_policies(workplace: Workplace, now: datetime) -> Iterator[Condition]:
-    """Yield what the policies promise and the catalog does not have."""
+def late_policies(workplace: Workplace, names: Sequence[str], now: datetime) -> dict[str, list[Condition]]:
+    """Return what these policies promise and the catalog does not have, by policy."""
     measures = workplace.catalog.measures
-    artifacts: dict[str, list[NewestArtifact]] = {}
-    for artifact in measures.newest_artifacts(now + CLOCK_MARGIN):
-        artifacts.setdefault(artifact.policy, []).append(artifact)
-    drills: dict[str, list[LastDrill]] = {}
-    for drill in measures.last_drills():
-        drills.setdefault(drill.policy, []).append(drill)
-    for name, policy in workplace.policies.items():
-        expectation = expectation_of(policy, now)
-        own = artifacts.get(name, [])
-        yield from late_backups(expectation, {item.method: item.restorable_to_at for item in own}, born_at(policy), now)
-        yield from late_drills(expectation, drills.get(name, []), born_at(policy), now)
-        yield from missed_rpo(expectation, restorable_to(workplace, policy, own), now)
+    artifacts = measures.newest_artifacts(now + CLOCK_MARGIN, names)
+    drills = measures.last_drills(names)
+    late = {}
+    for name in names:
+        policy = workplace.policies[name]
+        expectation, born = expectation_of(policy, now), born_at(policy)
+        own = [item for item in artifacts if item.policy == name]
+        newest = {item.method: item.restorable_to_at for item in own}
+        late[name] = [
+            *late_backups(expectation, newest, born, now),
+            *late_drills(expectation, [item for item in drills if item.policy == name], born, now),
+            *missed_rpo(expectation, restorable_to(workplace, policy, own), now),
+        ]
+    return late
 
 
 def born_at(policy: Policy) -> datetime | None:

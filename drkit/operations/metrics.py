@@ -154,7 +154,7 @@ class _Reading:
 
     def _artifacts(self) -> None:
         self._newest: dict[str, list[NewestArtifact]] = {}
-        for item in self._measures.newest_artifacts(self._now + CLOCK_MARGIN):
+        for item in self._measures.newest_artifacts(self._now + CLOCK_MARGIN, self._workplace.policies):
             self._newest.setdefault(item.policy, []).append(item)
             labels = (item.policy, item.method)
             self._set("drkit_newest_artifact_timestamp_seconds", item.restorable_to_at.timestamp(), *labels)
@@ -212,7 +212,7 @@ class _Reading:
                 self._set("drkit_rpo_exposure_seconds", exposed.total_seconds(), target, proof)
 
     def _drills(self) -> None:
-        for item in self._measures.last_drills():
+        for item in self._measures.last_drills(self._workplace.policies):
             labels = (item.policy, item.drill, item.level, item.verdict)
             self._set("drkit_drill_last_timestamp_seconds", item.ended_at.timestamp(), *labels)
             if item.rto_s is not None:

@@ -37,7 +37,7 @@ _TOLD_WITHIN = timedelta(days=1)
 
 _FAILS_AFTER = 3
 _EVENTS_A_TURN = 200
-_MESSAGES_A_ROUND = 50
+_MESSAGES_A_ROUND = 10  # what is taken has to be tried before the claim on it ends
 
 
 class Notifier:
@@ -89,7 +89,8 @@ class Notifier:
             return
         known = turn.problem(change.identity)
         if change.kind == "opened" and known is None:
-            turn.open(Problem(change.identity, change.level, change.policy, change.title, event.at))
+            title = self._masked(change.title)
+            turn.open(Problem(change.identity, change.level, change.policy, title, event.at))
             self._add(turn, change, event, now)
         elif change.kind == "opened" and known is not None and not change.hold:
             turn.lift_hold(known, now)

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from tests.fixtures.telling import write_notify
 WITHIN_S = 40.0
 
 
-class Serve:
-    """A running drkit serve --json, and the events that it printed."""
+class Running:
+    """A command that runs on and prints a line of JSON now and then."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -40,7 +41,7 @@ class Serve:
             self.events.append(json.loads(line))
 
     def names(self) -> list[str]:
-        return [event["name"] for event in self.events]
+        return [str(event.get("name")) for event in self.events]
 
     def kill(self) -> None:
         self.process.kill()
@@ -49,13 +50,14 @@ class Serve:
 
 
 @contextmanager
-def serving(site: ReadySite) -> Iterator[Serve]:
+def serving(site: ReadySite, *arguments: str) -> Iterator[Running]:
+    """Run ``drkit serve --json``, or another command that stays; end it as systemd does."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("DRKIT_SITE", "PG"))}
-    command = [sys.executable, "-c", "from drkit.cli import main; main()", "serve", "--json"]
+    command = [sys.executable, "-c", "from drkit.cli import main; main()", *(arguments or ("serve", "--json"))]
     with subprocess.Popen(
         command, cwd=site.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        serve = Serve(process)
+        serve = Running(process)
         try:
             yield serve
         finally:
@@ -156,6 +158,25 @@ def _metrics(port: int) -> str:
 
 def _leases(store: Path) -> list[Path]:
     return list((store / "leases").glob("serve-*.json"))
+
+
+def test_a_serve_that_dies_is_told_by_watch_once_and_its_return_once(
+    ready_site: ReadySite, receiver: Receiver, port: int
+) -> None:
+    with serving(ready_site) as serve:
+        until(lambda: _leases(ready_site.store_folder), "the store knows that it lives")
+        serve.kill()
+    (lease,) = _leases(ready_site.store_folder)
+    silent = f"condition/serve-silent/leases/{lease.name}@primary"
+    document = json.loads(lease.read_text())
+    # As if it were sixteen minutes later: the watcher has the host's clock.
+    lease.write_text(json.dumps({**document, "renewed_at": "2026-01-01T00:00:00.000000+00:00"}))
+    with serving(ready_site, "watch", "--interval", "1s", "--max-age", "3650d", "--json") as watch:
+        until(lambda: ("opened", silent) in receiver.states(), "its death is told")
+        until(lambda: len(watch.events) >= 3, "it looks again and again")
+        lease.write_text(json.dumps({**document, "renewed_at": datetime.now(UTC).isoformat()}))
+        until(lambda: ("resolved", silent) in receiver.states(), "its return is told")
+    assert [state for state, identity in receiver.states() if identity == silent] == ["opened", "resolved"]
 
 
 def test_a_notifier_that_never_answers_delays_no_backup_and_no_end(
