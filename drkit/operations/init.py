@@ -35,6 +35,9 @@ keys:
   signing: keys/signing               # signs the manifests; stays on this host
   identities: [keys/restore.age]      # only on hosts that restore
   signers: keys/allowed_signers       # whose signatures count
+
+# Whom drkit serve tells what; `drkit notify test` tries it. URLs as apprise reads them, by reference: they hold tokens.
+#notify: {default: ["env:NTFY_URL"]}
 """
 
 _POLICY = """\
