@@ -44,6 +44,7 @@ _SILENT_FOR = timedelta(minutes=2)
 _FOREIGN_SILENT_FOR = timedelta(minutes=10)
 _HARD_AFTER_S = 5.0
 _STOPPING = "stopping"
+_NEWEST = 5
 _PASSED = ("passed", "passed_with_findings", None)
 _EXTRA_MOOT = timedelta(days=1)
 
@@ -240,6 +241,9 @@ class Worker:
             return Ending("done", item.reason)
         if failure == "cancelled":
             return Ending("failed", error, failure, error)
+        stands_in = self._committed(item)
+        if stands_in is not None:
+            return self._ending_of_committed(item, stands_in, error)
         policy = self._policies.get(item.policy)
         # What came due while this one ran was skipped because of it, so only the one after now makes it moot.
         moot_at = self._planner.next_due(item.schedule, now) or now + _EXTRA_MOOT
@@ -251,12 +255,29 @@ class Worker:
         moot = f"; after {tried}, and the next is due" if failure not in ("auth", "data") else f"; {tried}"
         return Ending("failed", f"{failure}: {error}{moot}", failure, error)
 
+    def _committed(self, item: Occurrence) -> Sequence[str] | None:
+        """Return the stores of the artifact that the attempt committed before it failed; None where it did not."""
+        catalog = self._workplace.catalog
+        if item.kind == "backup":
+            for row in catalog.artifact_rows(item.policy)[:_NEWEST]:
+                if catalog.artifact(row.artifact_id).manifest.run_id == item.run_id:
+                    return row.stores
+        return None
+
+    def _ending_of_committed(self, item: Occurrence, stores: Sequence[str], error: str) -> Ending:
+        """Leave to the job that makes copies what only lacks some: the database is not read again for them."""
+        policy = self._policies.get(item.policy)
+        if policy is None or set(policy.stores) <= set(stores):
+            return Ending("done", item.reason)
+        reason = f"incomplete: it stands in {', '.join(stores)}, and the copies are made later: {error}"
+        return Ending("failed", reason, "incomplete", error)
+
     # Taking up what the dead left
 
     def _reclaim(self) -> None:
         mine = {doing.item.occurrence_id for doing in self._doing}
         others = [item for item in self._ledger.dispatched() if item.occurrence_id not in mine]
-        if all(ProcessIdentity.parse(item.holder).is_known_alive() for item in others):
+        if all(self._is_at_work(item.holder) for item in others):
             return
         close_lost_runs(self._workplace.catalog, self._workplace.clock())
         for item in others:
@@ -265,6 +286,10 @@ class Worker:
                 self._take_up(item, run)
             elif not holder.is_known_alive() and self._is_silent(item, run):
                 self._finish(item, "lost", f"nothing was heard of {item.holder} any more")
+
+    def _is_at_work(self, holder: str) -> bool:
+        """Tell whether another process of this host holds it; what we hold and do not do was lost on the way."""
+        return holder != self._holder and ProcessIdentity.parse(holder).is_known_alive()
 
     def _run_of(self, item: Occurrence) -> Run | None:
         runs = self._workplace.catalog.runs(policy=item.policy, limit=500)
