@@ -59,7 +59,7 @@ def expectation_of(policy: Policy, now: datetime, site: Site | None = None) -> E
         drills=_dues(((rule.name, rule) for rule in policy.drills), now),
         places=tuple(store_place(name, site.stores[name]) for name in policy.stores) if site else (),
         reading=rule.promise if rule else None,
-        shares_limit=policy.verify is None,
+        shares_limit=rule is not None and policy.verify is None,
     )
 
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from drkit.mongo_ids import Identifiers
 
 KEYS: list[Any] = [
-    1, 2, Int64(3), 1.5, 2.0**70, float("inf"), "1", "a" * 10, "", "a" * 11, "a" * 12, "a" * 40, ObjectId("1" * 24), ObjectId("2" * 24),
-    True, False, None, Binary(b"x", 0), Binary(b"x", 5), Binary(b"x" * 16, 4), {"a": 1, "b": 2}, {"b": 2, "a": 1},
+    1, 2, Int64(3), 1.5, 2.0**70, float("inf"), "1", "a" * 10, "", "a" * 11, "a" * 12, "a" * 40,
+    ObjectId("1" * 24), ObjectId("2" * 24), True, False, None,
+    Binary(b"x", 0), Binary(b"x", 5), Binary(b"x" * 16, 4), {"a": 1, "b": 2}, {"b": 2, "a": 1},
     [1], [1, 2], {},
     datetime(2026, 1, 1, tzinfo=UTC), Timestamp(1, 1), Timestamp(1, 2), Decimal128("1.5"), Decimal128("2.5"), MinKey(),
     MaxKey(), Regex("a", "i"), Regex("a", "m"), Code("f()"), Int64(1 << 40), -1, Int64(-(1 << 40)),
