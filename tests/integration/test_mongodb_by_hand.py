@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures.mongodb import MongoServer
+from drkit.oplog import OplogTs, split_entries
+from tests.fixtures.mongodb import MongoServer, running_mongodb
+from tests.fixtures.oplog import OplogSite, newest, server_entries, write_orders
+from tests.fixtures.shipping import until
 from tests.fixtures.site import ReadySite
 from tests.integration.test_recovery_by_hand import RECOVERY_TOOLS, SHELL_TOOLS, Recovery
 
@@ -40,6 +45,12 @@ def person(ready_site: ReadySite, mongodb: MongoServer, mongo_tools: Path, tmp_p
     assert done.returncode == 0, done.stderr
     mongodb.client.drop_database("byhand")
     (artifact,) = (ready_site.store_folder / "policies/byhand/artifacts").iterdir()
+    return _person(ready_site, mongodb, mongo_tools, tmp_path, "byhand", artifact.name)
+
+
+def _person(
+    ready_site: ReadySite, mongodb: MongoServer, mongo_tools: Path, tmp_path: Path, policy: str, artifact: str
+) -> MongoRecovery:
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in SHELL_TOOLS + RECOVERY_TOOLS:
@@ -54,8 +65,8 @@ def person(ready_site: ReadySite, mongodb: MongoServer, mongo_tools: Path, tmp_p
         tmp_path,
         tools,
         ready_site.store_folder,
-        "byhand",
-        artifact.name,
+        policy,
+        artifact,
         ready_site.escrow_identity,
         ready_site.allowed_signers,
         server=None,  # type: ignore[arg-type]  # there is no PostgreSQL in this story
@@ -73,3 +84,32 @@ def test_a_database_comes_back_and_a_refused_document_is_noticed(person: MongoRe
     again = person.follow(STEPS)
     assert again.returncode != 0, "every document was there already, and mongorestore was content"
     mongodb.client.drop_database("byhand")
+
+
+def test_slices_of_the_oplog_make_an_oplog_that_stock_tools_read(
+    mongo_tools: Path, mongodb_programs: None, ready_site: ReadySite, tmp_path: Path
+) -> None:
+    site = OplogSite(ready_site)
+    with running_mongodb("--storage-path=:memory:") as server:
+        write_orders(server, 0, 10)
+        site.write_policy(server.url.reveal())
+        done = ready_site.call("backup", "orders")
+        assert done.returncode == 0, done.stderr
+        with site.serving():
+            site.wait_for("tail      tailing")
+            write_orders(server, 100, 30)
+            until(lambda: site.stored().slices, "the first slice")
+            write_orders(server, 200, 30)
+            end = newest(server)
+            until(lambda: site.reached(end), "the last slice")
+        (artifact,) = (ready_site.store_folder / "policies/orders/artifacts").iterdir()
+        stop_ts = json.loads((artifact / "manifest.json").read_text())["oplog"]["stop_ts"]
+        wanted = server_entries(server, OplogTs.parse(stop_ts), end)
+        someone = _person(ready_site, server, mongo_tools, tmp_path, "orders", artifact.name)
+        done = someone.follow(("1", "2", "3", "4d"))
+    assert done.returncode == 0, done.stderr
+    assert f"up to second {end.seconds} since 1970" in done.stdout
+    oplog = tmp_path / "work" / "dump" / "oplog.bson"
+    assert list(split_entries([oplog.read_bytes()])) == wanted
+    shown = subprocess.run([mongo_tools / "bsondump", oplog], capture_output=True, text=True, check=True)
+    assert len(shown.stdout.splitlines()) == len(wanted)
