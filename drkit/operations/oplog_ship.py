@@ -117,10 +117,11 @@ class OplogShipper:
             return len(self._sealed)
 
     def oldest_unstored_ts(self) -> OplogTs | None:
-        """Return the place after which entries are not in every store, None when all are that were sealed."""
+        """Return the oldest entry that is not in every store, None when all are that were sealed."""
         everywhere = {lane.name for lane in self._lanes}
         with self._lock:
-            return min((item.from_ts for item in self._sealed.values() if item.stored_in < everywhere), default=None)
+            waiting = [item.record.first_ts for item in self._sealed.values() if item.stored_in < everywhere]
+        return min(map(OplogTs.parse, waiting), default=None)
 
     def errors(self) -> list[DrkitError]:
         """Return what is wrong with the stores right now."""

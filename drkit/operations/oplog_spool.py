@@ -93,7 +93,7 @@ class OplogSpool:
         self, timeline: int, from_ts: OplogTs, span: OplogSpan, content: Sequence[bytes], sealing: Sealing
     ) -> SealedSlice:
         """Seal the entries of ``content``, which ``span`` measured; raise SourceError when there is no room."""
-        assert span.last_ts is not None
+        assert span.first_ts is not None and span.last_ts is not None  # noqa: PT018
         name = slice_name(from_ts, span.last_ts)
         path = self.sealed / f"{timeline:08X}-{name}"
         plain, stored = seal_file(path, content, sealing)
@@ -105,6 +105,7 @@ class OplogSpool:
             plain_bytes=plain.size_bytes,
             plain_sha256=plain.sha256,
             from_ts=str(from_ts),
+            first_ts=str(span.first_ts),
             to_ts=str(span.last_ts),
             entries=span.entries,
             last_sha256=span.last_sha256,

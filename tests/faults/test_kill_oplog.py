@@ -136,7 +136,7 @@ def test_a_store_that_is_away_loses_nothing(source: OplogSite) -> None:
         shipper.seal(shipper.position, span, [ENTRIES[1]])
         with pytest.raises(StoreUnavailable):
             shipper.ship()
-        assert shipper.oldest_unstored_ts() == read_ts(ENTRIES[0])
+        assert shipper.oldest_unstored_ts() == read_ts(ENTRIES[1])
     tail(source)
     assert check_stored(source) == ENTRIES[1:]
 
