@@ -268,7 +268,8 @@ class LogManifest(SignedLog):
 class SliceRecord(ObjectRecord):
     """One stored slice of MongoDB's oplog: the entries after ``from_ts`` up to ``to_ts``, as raw BSON documents.
 
-    ``first_ts`` is the place of the first one; ``last_sha256`` is of the last entry: what continues the slice has to begin behind that very entry.
+    ``first_ts`` is the place of the first one. ``last_sha256`` is of the last entry: what continues the slice has to
+    begin behind that very entry.
     """
 
     kind: Literal["slice"] = "slice"
