@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 
-from drkit.errors import DrkitError, StoreError
+from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists, StoreUnavailable
+from drkit.model import ObjectRecord
 from drkit.operations.repository import join_repository
-from drkit.stores import Store
+from drkit.stores import ObjectInfo, Store
+from drkit.units import MIB, format_duration
 
+_STRANGER_FOR = timedelta(minutes=10)
+_IN_MEMORY_BYTES = 64 * MIB
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
 
@@ -50,6 +55,39 @@ class Lane:
     def worked(self) -> None:
         """Note that the store did what it was asked."""
         self.error, self._wait_s = None, 0.0
+
+
+def put_sealed(lane: Lane, record: ObjectRecord, chunks: Iterator[bytes]) -> ObjectInfo:
+    """Put a sealed file into a store; raise StoreExists, which is no failing of the store, for a key that is taken."""
+    lane.check()
+    try:
+        # A list can be sent again by the store itself, a stream cannot.
+        content = list(chunks) if record.stored_bytes <= _IN_MEMORY_BYTES else chunks
+        info = lane.store.put(record.key, content)
+    except StoreExists:
+        raise
+    except StoreError as error:
+        lane.failed(error)
+        raise
+    lane.worked()
+    if info.size_bytes != record.stored_bytes:
+        raise IntegrityError(f"store {lane.name} does not have {record.key} as it was written")
+    return info
+
+
+def remove_stranger(lane: Lane, key: str, now: datetime) -> StoreUnavailable:
+    """Remove what somebody else wrote to ``key`` and never listed; return why the key cannot be written to yet.
+
+    What nobody has listed is no backup; it may be about to be one, written by another host, so only after some minutes
+    is it taken for what a lost spool left.
+    """
+    age = now - lane.store.head(key).modified_at
+    if age >= _STRANGER_FOR:
+        lane.store.delete(key)
+    return StoreUnavailable(
+        f"{key} was written to store {lane.name} {format_duration(age)} ago by somebody else and is not listed yet;"
+        f" after {format_duration(_STRANGER_FOR)} it is taken for an unfinished write"
+    )
 
 
 def make_lanes(stores: Sequence[Store]) -> list[Lane]:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from drkit import bucket
-from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists, StoreUnavailable
+from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists
 from drkit.model import OplogManifest
 from drkit.operations import Workplace
-from drkit.operations.lanes import Lane, make_lanes
+from drkit.operations.lanes import Lane, make_lanes, put_sealed, remove_stranger
 from drkit.operations.log_chain import ManifestChain
 from drkit.operations.logs import LogScan, list_log_manifests, read_signed
 from drkit.operations.oplog_log import FIRST_TIMELINE, newest_timeline
@@ -27,11 +26,8 @@ from drkit.operations.oplog_spool import OplogSpool, Position, SealedSlice
 from drkit.operations.sealed_files import SealedDamaged
 from drkit.oplog import Anchor, OplogSpan, OplogTs, slice_name
 from drkit.policy import Policy
-from drkit.units import MIB, format_duration
 
 LIST_EVERY = 64
-_STRANGER_FOR = timedelta(minutes=10)
-_IN_MEMORY_BYTES = 64 * MIB
 
 
 class OplogChain(ManifestChain[OplogManifest]):
@@ -191,24 +187,15 @@ class OplogShipper:
             raise failure
 
     def _put(self, lane: Lane, item: SealedSlice) -> None:
-        lane.check()
         record = item.record
         try:
-            # A list can be sent again by the store itself, a stream cannot.
-            chunks = list(item.chunks()) if record.stored_bytes <= _IN_MEMORY_BYTES else item.chunks()
-            info = lane.store.put(record.key, chunks)
+            info = put_sealed(lane, record, item.chunks())
         except StoreExists as error:
             self._settle(lane, item, error)
             return
         except SealedDamaged as error:
             self._read_again(item, error)
             raise
-        except StoreError as error:
-            lane.failed(error)
-            raise
-        lane.worked()
-        if info.size_bytes != record.stored_bytes:
-            raise IntegrityError(f"store {lane.name} does not have {record.key} as it was written")
         with self._lock:
             if lane is self._lanes[0] and not item.listed:
                 found = {"version_id": info.version_id, "checksum": info.checksum, "stored_at": self._workplace.clock()}
@@ -218,8 +205,7 @@ class OplogShipper:
     def _settle(self, lane: Lane, item: SealedSlice, error: StoreExists) -> None:
         """Decide about a key that is taken by other sealed bytes.
 
-        A listed slice of the same range makes ours superfluous. What nobody has listed is no backup; once it is too old
-        to be somebody's unfinished work it is removed.
+        A listed slice of the same range makes ours superfluous.
         """
         if self._is_listed(lane, item):
             with self._lock:
@@ -227,13 +213,7 @@ class OplogShipper:
                 if lane is self._lanes[0]:
                     self._let_go(item)
             return
-        age = self._workplace.clock() - lane.store.head(item.record.key).modified_at
-        if age >= _STRANGER_FOR:
-            lane.store.delete(item.record.key)
-        raise StoreUnavailable(
-            f"{item.record.key} was written to store {lane.name} {format_duration(age)} ago by somebody else and is not"
-            f" listed; after {format_duration(_STRANGER_FOR)} it is taken for an unfinished write"
-        ) from error
+        raise remove_stranger(lane, item.record.key, self._workplace.clock()) from error
 
     def _is_listed(self, lane: Lane, item: SealedSlice) -> bool:
         first, last = item.name.split("-")

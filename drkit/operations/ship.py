@@ -17,25 +17,23 @@ from datetime import timedelta
 from pathlib import Path
 
 from drkit import bucket
-from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists, StoreUnavailable
+from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists
 from drkit.model import LogRecord
 from drkit.operations import Workplace
-from drkit.operations.lanes import Lane, make_lanes
+from drkit.operations.lanes import Lane, make_lanes, put_sealed, remove_stranger
 from drkit.operations.log_chain import LogChain, next_batch
 from drkit.operations.logs import list_log_manifests, listed_files, read_listed
 from drkit.operations.sealed_files import SealedDamaged
 from drkit.operations.spool import Sealed, Spool, read_facts
 from drkit.policy import Policy
-from drkit.units import CHUNK_BYTES, MIB, format_duration
+from drkit.units import CHUNK_BYTES
 from drkit.wal import Segment, classify, parse_lsn, partial_name
 
 LIST_AFTER = timedelta(seconds=30)
 """How long a stored file waits for its manifest; 60 s are promised (R12 of docs/format.md)."""
 
 LIST_EVERY = 64
-_STRANGER_FOR = timedelta(minutes=10)
 _MOST_COPIES = 4
-_IN_MEMORY_BYTES = 64 * MIB
 
 Stamp = tuple[int, int, int]
 
@@ -243,24 +241,15 @@ class Shipper:
             raise failure
 
     def _put(self, lane: Lane, sealed: Sealed) -> None:
-        lane.check()
         record = sealed.record
         try:
-            # A list can be sent again by the store itself, a stream cannot.
-            chunks = list(sealed.chunks()) if record.stored_bytes <= _IN_MEMORY_BYTES else sealed.chunks()
-            info = lane.store.put(record.key, chunks)
+            info = put_sealed(lane, record, sealed.chunks())
         except StoreExists as error:
             self._settle(lane, sealed, error)
             return
         except SealedDamaged as error:
             self._seal_again(sealed, error)
             raise
-        except StoreError as error:
-            lane.failed(error)
-            raise
-        lane.worked()
-        if info.size_bytes != record.stored_bytes:
-            raise IntegrityError(f"store {lane.name} does not have {record.key} as it was written")
         with self._lock:
             if lane is self._lanes[0] and not sealed.listed:
                 found = {"version_id": info.version_id, "checksum": info.checksum, "stored_at": self._workplace.clock()}
@@ -278,8 +267,7 @@ class Shipper:
     def _settle(self, lane: Lane, sealed: Sealed, error: StoreExists) -> None:
         """Decide about a key that is taken by other sealed bytes, which may hold the same content.
 
-        What is listed is known by its plain digest. What nobody has listed is not a backup; it may be about to be one,
-        written by another host, so only after some minutes is it taken for what a lost spool left, and removed.
+        What is listed is known by its plain digest.
         """
         there = self._look_up(lane, sealed.name)
         if there is not None and there.plain_sha256 != sealed.record.plain_sha256:
@@ -294,13 +282,7 @@ class Shipper:
                 f"{sealed.name} is listed in store {lane.name}, and not in store {self._lanes[0].name}",
                 hints=[f"drkit check {self._policy.policy}"],
             ) from error
-        age = self._workplace.clock() - lane.store.head(sealed.record.key).modified_at
-        if age >= _STRANGER_FOR:
-            lane.store.delete(sealed.record.key)
-        raise StoreUnavailable(
-            f"{sealed.record.key} was written to store {lane.name} {format_duration(age)} ago by somebody else and is"
-            f" not listed yet; after {format_duration(_STRANGER_FOR)} it is taken for an unfinished write"
-        ) from error
+        raise remove_stranger(lane, sealed.record.key, self._workplace.clock()) from error
 
     def _look_up(self, lane: Lane, name: str) -> LogRecord | None:
         """Find a file in the log manifests of a store, whatever its age."""

@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from drkit.keys import load_identities
 from drkit.operations.oplog_branch import start_timeline
 from drkit.operations.oplog_log import newest_timeline, open_slice, stored_oplog
 from drkit.operations.oplog_ship import OplogShipper
-from drkit.operations.oplog_spool import OplogSpool, oplog_folder
+from drkit.operations.oplog_spool import OplogSpool, Position, oplog_folder
 from drkit.operations.sealed_files import SealedDamaged
 from drkit.oplog import Anchor, OplogSpan, OplogTs, read_ts, split_entries
 from tests.faults.injection import Trigger, WatchedStore
@@ -219,4 +220,43 @@ def test_a_full_spool_is_said_and_loses_nothing(source: OplogSite, monkeypatch: 
             with pytest.raises(SourceError, match="No space left"):
                 shipper.seal(shipper.position, span, [ENTRIES[1]])
     tail(source)
+    assert check_stored(source) == ENTRIES[1:]
+
+
+def test_what_a_lost_spool_left_in_the_store_is_taken_over_after_a_while(
+    source: OplogSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shipper_of(source) as shipper:
+        shipper.begin(Anchor(read_ts(ENTRIES[0])))
+        assert shipper.position is not None
+        span = OplogSpan()
+        span.add(b"".join(ENTRIES[1:4]))
+        shipper.seal(shipper.position, span, ENTRIES[1:4])
+        for lane in shipper._lanes:
+            for item in shipper._sealed.values():
+                shipper._put(lane, item)
+    shutil.rmtree(source.spool)
+    with shipper_of(source) as shipper:
+        shipper.begin(Anchor(read_ts(ENTRIES[0])))
+    with pytest.raises(StoreUnavailable, match="by somebody else and is not listed yet"):
+        tail(source)
+    monkeypatch.setattr("drkit.operations.lanes._STRANGER_FOR", timedelta())
+    with shipper_of(source) as shipper, pytest.raises(StoreUnavailable):
+        shipper.ship()
+    tail(source)
+    assert check_stored(source) == ENTRIES[1:]
+
+
+def test_a_slice_that_another_host_has_listed_is_not_stored_twice(source: OplogSite) -> None:
+    tail(source)
+    shutil.rmtree(source.spool)
+    with shipper_of(source) as shipper:
+        # As a host that was away for long: it believes to be at the beginning.
+        position = Position(1, Anchor(read_ts(ENTRIES[0])))
+        shipper._position = position
+        span = OplogSpan()
+        span.add(b"".join(ENTRIES[1:4]))
+        shipper.seal(position, span, ENTRIES[1:4])
+        shipper.ship()
+        assert shipper.backlog() == 0
     assert check_stored(source) == ENTRIES[1:]

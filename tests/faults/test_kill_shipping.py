@@ -222,7 +222,7 @@ def test_what_a_lost_spool_left_in_the_store_is_taken_over_after_a_while(
         pytest.raises(DrkitError, match="by somebody else and is not listed yet"),
     ):
         shipper.ship(spool.received / FIRST.name)
-    monkeypatch.setattr("drkit.operations.ship._STRANGER_FOR", timedelta())
+    monkeypatch.setattr("drkit.operations.lanes._STRANGER_FOR", timedelta())
     with shipper_of(source) as (shipper, spool):
         with pytest.raises(DrkitError):
             shipper.retry()

@@ -10,7 +10,6 @@ import random
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -18,7 +17,7 @@ from drkit.app import open_app
 from drkit.operations.oplog_branch import start_timeline
 from drkit.oplog import OplogTs
 from tests.fixtures.mongodb import MongoServer, running_mongodb
-from tests.fixtures.oplog import OplogSite, newest, server_entries, write_orders
+from tests.fixtures.oplog import OplogSite, meanwhile, newest, server_entries, write_orders
 from tests.fixtures.shipping import until
 from tests.fixtures.site import ReadySite
 
@@ -40,32 +39,13 @@ def oplog_site(ready_site: ReadySite, server: MongoServer) -> OplogSite:
     return site
 
 
-@contextmanager
-def writing(server: MongoServer) -> Iterator[None]:
-    """Write orders until the context ends."""
-    stopping = threading.Event()
-
-    def write() -> None:
-        number = 1000
-        while not stopping.wait(0.002):
-            write_orders(server, number, 1)
-            number += 1
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join()
-
-
 def test_no_entry_is_lost_or_doubled_however_often_serve_is_killed(oplog_site: OplogSite, server: MongoServer) -> None:
     begin = newest(server)
     moments = random.Random(8841)
     oplog_site.start()
     oplog_site.wait_for("tail      tailing")
-    with writing(server):
+    numbers = iter(range(1000, 100_000))
+    with meanwhile(lambda: write_orders(server, next(numbers), 1)):
         for _ in range(2):
             before = len(oplog_site.stored().slices)
             until(lambda before=before: len(oplog_site.stored().slices) > before, "another slice")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from drkit.errors import SourceError
 from drkit.model import ArtifactEntry
 from drkit.oplog import OplogTs, archived_entries, read_ts
 from tests.fixtures.mongodb import MongoServer, running_mongodb
-from tests.fixtures.oplog import OplogSite, newest, write_orders
+from tests.fixtures.oplog import OplogSite, meanwhile, newest, write_orders
 from tests.fixtures.site import ReadySite
 
 ENGINE = MongodbDump()
@@ -34,24 +33,6 @@ def server(mongodb_programs: None) -> Iterator[MongoServer]:
         write_orders(server, 0, 300)
         server.client["bills"]["open"].insert_many([{"_id": number} for number in range(50)])
         yield server
-
-
-@contextmanager
-def meanwhile(step: Callable[[], None]) -> Iterator[None]:
-    """Do something over and over until the context ends."""
-    stopping = threading.Event()
-
-    def repeat() -> None:
-        while not stopping.is_set():
-            step()
-
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join()
 
 
 def dump(url: Secret, folder: Path, **how: object) -> tuple[OplogRange | None, list[bytes]]:
