@@ -181,15 +181,19 @@ def _without_database(url: Secret) -> str:
     return f"{match['scheme']}://{user}{match['hosts']}/" + (f"?{query}" if query else "")
 
 
-def dump_argv(mongodump: Path, config: Path, database: str | None, excluded: Sequence[str] = ()) -> list[str]:
+def dump_argv(
+    mongodump: Path, config: Path, database: str | None, excluded: Sequence[str] = (), parallel: int | None = None
+) -> list[str]:
     """Return the command that writes the archive of one database to its standard output.
 
     Without a database it is the whole server's, with the oplog of the time that it takes: mongodump does that for no
-    single database.
+    single database. ``parallel`` collections are read at once, or as many as mongodump likes.
     """
+    argv = [str(mongodump), f"--config={config}", "--archive"]
+    argv += [f"--numParallelCollections={parallel}"] if parallel else []
     if database is None:
-        return [str(mongodump), f"--config={config}", "--archive", "--oplog"]
-    argv = [str(mongodump), f"--config={config}", f"--db={database}", "--archive"]
+        return [*argv, "--oplog"]
+    argv.append(f"--db={database}")
     return argv + [f"--excludeCollection={name}" for name in excluded]
 
 

@@ -239,8 +239,8 @@ class _DumpSession(LogicalDump):
         if self._whole:
             facts["databases"] = [plan.name for plan in plans]
         database = None if self._whole else plans[0].name
-        command = Command(dump_argv(self._mongodump, self._config, database, facts["excluded"]))
-        with self._producing(part.name, command) as chunks:
+        argv = dump_argv(self._mongodump, self._config, database, facts["excluded"], self._options.parallel)
+        with self._producing(part.name, Command(argv)) as chunks:
             yield self._watched(part, chunks, facts, before)
 
     def _watched(

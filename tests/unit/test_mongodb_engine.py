@@ -11,7 +11,7 @@ from pymongo.errors import OperationFailure
 
 from drkit.credentials import Secret
 from drkit.engines import RestoreOptions
-from drkit.engines.mongodb_client import blamed_on_mongodump, parse_url, tool_config
+from drkit.engines.mongodb_client import blamed_on_mongodump, dump_argv, parse_url, tool_config, translated
 from drkit.engines.mongodb_fingerprint import fingerprint_of
 from drkit.engines.mongodb_proof import expected, validate, verify_part
 from drkit.engines.mongodb_restore import open_restore
@@ -144,3 +144,25 @@ def test_what_the_server_finds_wrong_with_a_restored_collection_is_a_difference(
     assert describe_difference(difference) == (
         "collection tiny.genre: the server finds it damaged: index name_1 has 2 entries for 3 documents"
     )
+
+
+def test_mongodump_is_told_how_many_collections_to_read_at_once() -> None:
+    program, config = Path("/bin/mongodump"), Path("/tmp/c")
+    assert dump_argv(program, config, "shop", ["a"], 2) == [
+        "/bin/mongodump",
+        "--config=/tmp/c",
+        "--archive",
+        "--numParallelCollections=2",
+        "--db=shop",
+        "--excludeCollection=a",
+    ]
+    assert dump_argv(program, config, None) == ["/bin/mongodump", "--config=/tmp/c", "--archive", "--oplog"]
+
+
+def test_a_snapshot_that_the_server_gave_up_is_told_with_what_to_do() -> None:
+    with (
+        pytest.raises(SourceError, match="Read timestamp is older") as caught,
+        translated(parse_url(Secret("mongodb://a"))),
+    ):
+        raise OperationFailure("x", 239, {"errmsg": "Read timestamp is older than the oldest available timestamp."})
+    assert "minSnapshotHistoryWindowInSeconds" in caught.value.hints[0]
