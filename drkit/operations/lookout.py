@@ -37,7 +37,6 @@ _ROUNDS = 60
 LEASE_EVERY = timedelta(minutes=5)
 LEASE_FOR = timedelta(minutes=15)
 CLOCK_MARGIN = timedelta(minutes=5)
-_LEAST_FREE_BYTES = 1 << 30
 _LEAST_FREE_SHARE = 0.05
 _ENOUGH_FREE_BYTES = 20 << 30
 
@@ -224,13 +223,13 @@ def free_and_size_bytes(folder: Path) -> tuple[int, int]:
 
 
 def full_disks(folders: Mapping[str, Path], free_bytes: Callable[[Path], tuple[int, int]]) -> Iterator[Condition]:
-    """Yield the folders whose volume is nearly full: under 5 % and 20 GiB free, or under 1 GiB."""
+    """Yield the folders whose volume is nearly full: less than 5 % is free, and less than 20 GiB."""
     for what, folder in folders.items():
         try:
             free, size = free_bytes(folder)
         except OSError:
             continue  # a store that is not mounted is said as that
-        if free < _LEAST_FREE_BYTES or (free < size * _LEAST_FREE_SHARE and free < _ENOUGH_FREE_BYTES):
+        if free < min(size * _LEAST_FREE_SHARE, _ENOUGH_FREE_BYTES):
             message = (
                 f"the disk of the {what} is nearly full\n{format_bytes(free)} of {format_bytes(size)} free: {folder}"
             )

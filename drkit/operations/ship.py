@@ -216,13 +216,23 @@ class Shipper:
             self._stamps[name] = (expected, stamp)
 
     def _next_count(self, segment_name: str) -> int:
-        """Return a number that no copy of the segment has, in the first store or here."""
+        """Return a number that no copy of the segment has, in the first store or here.
+
+        A first store that cannot be listed is left alone for a while, as one that takes nothing is.
+        """
         prefix = f"{segment_name}.partial-"
         with self._lock:
             names = {name for name in (*self._listed, *self._sealed) if name.startswith(prefix)}
         if not names:
             folder = bucket.timeline_prefix(self._policy.policy, int(segment_name[:8], 16))
-            listing = self._lanes[0].store.list(folder + prefix)
+            first = self._lanes[0]
+            first.check()
+            try:
+                listing = list(first.store.list(folder + prefix))
+            except StoreError as error:
+                first.failed(error)
+                raise
+            first.worked()
             names = {stored[2] for item in listing if (stored := bucket.parse_log_key(item.key))}
         counts = [int(name.removeprefix(prefix).partition("-")[0]) for name in names]
         return max(counts, default=0) + 1

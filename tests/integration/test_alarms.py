@@ -6,22 +6,27 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from drkit.app import open_stores
+from drkit.operations.lookout import Lookout
+from tests.fixtures.postgres import running_postgres
 from tests.fixtures.receiver import Receiver, receiving
+from tests.fixtures.shipping import LOGGED, LogSite, make_rows, write_rows
 from tests.fixtures.site import ReadySite
-from tests.fixtures.telling import write_notify
+from tests.fixtures.telling import telling, write_notify
 
 WITHIN_S = 40.0
 
@@ -42,6 +47,10 @@ class Running:
 
     def names(self) -> list[str]:
         return [str(event.get("name")) for event in self.events]
+
+    def states(self) -> list[tuple[str, str]]:
+        """Return duty and state of log shipping, in order."""
+        return [(event["duty"], event["state"]) for event in self.events if event.get("name") == "wal.state"]
 
     def kill(self) -> None:
         self.process.kill()
@@ -115,7 +124,7 @@ def test_a_real_serve_tells_shows_and_forgets_nothing(ready_site: ReadySite, rec
         assert started["schema"] == "drkit/event/1"
         assert {"drkit", "python", "psycopg", "pg_dump"} <= set(started["versions"])
 
-        done = ready_site.drkit("backup", "orders")
+        done = ready_site.call("backup", "orders")
         assert done.returncode == 5, done.stderr
         until(lambda: failed in receiver.states(), "the failure is told")
         until(lambda: "run.failed" in serve.names(), "it is in the log of events")
@@ -147,6 +156,85 @@ def test_a_real_serve_tells_shows_and_forgets_nothing(ready_site: ReadySite, rec
     assert b"s3cret" not in everything
     assert b"hook" not in everything
     assert _leases(ready_site.store_folder), "the store knows that it lived"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Lend the mount point of a disk of 32 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"this host lets us mount nothing: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_and_a_store_that_turns_read_only_are_told_once(
+    ready_site: ReadySite, small_disk: Path
+) -> None:
+    text = ready_site.site_file.read_text()
+    ready_site.site_file.write_text(text.replace('url: "file:backups"', f'url: "file://{small_disk}"'))
+    with open_stores(ready_site.load()) as stores, telling(ready_site, stores=stores) as told:
+        lookout = Lookout(told.workplace, lambda _: None)
+
+        def look() -> list[tuple[str, str]]:
+            before = len(told.receiver.requests)
+            for _ in range(2):
+                told.clock.forward(minutes=5)
+                lookout.round()
+                told.notifier.round()
+            return [state for state in told.receiver.states()[before:] if "primary" in state[1]]
+
+        assert look() == []
+        filler = small_disk / "filler"
+        filler.write_bytes(bytes(31 << 20))
+        assert look() == [("opened", "condition/disk-full/store primary")]
+        filler.unlink()
+        assert look() == [("resolved", "condition/disk-full/store primary")]
+
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        assert look() == [("opened", "condition/store-refused/primary")]
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        assert look() == [("resolved", "condition/store-refused/primary")]
+
+
+def test_an_archive_that_stops_is_told_once_and_its_return_once(ready_site: ReadySite, receiver: Receiver) -> None:
+    text = ready_site.site_file.read_text()
+    ready_site.site_file.write_text(f"{text}metrics: {{listen: null}}\n")
+    log = LogSite(ready_site)
+    stuck = ("opened", "log/orders/shipper/store")
+    with running_postgres(segment_mib=1, **LOGGED) as server:
+        make_rows(server)
+        log.write_policy(server.url().reveal())
+        with serving(ready_site) as serve:
+            until(lambda: ("shipper", "shipping") in serve.states(), "log is shipped")
+            away = ready_site.store_folder.rename(ready_site.folder / "away")
+            write_rows(server)
+            until(lambda: ("shipper", "store-failed") in serve.states(), "it is not shipped any more")
+            # What may pass is told after a minute. It is over now.
+            until(lambda: _lift_hold(ready_site, stuck[1]), "it is to be told")
+            until(lambda: stuck in receiver.states(), "it is told")
+            failures = serve.states().count(("shipper", "store-failed"))
+            away.rename(ready_site.store_folder)
+            until(lambda: ("resolved", stuck[1]) in receiver.states(), "it is told that it is over")
+    assert failures == 1, "it does not come and go"
+    assert receiver.states().count(stuck) == 1
+
+
+def _lift_hold(site: ReadySite, identity: str) -> int:
+    """Let the time be over in which a problem may pass; return how many messages waited for that."""
+    with closing(sqlite3.connect(site.folder / "var" / "catalog.db", timeout=10)) as connection, connection:
+        lifted = connection.execute(
+            "update outbox set due_at = made_at, facts = json_set(facts, '$.held_until', made_at)"
+            " where due_at > made_at and identity = ?",
+            (identity,),
+        )
+        return lifted.rowcount
 
 
 def _metrics(port: int) -> str:
@@ -189,6 +277,6 @@ def test_a_notifier_that_never_answers_delays_no_backup_and_no_end(
         hook.write_text(f"http://127.0.0.1:{silent.getsockname()[1]}/\n")
         with serving(ready_site) as serve:
             until(lambda: "serve.started" in serve.names(), "it starts")
-            assert ready_site.drkit("backup", "orders").returncode == 5
+            assert ready_site.call("backup", "orders").returncode == 5
             assert json.loads(get(f"http://127.0.0.1:{port}/healthz"))["ok"] is True
     assert receiver.requests == []

@@ -106,7 +106,8 @@ def test_a_disk_that_fills_is_told_once(told: Telling, lookout: Lookout, room: d
         (30 << 30, 10 << 40, False),  # little of a large disk, and still plenty
         (10 << 30, 1 << 40, True),
         (2 << 30, 4 << 30, False),
-        (1 << 29, 4 << 30, True),
+        (1 << 29, 4 << 30, False),
+        (100 << 20, 4 << 30, True),
     ],
 )
 def test_when_a_disk_is_nearly_full(free: int, size: int, *, full: bool) -> None:
