@@ -8,6 +8,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from drkit.errors import StoreError
+from drkit.operations.sparing import erase
+from drkit.stores.s3 import S3Store
 from drkit.stores.s3_connection import ObjectLock
 from tests.fixtures.s3 import SMALLEST_PART_BYTES, S3Server
 
@@ -57,3 +59,34 @@ def test_a_bucket_without_object_lock_is_refused_by_name(server: S3Server, size:
     assert "object_lock: governance" in refused.value.message
     assert "drkit store probe bucket" in refused.value.hints
     assert server.client().list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+def test_until_when_an_object_is_locked_can_be_asked(server: S3Server) -> None:
+    locked = server.store(server.bucket(object_lock=True), lock=LOCK)
+    locked.put(KEY, CONTENTS["small"])
+    until = locked.head(KEY).locked_until
+    assert until is not None
+    assert abs(until - datetime.now(UTC) - DAY) < timedelta(minutes=1)
+    free = server.store(server.bucket(versions=True))
+    free.put(KEY, CONTENTS["small"])
+    assert free.head(KEY).locked_until is None
+
+
+def test_erasing_frees_every_version_and_is_refused_while_one_is_locked(server: S3Server) -> None:
+    bucket = server.bucket(versions=True)
+    store, client = server.store(bucket), server.client()
+    store.put(KEY, CONTENTS["small"])
+    client.put_object(Bucket=bucket, Key=f"site/backups/{KEY}", Body=b"somebody else's")
+    erase(store, KEY)
+    assert client.list_object_versions(Bucket=bucket).get("Versions", []) == []
+    erase(store, KEY)
+    locked = server.store(server.bucket(object_lock=True), lock=LOCK)
+    locked.put(KEY, CONTENTS["small"])
+    with pytest.raises(StoreError, match=f"store bucket failed at {KEY}"):
+        erase(locked, KEY)
+    assert b"".join(_read(locked)) == b"".join(CONTENTS["small"])
+
+
+def _read(store: S3Store) -> list[bytes]:
+    with store.open(KEY) as chunks:
+        return list(chunks)

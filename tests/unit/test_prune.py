@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from drkit import bucket
 from drkit.canonical import canonical_json
-from drkit.errors import Busy, CatalogError, ConfigError, StoreUnavailable
+from drkit.errors import Busy, CatalogError, ConfigError, StoreError, StoreUnavailable
 from drkit.model import ArtifactEntry
 from drkit.operations.check import gather
 from drkit.operations.holds import hold_artifact, release_artifact
@@ -24,6 +25,7 @@ from drkit.signing import TOMBSTONE_NAMESPACE
 from drkit.stores import ObjectInfo, read_object
 from drkit.stores.memory import MemoryStore
 from drkit.units import format_utc
+from tests.fixtures.bucket import NOW
 from tests.fixtures.pruning import DAY, HOUR, PruneWorld, Silent, prune_world
 from tests.fixtures.site import ReadySite
 
@@ -212,6 +214,40 @@ def test_a_lease_that_is_lost_ends_the_deleting(world: PruneWorld) -> None:
     with pytest.raises(Busy, match="the lease prune/orders was lost, so nothing more is deleted"):
         world.prune()
     assert len(world.ids()) == 5
+
+
+class Locked(MemoryStore):
+    """A store that locks everything for some days, as S3 does."""
+
+    traits = replace(MemoryStore.traits, object_lock=True)
+    until = NOW + 20 * DAY
+
+    def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo:
+        return replace(super().head(key, version_id=version_id), locked_until=self.until)
+
+    def delete(self, key: str, *, version_id: str | None = None) -> None:
+        if self._now() < self.until and not key.startswith("leases/"):
+            raise StoreError(f"store {self.name} failed at {key}: AccessDenied")
+        super().delete(key, version_id=version_id)
+
+
+def test_what_is_locked_is_deferred_with_all_that_it_builds_on_and_is_no_error(world: PruneWorld) -> None:
+    world.stores["offsite"] = world.bucket.stores["offsite"] = Locked("offsite", now=lambda: world.now)
+    world.bucket.__post_init__()
+    (full,) = world.back_up()
+    world.back_up(1, depends_on=(full.manifest.artifact_id,))
+    world.back_up(4)
+    result = world.prune()
+    assert (result.marked, result.state) == ([], "ok")
+    assert {item.action for item in result.plan.artifacts} == {"keep", "defer"}
+    assert "locked until 2026-12-12" in find(result, full.manifest.artifact_id).reasons[0] or "builds on it" in str(
+        find(result, full.manifest.artifact_id).reasons
+    )
+    world.now = Locked.until + HOUR
+    world.back_up(1, every=HOUR)
+    assert len(world.prune().marked) == 4
+    world.now += 25 * HOUR
+    assert len(world.prune().removed) == 4
 
 
 # Holds, and taking back.
