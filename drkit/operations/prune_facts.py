@@ -255,12 +255,15 @@ def _verdicts(inventories: Iterable[StoreInventory]) -> dict[str, str]:
 def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
     """Yield what each artifact is worth: only a sound one, whose parents are sound, may make another superfluous."""
     verdicts = _verdicts(stored.inventories.values())
-    dates = _misdated(stored)
+    dates, damaged = _misdated(stored), _found_damaged(stored.inventories.values())
     states: dict[str, State] = {}
     for artifact_id in sorted(stored.copies, key=lambda name: (len(stored.manifest(name).depends_on), name)):
         copies = stored.copies[artifact_id]
         manifest = stored.manifest(artifact_id)
-        missing = [_first_missing(stored.inventories[copy.store], copy.manifest) for copy in copies]
+        missing = [
+            _first_missing(stored.inventories[copy.store], copy.manifest, damaged.get((artifact_id, copy.store)))
+            for copy in copies
+        ]
         broken = [parent for parent in manifest.depends_on if states.get(parent) in (None, "unverified")]
         state: tuple[State, str] = ("verified", "")
         if len({copy.sha256 for copy in copies}) > 1:
@@ -279,13 +282,28 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
         yield artifact_id, state
 
 
-def _first_missing(inventory: StoreInventory, manifest: Manifest) -> str:
+def _found_damaged(inventories: Iterable[StoreInventory]) -> dict[tuple[str, str], datetime]:
+    """Return the copies, by artifact id and store, that were not sound when they were read last, and when that was."""
+    newest: dict[tuple[str, str], tuple[datetime, bool]] = {}
+    for inventory in inventories:
+        for item in inventory.evidence:
+            for reading in item.record.get("copies") or () if item.record.get("kind") == "verification" else ():
+                copy = str(reading["subject"]), str(reading["store"])
+                seen = parse_utc(str(reading["verified_at"])), bool(reading["sound"])
+                newest[copy] = max(seen, newest.get(copy, seen))
+    return {copy: at for copy, (at, sound) in newest.items() if not sound}
+
+
+def _first_missing(inventory: StoreInventory, manifest: Manifest, damaged_at: datetime | None) -> str:
+    """Say what is wrong with a copy; one that was read and found damaged is right again when it was written since."""
     for item in manifest.objects:
         stored = inventory.objects.get(item.key)
         if stored is None:
             return f"{item.key} is missing from store {inventory.name}"
         if stored.size_bytes != item.stored_bytes:
             return f"{item.key} in store {inventory.name} has another size than was signed"
+        if damaged_at is not None and stored.modified_at < damaged_at:
+            return f"its copy in store {inventory.name} was read and is damaged"
     return ""
 
 

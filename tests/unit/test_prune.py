@@ -21,7 +21,7 @@ from drkit.operations.running import recorded_run
 from drkit.operations.selection import find_artifacts
 from drkit.retention import Decision
 from drkit.retention_documents import Hold
-from drkit.signing import TOMBSTONE_NAMESPACE
+from drkit.signing import EVIDENCE_NAMESPACE, TOMBSTONE_NAMESPACE
 from drkit.stores import ObjectInfo, read_object
 from drkit.stores.memory import MemoryStore
 from drkit.units import format_utc
@@ -433,6 +433,33 @@ def test_a_marked_artifact_whose_manifest_was_changed_is_looked_at_and_not_swept
     world.now += 25 * HOUR
     assert len(world.prune().removed) == 2
     assert first in world.ids()
+
+
+def test_newer_ones_whose_bytes_were_changed_drive_out_nothing_once_they_were_read(world: PruneWorld) -> None:
+    """An attacker keeps the sizes, so a listing shows nothing; reading everything in turn does (verify)."""
+    entries = world.back_up(5)
+    world.now += HOUR
+    copies = [
+        {"subject": name, "store": store, "sound": name in names(entries)[:2], "verified_at": format_utc(world.now)}
+        for name in names(entries)
+        for store in world.stores
+    ]
+    record = {
+        "format": "drkit-evidence",
+        "version": 1,
+        "kind": "verification",
+        "run_id": "run-1",
+        "repo_id": "repo-1",
+        "policy": "orders",
+        "verdict": "failed",
+        "ended_at": format_utc(world.now),
+        "copies": copies,
+    }
+    world.bucket.put_signed(bucket.evidence_key("orders", "run-1"), canonical_json(record), EVIDENCE_NAMESPACE)
+    result = world.prune(dry_run=True)
+    assert result.plan.removed == []
+    assert "was read and is damaged" in find(result, names(entries)[4]).reasons[-1]
+    assert "last 1 of 3" in find(result, names(entries)[1]).reasons
 
 
 # The chain, and what comes after.
