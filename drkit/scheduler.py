@@ -230,7 +230,7 @@ def _tell(book: Book, schedule: Schedule, news: Sequence[Decision], now: datetim
         "schedule": schedule.name,
         "kind": schedule.kind,
         "policy": schedule.policy,
-        "what": schedule.what,
+        "what": schedule.what or schedule.kind,
         "due_at": format_utc(newest.due_at),
         "state": newest.state,
         "reason": newest.reason,

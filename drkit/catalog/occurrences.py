@@ -309,6 +309,6 @@ def facts_of(item: Occurrence) -> dict[str, Any]:
         "schedule": item.schedule,
         "kind": item.kind,
         "policy": item.policy,
-        "what": item.what,
+        "what": item.what or item.kind,
         "due_at": format_utc(item.due_at),
     }
