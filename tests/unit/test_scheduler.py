@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drkit.catalog.occurrences import Claim, Ending, OccurrenceLedger
 from drkit.catalog.sqlite import SqliteCatalog, open_catalog
+from drkit.errors import CatalogError
 from drkit.occurrences import Occurrence, Schedule
 from drkit.schedule import Recurrence
-from drkit.scheduler import Planner, coming_up, schedules_of
+from drkit.scheduler import Planned, Planner, Ticker, coming_up, schedules_of
 from drkit.site import load_policies
 from drkit.site_scheduler import SchedulerConfig
 from tests.fixtures.site import ReadySite
@@ -250,3 +254,56 @@ class TestPolicies:
         assert "clocks went forward" in shifted["note"]
         assert "spread by" in shifted["note"]
         assert [row["due_at"] for row in rows] == sorted(row["due_at"] for row in rows)
+
+
+class TestTicker:
+    class Reporter:
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def line(self, text: str) -> None:
+            self.said.append(text)
+
+        def progress(self, label: str, expected_bytes: int | None = None) -> Any:
+            raise NotImplementedError
+
+    class Scripted:
+        """A planner that raises, or notes what it is told."""
+
+        def __init__(self, *errors: Exception) -> None:
+            self.errors = list(errors)
+            self.leapt: list[bool] = []
+
+        def tick(self, now: datetime, *, leapt: bool = False) -> list[Planned]:
+            self.leapt.append(leapt)
+            if self.errors:
+                raise self.errors.pop(0)
+            return []
+
+    def ticker(self, planner: Scripted, clock: Callable[[], datetime] = lambda: START) -> Ticker:
+        self.reporter = self.Reporter()
+        return Ticker(planner, clock, self.reporter, tick_s=0.01)  # type: ignore[arg-type]
+
+    def test_a_clock_put_forward_is_noticed(self) -> None:
+        planner, moments = self.Scripted(), [START, START + timedelta(seconds=10), START + DAY, START + DAY]
+        ticker = self.ticker(planner, lambda: moments.pop(0))
+        for _ in range(4):
+            ticker._plan()
+        assert planner.leapt == [False, False, True, False]
+
+    def test_an_error_of_the_catalog_is_said_and_the_next_tick_goes_on(self) -> None:
+        planner = self.Scripted(CatalogError("the catalog is locked"))
+        ticker, stopping = self.ticker(planner), threading.Event()
+        thread = threading.Thread(target=ticker.run, args=[stopping])
+        thread.start()
+        deadline_s = time.monotonic() + 10
+        while len(planner.leapt) < 2 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        stopping.set()
+        thread.join(10)
+        assert len(planner.leapt) >= 2
+        assert self.reporter.said == ["scheduler  failed: the catalog is locked"]
+
+    def test_what_nobody_foresaw_ends_the_duty_and_serve_begins_it_again(self) -> None:
+        with pytest.raises(ZeroDivisionError):
+            self.ticker(self.Scripted(ZeroDivisionError())).run(threading.Event())
