@@ -26,9 +26,11 @@ from drkit.engines.mongodb_marker import Marker, new_marker, read_marker, remove
 from drkit.engines.mongodb_oplog import read_newest
 from drkit.engines.mongodb_placing import Placing, place_parts
 from drkit.engines.mongodb_redo import Progress, RedoFile
+from drkit.engines.mongodb_replay_proof import expected_fingerprint
 from drkit.engines.mongodb_replay_scope import catalog_at_dump, name_in_target, totals_at_dump
 from drkit.engines.mongodb_restore import LoadSession, found_in_the_way, open_load, require_empty, take_back
 from drkit.errors import SourceError
+from drkit.model import Fingerprint
 from drkit.oplog import OplogTs
 from drkit.oplog_selection import Selection
 from drkit.units import format_count
@@ -186,10 +188,9 @@ class ReplaySession:
         for name, options in self._catalog.views.items():
             yield build_view(client, self._split(name), options)
 
-    @property
-    def catalog_indexes(self) -> Mapping[str, Mapping[str, Mapping[str, object]]]:
-        """Return the indexes that every collection should have, by its name at the source."""
-        return self._catalog.indexes
+    def expected(self, replayed: Replayed) -> Fingerprint:
+        """Return what the target should hold; see `expected_fingerprint`."""
+        return expected_fingerprint(self._catalog, replayed.totals, self._selection.name_in_target)
 
 
 def newest_place(url: Secret, address: str) -> OplogTs | None:

@@ -11,8 +11,8 @@ import dataclasses
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 
 from drkit.engines import Engine, LoadResult, RestoreOptions
@@ -25,21 +25,20 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details
 from drkit.operations.drill_deadline import OutOfTime, deadline
 from drkit.operations.drill_frame import DrillFrame
+from drkit.operations.drill_oplog import OplogDrill, is_rolled_forward
 from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
+from drkit.operations.drill_scratch import open_scratch
 from drkit.operations.evidence import record_drill
 from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, inspect, load, way_of
 from drkit.operations.running import RunningRun, recorded_run
-from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.verify import verify_exists
 from drkit.policy import Policy
-from drkit.sandboxes import SandboxRequest, ScratchServer
+from drkit.sandboxes import ScratchServer
 from drkit.units import format_bytes, format_count, format_duration, format_moment
 
-_DISK_FACTOR = 3
-"""An index-heavy database takes this many times the bytes of its dump, staged copy included."""
 _MOST_AT_ONCE = 4
 """How many drills of one policy may run at once, on all hosts that share a catalog."""
 _SHOWN_KINDS = (
@@ -60,7 +59,7 @@ def run_drill(
     store out of reach or a scratch server that does not start is ``inconclusive``. A drill that outlives its rule's
     time-out is ended and ``timed_out``; only the main thread can be, so it must be called there.
     """
-    if request.rule.level == "replays" and all(rule.method != "base" for rule in policy.backups):
+    if request.rule.level == "replays" and not {"base", "oplog"} & {rule.method for rule in policy.backups}:
         raise ConfigError(
             f"drill {request.rule.name} of {policy.policy} asks for level replays, and a dump has nothing to replay",
             hints=[f"drkit drill {policy.policy} --level same-data"],
@@ -73,9 +72,8 @@ def run_drill(
         seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
         outcome = DrillOutcome(policy, request, running.run_id, now, seed, request.at or now)
         try:
-            kind = ReplayDrill if is_replayed(workplace, policy, request) else _Drill
             with deadline(request.rule.timeout):
-                kind(workplace, outcome, identities, reporter).run()
+                _kind_of(workplace, policy, request)(workplace, outcome, identities, reporter).run()
         except OutOfTime:
             outcome.run_out_of_time()
         except (IntegrityError, KeyUnavailable, RecoveryGap) as error:
@@ -88,6 +86,12 @@ def run_drill(
         running.outcome = {"verdict": outcome.verdict, "level": request.rule.level}
         _tell(workplace, outcome)
         return outcome
+
+
+def _kind_of(workplace: Workplace, policy: Policy, request: DrillRequest) -> type[ReplayDrill | OplogDrill | _Drill]:
+    if is_replayed(workplace, policy, request):
+        return ReplayDrill
+    return OplogDrill if is_rolled_forward(policy, request) else _Drill
 
 
 def _tell(workplace: Workplace, outcome: DrillOutcome) -> None:
@@ -197,7 +201,7 @@ class _Drill(DrillFrame):
             self.outcome.findings += copies_passed_over(plan, fetched)
             self.outcome.findings += inspect(plan, fetched, self.reporter)
             intact.summary = f"{format_bytes(plan.stored_bytes)} read, digests equal; decrypted while it was loaded"
-        with self._scratch(plan) as server:
+        with open_scratch(self, plan) as server:
             options = _restore_options(self.workplace, plan, server)
             with self.level("loads") as level, self.phase("load"):
                 with engine.open_restore(server.url, options) as session:
@@ -231,27 +235,6 @@ class _Drill(DrillFrame):
         if level.lines:
             level.result = "failed"
             level.summary = format_count(len(level.lines), "difference")
-
-    @contextmanager
-    def _scratch(self, plan: RestorePlan) -> Iterator[ScratchServer]:
-        """Lend a server; whether it was taken away again is a result of its own."""
-        server_facts = plan.details["server"]
-        request = SandboxRequest(
-            major=int(server_facts["major"]),
-            need_bytes=_DISK_FACTOR * plan.plain_bytes,
-            folder=scratch_folder(self.workplace),
-            settings=server_facts.get("floors", {}),
-        )
-        sandbox = sandbox_for(plan.entry.manifest.engine)
-        with ExitStack() as lent:  # an interrupt at any point in here takes the server away as well
-            with self.phase("provision"):
-                server = lent.enter_context(sandbox.open(request, self.workplace.catalog))
-            self.outcome.scratch = {"kind": sandbox.kind, "version": server.version}
-            try:
-                yield server
-            finally:
-                with self.phase("tear down"):
-                    self.tear_down(lent)
 
 
 def _restore_options(workplace: Workplace, plan: RestorePlan, server: ScratchServer) -> RestoreOptions:

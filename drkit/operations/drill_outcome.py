@@ -52,7 +52,10 @@ class HeartbeatProof:
 
 @dataclass(frozen=True)
 class Recovery:
-    """How far a replay got: the timeline that was followed, the position, and the newest commit that came back."""
+    """How far a replay got: the timeline that was followed, the position, and the newest commit that came back.
+
+    For MongoDB the position is ``oplog_ts`` and ``lsn`` is empty; ``segments`` are slices.
+    """
 
     timeline: int
     lsn: str
@@ -61,6 +64,7 @@ class Recovery:
     segments: int = 0
     wal_bytes: int = 0
     heartbeat: HeartbeatProof | None = None
+    oplog_ts: str = ""
 
 
 @dataclass

@@ -291,10 +291,11 @@ def pick_moment(sources: BaseSources, request: DrillRequest, now: datetime, seed
     chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
     if chance.random() < _EDGE_SHARE:
         return chance.choice(_edges(sources, spans))
-    return _uniform(chance, spans)
+    return draw_uniform(chance, spans)
 
 
-def _uniform(chance: random.Random, spans: Sequence[tuple[datetime, datetime, int]]) -> tuple[datetime, int]:
+def draw_uniform(chance: random.Random, spans: Sequence[tuple[datetime, datetime, int]]) -> tuple[datetime, int]:
+    """Return a moment of one of the spans, every moment as likely as any other, and the span's timeline."""
     lengths = [(end - start).total_seconds() for start, end, _ in spans]
     start, end, timeline = chance.choices(spans, lengths if any(lengths) else None)[0]
     return start + chance.random() * (end - start), timeline

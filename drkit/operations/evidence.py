@@ -148,7 +148,7 @@ def _recovered(outcome: DrillOutcome) -> dict[str, Any] | None:
         return None
     return {
         "timeline": found.timeline,
-        "lsn": found.lsn,
+        **({"oplog_ts": found.oplog_ts} if found.oplog_ts else {"lsn": found.lsn}),
         "newest_commit_at": format_utc(found.newest_commit_at),
         "segments": found.segments,
         "wal_bytes": found.wal_bytes,

@@ -115,11 +115,10 @@ def plan_oplog_restore(
     dump needs it to be consistent. Raise RecoveryGap naming the first place that is missing.
     """
     found = find_artifacts(workplace, request.policy)
-    dumps = dump_points(found.entries)
-    if not dumps:
+    if not dump_points(found.entries):
         return None
     oplog = stored_oplog(workplace, request.policy, {entry.manifest.repo_id for entry in found.entries})
-    log = StoredLog(request.policy, dumps, [item.slice for item in oplog.slices], oplog.gaps)
+    log = _log_of(request.policy, found, oplog)
     if to_moment:
         chosen = _chosen_id(found, request)
         path = find_path(log, request.at, chosen)
@@ -139,6 +138,16 @@ def plan_oplog_restore(
     names = {(item.timeline, item.name) for item in path.slices}
     slices = tuple(item for item in oplog.slices if (item.slice.timeline, item.slice.name) in names)
     return OplogPlan(plan, path, slices, tuple(_notes(found, oplog)))
+
+
+def read_stored_log(workplace: Workplace, policy: str) -> StoredLog:
+    """Return the dumps and slices of a policy, as planning looks at them."""
+    found = find_artifacts(workplace, policy)
+    return _log_of(policy, found, stored_oplog(workplace, policy, {entry.manifest.repo_id for entry in found.entries}))
+
+
+def _log_of(policy: str, found: PolicyArtifacts, oplog: StoredOplog) -> StoredLog:
+    return StoredLog(policy, dump_points(found.entries), [item.slice for item in oplog.slices], oplog.gaps)
 
 
 def _chosen_id(found: PolicyArtifacts, request: RestoreRequest) -> str | None:

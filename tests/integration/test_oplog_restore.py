@@ -27,6 +27,15 @@ from tests.fixtures.site import ReadySite
 
 SEED = 7
 WRITES, MOMENTS = 240, 2
+DRILLS = """\
+objectives: {rpo: 1h, rto: 1h}
+drills:
+  - name: any-moment
+    pick: random
+    level: works
+    checks:
+      - {name: orders are there, database: shop, collection: orders, pipeline: [{$limit: 1}, {$count: n}], expect: 1}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +77,8 @@ def shipped(source: MongoServer, target_server: MongoServer, tmp_path_factory: p
     made.policy_file.unlink()
     site = OplogSite(ReadySite(made.folder, made))
     site.write_policy(source.url.reveal())
+    path = site.site.folder / "policies" / "orders.yaml"
+    path.write_text(path.read_text() + DRILLS)
     site.site.write_secret("target-url", target_server.url.reveal())
     history = History(source.client, source.client["shop"], random.Random(SEED))
     history.write(WRITES // 2, set())
@@ -215,6 +226,25 @@ def test_the_plan_names_the_dump_and_its_slices(shipped: Shipped) -> None:
     assert "nothing was changed" in shown
     alone = json.loads(shipped.restore("--plan").stdout)
     assert (alone["replay"]["slices"], alone["replay"]["until"]) == ([], None)
+
+
+def test_a_drill_replays_to_a_random_moment_and_compares_what_came_of_it(shipped: Shipped) -> None:
+    done = shipped.site.site.call("drill", "orders", "--seed", "4", "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["verdict"]) == (0, "passed"), (document, done.stderr)
+    results = {name: level["result"] for name, level in document["levels"].items()}
+    assert results == dict.fromkeys(results, "passed")
+    assert "by digest" in document["levels"]["same-data"]["summary"]
+    assert document["recovered"]["oplog_ts"]
+    assert document["rpo_s"] <= 60
+    again = json.loads(shipped.site.site.call("drill", "orders", "--seed", "4", "--level", "replays", "--json").stdout)
+    assert again["disaster_at"] == document["disaster_at"]
+    assert {name: level["result"] for name, level in again["levels"].items()} == {
+        **dict.fromkeys(("exists", "intact", "loads", "replays"), "passed"),
+        **dict.fromkeys(("same-data", "works"), "not run"),
+    }
+    outside = shipped.site.site.call("drill", "orders", "--at", "2001-01-01T00:00:00Z", "--level", "replays", "--json")
+    assert (outside.returncode, json.loads(outside.stdout)["levels"]["exists"]["result"]) == (11, "failed")
 
 
 def test_a_transaction_does_not_look_like_another_history(shipped: Shipped, source: MongoServer) -> None:
