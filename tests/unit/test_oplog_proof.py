@@ -1,0 +1,87 @@
+"""What a replayed restore is held against, and that a difference is seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drkit.engines.mongodb_redo import Progress, RedoFile
+from drkit.engines.mongodb_replay_proof import comparable, expected_fingerprint
+from drkit.errors import IntegrityError
+from drkit.fingerprint import compare_fingerprints, describe_difference
+from drkit.oplog_catalog import OplogCatalog
+from drkit.oplog_images import Image
+
+DIGEST = 0xABC
+CATALOG = OplogCatalog(
+    {"shop.orders": {"by day": {"key": {"day": 1}, "name": "by day"}}, "shop.log": {}},
+    views={"shop.late": {"viewOn": "orders"}},
+    capped={"shop.log"},
+)
+TOTALS: dict[str, tuple[int, int | None]] = {"shop.orders": (3, DIGEST), "shop.log": (9, 1)}
+
+
+def restored(**changes: Any) -> dict[str, dict[str, Any]]:
+    orders = {"form": "collection", "options": "{}", "rows": 3, "digest": f"{DIGEST:064x}", **changes}
+    identity = {"key": {"_id": {"$numberInt": "1"}}, "name": "_id_"}
+    by_day = {"v": {"$numberInt": "2"}, "key": {"day": {"$numberDouble": "1.0"}}, "name": "by day"}
+    return {
+        "collection": {"shop.orders": orders, "shop.log": {"rows": 4, "digest": "0"}},
+        "index": {
+            "shop.orders._id_": {"definition": json.dumps(identity)},
+            "shop.orders.by day": {"definition": json.dumps(by_day)},
+        },
+        "view": {"shop.late": {"definition": "{}"}},
+    }
+
+
+def differences(found: dict[str, dict[str, Any]]) -> list[str]:
+    expected = expected_fingerprint(CATALOG, TOTALS, lambda name: name)
+    return [
+        describe_difference(item) for item in compare_fingerprints(expected, comparable(found, expected), lambda _: "")
+    ]
+
+
+def test_a_copy_that_is_as_the_replay_left_it_has_no_difference() -> None:
+    assert differences(restored()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"rows": 2}, "collection shop.orders"),
+        ({"digest": f"{1:064x}"}, "collection shop.orders"),
+        ({"validate": "index is broken"}, "collection shop.orders"),
+    ],
+)
+def test_a_document_more_or_less_or_other_is_seen(change: dict[str, Any], named: str) -> None:
+    (found,) = differences(restored(**change))
+    assert found.startswith(named)
+
+
+@pytest.mark.parametrize("kind", ["collection", "index", "view"])
+def test_what_is_missing_or_new_is_seen(kind: str) -> None:
+    found = restored()
+    name = max(found[kind])
+    lost = {**found, kind: {other: facts for other, facts in found[kind].items() if other != name}}
+    assert [name in line for line in differences(lost)] == [True]
+    more = {**found, kind: {**found[kind], "shop.new": found[kind][name]}}
+    assert ["shop.new" in line for line in differences(more)] == [True]
+
+
+def test_the_redo_file_is_read_as_it_was_written_and_by_its_restore_only(tmp_path: Path) -> None:
+    assert RedoFile(tmp_path, "one").read() is None
+    progress = Progress(7, "5:1", command=True, totals={"shop.orders": (3, 1 << 255), "shop.log": (1, None)})
+    images = [Image("shop.orders", b"\x10_id\0\1\0\0\0", b"before", b"after"), Image("shop.log", b"x", b"y", None)]
+    RedoFile(tmp_path, "one").write(progress, images)
+    found = RedoFile(tmp_path, "one").read()
+    assert found == (progress, [item._replace(before=None) for item in images])
+    assert (tmp_path / "redo").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(IntegrityError, match="of another restore"):
+        RedoFile(tmp_path, "two").read()
+    (tmp_path / "redo").write_bytes((tmp_path / "redo").read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="is damaged"):
+        RedoFile(tmp_path, "one").read()
