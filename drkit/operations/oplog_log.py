@@ -23,7 +23,7 @@ from drkit.stores import Store
 from drkit.stream import Meter, checked, decompress
 
 FIRST_TIMELINE = 1
-_SAMPLED = 8
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def newest_timeline(store: Store, signers: Sequence[Signer], policy: str, *, aft
         if place is not None:
             keys.setdefault(place.timeline, []).append(item.key)
     for timeline in sorted(keys, reverse=True):
-        if read_signed(store, signers, policy, keys[timeline][:_SAMPLED], OplogManifest).trusted:
+        groups = (keys[timeline][start : start + _AT_ONCE] for start in range(0, len(keys[timeline]), _AT_ONCE))
+        if any(read_signed(store, signers, policy, group, OplogManifest).trusted for group in groups):
             return newest_timeline(store, signers, policy, after=timeline) if after else timeline
     return max(after, FIRST_TIMELINE)
 

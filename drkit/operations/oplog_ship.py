@@ -82,6 +82,7 @@ class OplogShipper:
             newest = newest_timeline(first, signers, self._policy.policy, after=after)
             with self._lock:
                 signed = [log.manifest for log in scan.trusted] + [item.manifest for item in self._chain.pending]
+                newest = max([newest, *(item.timeline for item in signed)])
                 ends = [_end_of(item) for item in signed if item.timeline == newest]
                 self._move(max([*ends, *([self._position] if self._position else [])], key=_order, default=None))
                 self._compare(scan)

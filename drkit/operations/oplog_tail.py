@@ -157,6 +157,8 @@ class OplogTail:
 
     def _poll(self, client: Client, stopping: threading.Event) -> None:
         """Read what there is; then go over to a timeline that somebody else began."""
+        if self._buffer is not None and self._buffer.size_bytes >= self._setting.rule.slice_size:
+            self._cut()  # as a spool without room left it: nothing more is held in memory before it is sealed
         buffer = self._current()
         reading = read_after(client, buffer.end)
         if reading.state == "lost":

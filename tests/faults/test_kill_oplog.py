@@ -260,3 +260,18 @@ def test_a_slice_that_another_host_has_listed_is_not_stored_twice(source: OplogS
         shipper.ship()
         assert shipper.backlog() == 0
     assert check_stored(source) == ENTRIES[1:]
+
+
+def test_a_new_timeline_or_a_lost_stretch_that_was_only_just_signed_is_not_signed_again(source: OplogSite) -> None:
+    tail(source, entries=ENTRIES[:3])
+    with shipper_of(source) as shipper:
+        shipper._chain.write_lost(1, read_ts(ENTRIES[2]), read_ts(ENTRIES[4]), "killed before the position moved")
+    with shipper_of(source) as shipper:
+        assert shipper.position == Position(1, Anchor(read_ts(ENTRIES[4])))
+        shipper._chain.write_branch(2, 1, read_ts(ENTRIES[5]), "killed before the position moved")
+    with shipper_of(source) as shipper:
+        assert shipper.position == Position(2, Anchor(read_ts(ENTRIES[5])))
+        shipper.ship()
+    with open_app(source.site.site_file) as workplace:
+        found = stored_oplog(workplace, "orders")
+    assert (len(found.gaps), len(found.branches), found.timeline) == (1, 1, 2)
