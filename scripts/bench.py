@@ -16,6 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from bench_catalog import bench_catalog
 from bench_mongo import bench_mongo
 from bench_place import DRKIT, Bench, bench, make_database, peak_kilobytes, report, write_policy
 from bench_recovery import bench_base, bench_replay, bench_wal
@@ -167,6 +168,7 @@ BENCHES = {
     "restore": bench_restore,
     "memory": bench_memory,
     "startup": bench_startup,
+    "catalog": bench_catalog,
     "base": bench_base,
     "wal": bench_wal,
     "replay": bench_replay,
