@@ -82,6 +82,7 @@ def parse_recipient(text: str) -> age.Recipient:
     return parse_recipient(text)
 
 
+@cache
 def _recipient(text: str) -> str:
     return str(parse_recipient(text))
 

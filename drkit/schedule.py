@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from functools import cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from typing import Literal
 
@@ -112,6 +112,7 @@ def spread(name: str, within: timedelta | None) -> timedelta:
     return timedelta(seconds=digest % int(within.total_seconds()))
 
 
+@lru_cache(maxsize=8192)
 def check_cron(text: str) -> str:
     """Return ``text`` when it is a cron expression of five fields; raise ValueError saying which field is wrong.
 

@@ -13,6 +13,7 @@ from drkit.credentials import check_reference, has_password, is_reference, mask_
 from drkit.documents import SourceDocument, read_document, shown_path
 from drkit.errors import ConfigError, Problem
 from drkit.policy import Policy
+from drkit.policy_cache import PolicyCache
 from drkit.policy_fields import Duration, Name
 from drkit.policy_notify import Notify
 from drkit.policy_rules import cross_checks
@@ -260,17 +261,23 @@ def policy_named(site: Site, name: str) -> Policy:
     )
 
 
-def scan_policies(site: Site) -> PolicyScan:
-    """Read every file of the folder of policies; raise ConfigError only when the folder itself cannot be read."""
-    return _scan(policy_files(site), site)
+def scan_policies(site: Site, cache_path: Path | None = None) -> PolicyScan:
+    """Read every file of the folder of policies; raise ConfigError only when the folder itself cannot be read.
+
+    What ``cache_path`` holds is used for the files that are as they were, and written anew.
+    """
+    cache = PolicyCache(cache_path, tuple(site.stores))
+    scan = _scan(policy_files(site), site, cache)
+    cache.save()
+    return scan
 
 
-def _scan(files: Sequence[Path], site: Site) -> PolicyScan:
+def _scan(files: Sequence[Path], site: Site, cache: PolicyCache | None = None) -> PolicyScan:
     policies: dict[str, Policy] = {}
     problems: list[Problem] = []
     contested: set[str] = set()
     for path in files:
-        policy, found = _read_policy(path, site)
+        policy, found = _read_cached(path, site, cache) if cache else _read_policy(path, site)
         problems += found
         if policy is None:
             continue
@@ -293,12 +300,30 @@ def policy_files(site: Site) -> list[Path]:
     return [path for path in files if not path.name.startswith(".")]
 
 
+def _read_cached(path: Path, site: Site, cache: PolicyCache) -> tuple[Policy | None, list[Problem]]:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return _read_policy(path, site)  # which has the words for it
+    policy = cache.find(content, _context(path, site))
+    if policy is not None:
+        return policy, []
+    policy, problems = _read_policy(path, site)
+    if policy is not None and path.read_bytes() == content:
+        cache.remember(content, policy)
+    return policy, problems
+
+
+def _context(path: Path, site: Site) -> dict[str, Any]:
+    return {"path": path, "stores": tuple(site.stores)}
+
+
 def _read_policy(path: Path, site: Site) -> tuple[Policy | None, list[Problem]]:
     try:
         document = read_document(path)
     except ConfigError as error:
         return None, list(error.problems) or [Problem(shown_path(path), 0, 0, "", error.message)]
-    policy, problems = validate(Policy, document, {"path": path, "stores": tuple(site.stores)})
+    policy, problems = validate(Policy, document, _context(path, site))
     problems += cross_checks(document)
     return (None if problems else policy), problems
 

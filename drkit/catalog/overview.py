@@ -63,6 +63,9 @@ class Overview(Protocol):
         Raise CatalogError.
         """
 
+    def largest(self, policy: str) -> str:
+        """Return the artifact with the most bytes of a policy that has one; raise CatalogError."""
+
 
 class SqliteOverview(Overview):
     """The questions as SQL; each is one pass over an index, or one look-up for each policy."""
@@ -74,23 +77,33 @@ class SqliteOverview(Overview):
         """Return how one policy, or each that the catalog knows, stands; what is later than ``until`` is not newest."""
         values = {"policy": policy, "until": format_utc(until)}
         found: dict[str, PolicyOverview] = {}
-        for name, method, count, newest in self._read(_COUNTS, values):
+        largest: dict[str, int] = {}
+        for name, method, count, newest, largest_bytes in self._read(_COUNTS, values):
             overview = found.setdefault(name, PolicyOverview(name))
             overview.artifacts += count
+            largest[name] = max(largest_bytes, largest.get(name, 0))
             if newest is not None:
                 overview.newest[method] = parse_utc(newest)
-        for name, store, count in self._read(_HELD, values):
-            found[name].held[store] = count
+        for row in self._read(_COPIES, values):
+            overview = found[row["policy"]]
+            overview.held[row["store"]] = row["artifacts"]
+            overview.reading = _merged(overview.reading, row, largest[row["policy"]])
         for overview in found.values():
             overview.newest_artifact = self._newest(overview.policy, values["until"])
             overview.last_run = self._last_run(overview.policy)
         self._add_proofs(found, values)
         return found
 
+    def largest(self, policy: str) -> str:
+        """Return the artifact with the most bytes of a policy that has one; raise CatalogError."""
+        return str(self._read(_LARGEST, {"policy": policy})[0]["artifact_id"])
+
     def _newest(self, policy: str, until: str | None) -> NewestArtifact | None:
-        for artifact_id, taken_at in self._read(_NEWEST, {"policy": policy, "until": until}):
-            stores = tuple(row["store"] for row in self._read(_HOLDING, {"artifact_id": artifact_id}))
-            return NewestArtifact(artifact_id, parse_utc(taken_at), stores)
+        for artifact_id, taken_at, parent, stores in self._read(_NEWEST, {"policy": policy, "until": until}):
+            names = tuple(sorted((stores or "").split()))
+            if parent:
+                names = tuple(row["store"] for row in self._read(_HOLDING, {"artifact_id": artifact_id}))
+            return NewestArtifact(artifact_id, parse_utc(taken_at), names)
         return None
 
     def _last_run(self, policy: str) -> Run | None:
@@ -104,10 +117,6 @@ class SqliteOverview(Overview):
             found[name].verified = verdict
         for name, subject, store in self._known(found, _DAMAGED, values):
             found[name].damaged.append((subject, store))
-        largest = {name: (size, item) for name, size, item in self._read(_LARGEST, values)}
-        for name, stored_bytes, oldest_at, oldest, store in self._known(found, _READINGS, values):
-            size, item = largest[name]
-            found[name].reading = ReadingFact(stored_bytes, parse_utc(oldest_at), f"{oldest} in {store}", size, item)
 
     def _known(
         self, found: Mapping[str, PolicyOverview], query: str, values: Mapping[str, Any]
@@ -115,14 +124,32 @@ class SqliteOverview(Overview):
         return (row for row in self._read(query, values) if row["policy"] in found)
 
 
+def _merged(known: ReadingFact | None, row: sqlite3.Row, largest_bytes: int) -> ReadingFact:
+    """Add the copies in one store to those in the others."""
+    oldest_at, oldest = parse_utc(row["oldest_at"]), f"{row['artifact_id']} in {row['store']}"
+    if known is None:
+        return ReadingFact(row["stored_bytes"], oldest_at, oldest, largest_bytes, "")
+    if known.oldest_at <= oldest_at:
+        oldest_at, oldest = known.oldest_at, known.oldest
+    return ReadingFact(known.stored_bytes + row["stored_bytes"], oldest_at, oldest, largest_bytes, known.largest)
+
+
 _COUNTS = """
-    select a.policy, a.method, count(*), max(case when a.restorable_to_at <= :until then a.restorable_to_at end)
+    select a.policy, a.method, count(*), max(case when a.restorable_to_at <= :until then a.restorable_to_at end),
+        max(a.stored_bytes)
     from artifacts a where (:policy is null or a.policy = :policy) group by a.policy, a.method"""
-_HELD = """
-    select a.policy, s.store, count(*) from artifacts a join artifact_stores s using (artifact_id)
+# The id comes from the row with the least moment (sqlite.org/lang_select.html, bare columns).
+_COPIES = """
+    select a.policy, s.store, count(*) as artifacts, sum(a.stored_bytes) as stored_bytes, a.artifact_id,
+        min(coalesce(v.at, a.restorable_to_at)) as oldest_at
+    from artifacts a join artifact_stores s using (artifact_id)
+    left join verified v on v.subject = a.artifact_id and v.store = s.store
     where (:policy is null or a.policy = :policy) group by a.policy, s.store"""
+_LARGEST = "select artifact_id from artifacts where policy = :policy order by stored_bytes desc, artifact_id limit 1"
 _NEWEST = """
-    select artifact_id, restorable_to_at from artifacts where policy = :policy and restorable_to_at <= :until
+    select artifact_id, restorable_to_at, parent,
+        (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id)
+    from artifacts a where policy = :policy and restorable_to_at <= :until
     order by restorable_to_at desc, artifact_id desc limit 1"""
 _HOLDING = """
     with recursive lineage (artifact_id) as (
@@ -142,12 +169,3 @@ _VERIFICATIONS = """
 _DAMAGED = """
     select a.policy, a.subject, a.store from verified a
     where (:policy is null or a.policy = :policy) and a.sound = 0 order by a.subject, a.store"""
-# The other columns come from the row with the least or largest value (sqlite.org/lang_select.html, bare columns).
-_LARGEST = """
-    select a.policy, max(a.stored_bytes), a.artifact_id from artifacts a
-    where (:policy is null or a.policy = :policy) group by a.policy"""
-_READINGS = """
-    select a.policy, sum(a.stored_bytes), min(coalesce(v.at, a.restorable_to_at)), a.artifact_id, s.store
-    from artifacts a join artifact_stores s using (artifact_id)
-    left join verified v on v.subject = a.artifact_id and v.store = s.store
-    where (:policy is null or a.policy = :policy) group by a.policy"""

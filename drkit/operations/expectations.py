@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from drkit.copy_rule import StorePlace
 from drkit.policy import BackupRule, DrillRule, Policy
@@ -92,5 +93,12 @@ def due_of(what: str, schedule: Recurrence, now: datetime) -> Due:
 
     What it adds to each moment (the whole of a jitter) is patience: a backup taken before that counts as well.
     """
-    before, last = schedule.newest(now - _LONGEST, now - GRACE, 2)[-2:]
+    before, last = _newest_two(schedule, now)
     return Due(what, last - schedule.offset, last - before)
+
+
+@lru_cache(maxsize=8192)
+def _newest_two(schedule: Recurrence, now: datetime) -> tuple[datetime, datetime]:
+    """Return the last two moments of a schedule; thousands of policies share a few hundred of them."""
+    before, last = schedule.newest(now - _LONGEST, now - GRACE, 2)[-2:]
+    return before, last

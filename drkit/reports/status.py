@@ -38,6 +38,11 @@ def read_status(workplace: Workplace, policies: Sequence[Policy], *, everything:
     known = workplace.catalog.overview.policies(one, now + CLOCK_MARGIN)
     if not everything:
         known = {name: overview for name, overview in known.items() if name in expectations}
+    for name, overview in known.items():
+        promise = expectations[name].reading if name in expectations else None
+        limit = promise.max_bytes_per_day if promise else None
+        if overview.reading is not None and limit is not None and overview.reading.largest_bytes > limit:
+            overview.reading = overview.reading._replace(largest=workplace.catalog.overview.largest(name))
     return judge_catalog(known, expectations, now)
 
 
