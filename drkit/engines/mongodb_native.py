@@ -81,6 +81,29 @@ class _Look:
     sentinels: Mapping[str, Sentinel]
 
 
+def _require_names(client: Client, database: str, uuids: Mapping[str, str], oplog_ts: Any) -> None:
+    """Raise SourceError naming a collection that was renamed since: one that is read by its old name looks empty.
+
+    The oplog says so, else the UUID, which a collection keeps.
+    """
+    renames: dict[str, str] = {}
+    if oplog_ts is not None:
+        wanted = {"ts": {"$gt": oplog_ts}, "op": "c", "o.renameCollection": {"$exists": True}}
+        entries = client["local"]["oplog.rs"].find(wanted, {"o": 1})
+        renames = {str(entry["o"]["renameCollection"]): str(entry["o"].get("to")) for entry in entries}
+    names = {uuid: name for name, uuid in uuids.items() if uuid}
+    for item in client[database].list_collections():
+        now = f"{database}.{item['name']}"
+        before = names.get(bytes(item.get("info", {}).get("uuid") or b"").hex(), now)
+        if before != now:
+            renames[before] = now
+    for before, now in renames.items():
+        if before in uuids:
+            raise SourceError(
+                f"collection {before} was renamed to {now} while it was dumped", hints=["take the backup again"]
+            )
+
+
 class NativeDump(LogicalDump):
     """One backup in progress that drkit reads itself."""
 
@@ -185,9 +208,13 @@ class NativeDump(LogicalDump):
                 yield chunk
             summary = reader.finish()
             view = before.view
-            after = self._look(view, read_counts(self._client, view.database, view.live))
+            live_counts = read_counts(self._client, view.database, view.live)
+            after = self._look(view, live_counts)
             self._moved += moved(before.sentinels, after.sentinels)
             require_whole(self._client, summary, before.counts, after.counts, "drkit")
+            # What the snapshot holds was counted in it, by the same name.
+            live = {name: uuid for name, uuid in uuids_of(summary).items() if name in live_counts.documents}
+            _require_names(self._client, view.database, live, before.counts.oplog_ts)
             self._oplog_range = self._needed_oplog()
         self._part_details[part] = {
             **facts,

@@ -187,6 +187,18 @@ def test_a_collection_that_is_emptied_while_it_is_read_is_missed(
         dump(mongodb.url, tmp_path, via="native", databases=(shop,))
 
 
+def test_a_collection_that_is_renamed_before_it_is_read_is_no_empty_one(
+    mongodb: MongoServer, shop: str, tmp_path: Path
+) -> None:
+    options = BackupOptions(databases=(shop,), work_folder=tmp_path, via="native")
+    with ENGINE.open_backup(mongodb.url, options) as session:
+        renamed = pytest.raises(SourceError, match=r"shop\.Genre was renamed to shop\.Genres while it was dumped")
+        with renamed, session.open_part(session.preflight.parts[0]) as chunks:
+            mongodb.client[shop]["Genre"].rename("Genres")
+            list(chunks)
+        assert session.details()["parts"] == {}
+
+
 def test_a_time_series_is_refused_by_name(mongodb: MongoServer, tmp_path: Path) -> None:
     database = mongodb.client["sensors"]
     database.create_collection("heat", timeseries={"timeField": "at", "metaField": "room"})
@@ -231,6 +243,7 @@ def faithful(mongodb: MongoServer, mongo_tools: Path) -> Iterator[str]:
     database.command({"insert": "stamps", "documents": [stamp], "bypassEmptyTsReplacement": True})
     database.create_collection("ring", capped=True, size=100000)
     database["ring"].insert_many([{"_id": -number} for number in range(50)])
+    database["system.js"].insert_one({"_id": "double", "value": Code("function(x) { return 2 * x; }")})
     yield "kinds"
     mongodb.client.drop_database("kinds")
 
