@@ -163,6 +163,7 @@ class _Planner:
         self.series: dict[str, list[Candidate]] = defaultdict(list)
         self.doubtful: list[Candidate] = []
         self.suspended = list(held.obstacles)
+        self.stopped: set[str] = set()
         for item in self.order:
             if self._counts(item):
                 self.series[item.method].append(item)
@@ -223,6 +224,7 @@ class _Planner:
             self._keep_all(method)
 
     def _keep_all(self, method: str) -> None:
+        self.stopped.add(method)
         for item in self.order:
             if item.method == method:
                 self._keep(item.artifact_id, "removal is suspended")
@@ -268,8 +270,8 @@ class _Planner:
                 " host's clock is behind, or the clock was ahead then"
             )
         if ahead or self.held.obstacles:
-            for item in self.order:
-                self._keep(item.artifact_id, "removal is suspended")
+            for method in {item.method for item in self.order}:
+                self._keep_all(method)
 
     def _is_locked(self, until: datetime | None) -> bool:
         return until is not None and until > self.now
@@ -325,7 +327,8 @@ class _Planner:
         """Decide about the log: what any base that is still there needs stays until after the base is gone."""
         bases = [item for item in self.order if item.span is not None]
         anchors = self._anchors(bases, removed)
-        suspended = bool(self.suspended) or not anchors or not any(self._counts(item) for item in bases)
+        stopped = self.held.obstacles or self.stopped & {item.method for item in bases}
+        suspended = stopped or not anchors or not any(self._counts(item) for item in bases)
         first = min((base.span[0] for base in anchors if base.span), default=0)
         for piece in sorted(self.held.log, key=lambda piece: (piece.from_position, piece.piece_id)):
             marked, end = piece.marked_at is not None, None

@@ -43,7 +43,7 @@ def prune(ctx: click.Context, policy: str | None, dry_run: bool, confirmed: str 
     12 the plan needs to be confirmed by --plan.
     """
     from drkit.app import open_app
-    from drkit.errors import EXIT_PROBLEMS, ConfigError
+    from drkit.errors import EXIT_PROBLEMS, ConfigError, DrkitError
     from drkit.operations.choosing import all_policies, find_policy
     from drkit.operations.prune import PruneOptions
     from drkit.operations.prune import prune as prune_policy
@@ -62,14 +62,22 @@ def prune(ctx: click.Context, policy: str | None, dry_run: bool, confirmed: str 
         if not wanted:
             raise ConfigError("no policy has a retention, so everything stays", hints=["drkit policy schema policy"])
         options = PruneOptions(dry_run=dry_run, confirmed=confirmed)
-        documents, lines = [], []
+        documents: list[dict[str, Any]] = []
+        lines: list[str] = []
+        failures: list[DrkitError] = []
         for item in wanted:
-            result = prune_policy(workplace, item, output, options)
-            document, text = _shown(workplace, result)
+            try:
+                document, text = _shown(workplace, prune_policy(workplace, item, output, options))
+            except DrkitError as error:
+                if len(wanted) == 1:
+                    raise
+                failures.append(error)
+                document, text = {"policy": item.policy, "error": error.message}, f"{item.policy}   {error.message}"
             documents.append(document)
             lines.append(text)
     output.result("prune", {"policies": documents}, "\n\n".join(lines))
-    ctx.exit(EXIT_PROBLEMS if any(item["blocked"] for item in documents) else 0)
+    blocked = any(item.get("blocked") for item in documents)
+    ctx.exit(failures[0].exit_code if failures else EXIT_PROBLEMS if blocked else 0)
 
 
 def _shown(workplace: Workplace, result: PruneResult) -> tuple[dict[str, Any], str]:

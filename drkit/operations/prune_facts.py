@@ -40,7 +40,7 @@ class Stored:
     """What is stored of one policy, and what was decided over it before.
 
     ``copies`` are the trusted manifests of each artifact. ``graves`` are their tombstones, ``log_graves`` those of the
-    log, oldest first. ``holds`` stand; ``hold_ends`` is when the last hold of an artifact was released.
+    log, oldest first. ``known_holds`` are all that were ever placed, the released ones too.
     """
 
     policy: Policy
@@ -49,10 +49,19 @@ class Stored:
     copies: Mapping[str, Sequence[StoredArtifact]]
     graves: Mapping[str, Tombstone]
     log_graves: Sequence[LogTombstone]
-    holds: Sequence[HoldEntry]
-    hold_ends: Mapping[str, datetime]
+    known_holds: Sequence[HoldEntry]
     obstacles: tuple[str, ...] = ()
     locks: Mapping[str, datetime] = field(default_factory=dict)
+
+    @cached_property
+    def holds(self) -> list[HoldEntry]:
+        """Return the holds that stand."""
+        return [hold for hold in self.known_holds if hold.released_at is None]
+
+    @cached_property
+    def hold_ends(self) -> Mapping[str, datetime]:
+        """Return when the last hold of an artifact was released."""
+        return _ends(self.known_holds)
 
     def manifest(self, artifact_id: str) -> Manifest:
         """Return an artifact's manifest."""
@@ -190,8 +199,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         copies=dict(copies),
         graves=graves,
         log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
-        holds=[entry for entry in entries if entry.released_at is None],
-        hold_ends=_ends(entries),
+        known_holds=entries,
         obstacles=(
             *obstacles,
             *unread,

@@ -65,7 +65,7 @@ class Pruning:
     def carry_out(self, reporter: Reporter) -> None:
         """Do what the plan says, as far as it is due."""
         workplace = self.workplace
-        workplace.catalog.holds.remember(self.stored.holds)
+        workplace.catalog.holds.remember(self.stored.known_holds)
         if self.stored.obstacles:
             return
         self._spread_decisions()

@@ -114,6 +114,19 @@ def test_words_that_make_no_sense(ready_site: ReadySite, artifacts: list[str]) -
     assert "has no retention, so everything stays" in ready_site.call("prune", "orders").stderr
 
 
+def test_a_policy_that_fails_does_not_stop_the_others(ready_site: ReadySite, artifacts: list[str]) -> None:
+    ready_site.add_store("gone")
+    ready_site.write_policy("absent", stores=("gone",), more=RETENTION)
+    done = ready_site.call("prune", "--json")
+    found = {item["policy"]: item for item in json.loads(done.stdout)["policies"]}
+    assert sorted(found["orders"]["marked"]) == artifacts[:3]
+    assert "gone" in str(found["absent"])
+    ready_site.signing_key.unlink()
+    failed = ready_site.call("prune")
+    assert failed.returncode == 3
+    assert failed.stdout.count("signing key") == 2
+
+
 def test_simulating_three_years(ready_site: ReadySite) -> None:
     path = ready_site.write_policy("orders", more="retention: {last: 3, daily: 7, monthly: 6}\n")
     path.write_text(path.read_text().replace("{method: dump}", '{method: dump, schedule: "0 2 * * *"}'))

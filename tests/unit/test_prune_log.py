@@ -290,7 +290,13 @@ class TestOplog:
         facts = {"from_ts": str(ends[0]), "to_ts": str(ends[1])}
         name = slice_name(*ends)
         record = _record(
-            SliceRecord, name, kind="slice", entries=3, last_sha256=hashlib.sha256(b"").hexdigest(), **facts
+            SliceRecord,
+            name,
+            kind="slice",
+            entries=3,
+            first_ts=str(ends[1]),
+            last_sha256=hashlib.sha256(b"").hexdigest(),
+            **facts,
         )
         manifest = OplogManifest(**_common(world, previous), engine="mongodb", files=(record,), **facts)
         first, last = name.split("-")

@@ -316,6 +316,16 @@ def test_r14_a_prune_that_fails_is_ignored_until_the_disk_is_full(world: PruneWo
     assert world.ids("offsite") == {entry.manifest.artifact_id for entry in entries[3:]}
 
 
+def test_r14_log_goes_also_while_another_method_never_worked() -> None:
+    bases = [base(days, 900 - 10 * days, 905 - 10 * days) for days in range(30)]
+    broken = dump(5, state="unverified")
+    made = plan([*bases, broken], Rules(recovery_window=3 * DAY), log=log(100))
+    assert made.suspended == ("no dump is sound, so none is removed",)
+    assert len(made.removed_log) == 61, "what not even the oldest base needs"
+    made = plan([*bases[:5], broken], Rules(recovery_window=3 * DAY), log=log(100))
+    assert len(made.removed_log) > 50
+
+
 def test_r15_the_minimum_keeps_failed_ones_for_ever() -> None:
     """wal-g/cnpg-plugin-wal-g#73: a guard that over-corrects R1."""
     failed = [dump(days, state="failed") for days in range(4, 30)]
