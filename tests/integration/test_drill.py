@@ -307,7 +307,8 @@ def test_missing_records_are_copied_with_their_signatures(site: ReadySite) -> No
         site.add_store(name).mkdir()
     use_stores(site, "primary", "second")
     copied = json.loads(site.drkit("store", "copy", "--json").stdout)
-    assert copied["records"] == [{"policy": "shop", "run_id": run_id, "store": "second"} for run_id in run_ids]
+    expected = [{"policy": "shop", "kind": "record", "name": run_id, "store": "second"} for run_id in run_ids]
+    assert copied["records"] == expected
     key = bucket.evidence_key("shop", run_ids[0])
     assert (site.folder / "second" / key).read_bytes() == (site.store_folder / key).read_bytes()
     assert site.drkit("evidence", "verify", str(site.folder / "second" / key)).returncode == 0
