@@ -191,14 +191,16 @@ class _DumpSession(LogicalDump):
                 f"mongodb {self._server.label} at {self._endpoint.server}",
                 f"mongodump {version}",
                 format_count(len(plans), "database"),
-                format_bytes(size_bytes),
+                *([format_bytes(size_bytes)] if size_bytes else []),
                 format_count(sum(len(plan.collections) for plan in plans), "collection"),
             ]
         )
-        parts = [Part(name, "database", held[0].name, held[0].size_bytes) for name, held in self._contents.items()]
+        parts = [
+            Part(name, "database", held[0].name, held[0].size_bytes or None) for name, held in self._contents.items()
+        ]
         warnings = []
         if self._whole:
-            parts = [Part(SERVER_PART, SERVER_PART, _SERVER_LABEL, size_bytes)]
+            parts = [Part(SERVER_PART, SERVER_PART, _SERVER_LABEL, size_bytes or None)]
             with connect(self._endpoint) as client:
                 said, more = forecast(require_reach(client), size_bytes, self._options.expected_s)
             summary, warnings = f"{summary}, {said}", list(more)

@@ -138,12 +138,13 @@ class NativeDump(LogicalDump):
 
     def _examine(self) -> Preflight:
         plans = self._plans
+        size_bytes = sum(plan.size_bytes for plan in plans.values())
         summary = ", ".join(
             [
                 f"mongodb {self._server.label} at {self._endpoint.server}",
                 "read by drkit itself" + (" in one snapshot" if self._snapshot.at else ""),
                 format_count(len(plans), "database"),
-                format_bytes(sum(plan.size_bytes for plan in plans.values())),
+                *([format_bytes(size_bytes)] if size_bytes else []),
                 format_count(sum(len(plan.collections) for plan in plans.values()), "collection"),
             ]
         )
@@ -155,7 +156,7 @@ class NativeDump(LogicalDump):
             )
         if self._options.exclude_tables and not any(plan.excluded for plan in plans.values()):
             warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
-        parts = [Part(name, "database", plan.name, plan.size_bytes) for name, plan in plans.items()]
+        parts = [Part(name, "database", plan.name, plan.size_bytes or None) for name, plan in plans.items()]
         return Preflight(summary, {"mongodb": self._server.label, "pymongo": pymongo.version}, parts, warnings)
 
     @property
