@@ -85,6 +85,23 @@ def test_an_archive_that_is_not_what_was_recorded_is_damage(facts: dict[str, Any
         verify_part(facts, iter([GOLDEN]))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        GOLDEN[: len(GOLDEN) // 2],
+        GOLDEN.replace(b"Jazz", b"Jass"),
+        GOLDEN.replace(b"genre", b"genus"),
+        GOLDEN + GOLDEN,
+        GOLDEN.replace(b'"unique":true', b'"sparse":true'),
+    ],
+    ids=["cut", "flipped", "swapped for another collection's", "twice", "with another index"],
+)
+def test_an_archive_in_the_place_of_the_recorded_one_is_damage(facts: dict[str, Any], changed: bytes) -> None:
+    assert changed != GOLDEN
+    with pytest.raises(IntegrityError):
+        verify_part(facts, iter([changed]))
+
+
 def test_a_damaged_archive_is_damage_also_where_nothing_is_known_of_it() -> None:
     with pytest.raises(IntegrityError, match="ends in the middle"):
         verify_part(None, iter([GOLDEN[:-1]]))
