@@ -19,7 +19,7 @@ import socket
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,8 @@ class Command:
     """What to run. ``env`` is added to the minimal environment; ``user`` is changed to when we are root.
 
     ``writes_bytes`` is how much the child's C library collects before it writes to its standard output, by coreutils'
-    stdbuf where that is there. For a pipe it is 4 KiB otherwise, and each write wakes the reader.
+    stdbuf where that is there. For a pipe it is 4 KiB otherwise, and each write wakes the reader. ``heard`` is told
+    each line that the child says on stderr while a stream runs, and returns whether a failure's details should have it.
     """
 
     argv: Sequence[str]
@@ -63,6 +64,7 @@ class Command:
     cwd: Path | None = None
     user: str | None = None
     writes_bytes: int | None = None
+    heard: Callable[[str], bool] | None = None
 
     @property
     def tool(self) -> str:
@@ -98,14 +100,21 @@ class _Identity(TypedDict, total=False):
 class _StderrTail:
     """Drain a child's stderr in a thread and keep its last lines; a full stderr pipe would stop the child."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, heard: Callable[[str], bool] | None) -> None:
         self._lines: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._heard = heard
         self._thread = threading.Thread(target=self._drain, args=(descriptor,), daemon=True)
         self._thread.start()
 
     def _drain(self, descriptor: int) -> None:
         partial = b""
         while chunk := os.read(descriptor, 1 << 16):
+            if self._heard is not None:
+                *lines, partial = (partial + chunk).split(b"\n")
+                words = (line[:_STDERR_LINE_BYTES].decode(errors="replace") for line in lines)
+                self._lines.extend(filter(self._heard, words))
+                partial = partial[-_STDERR_LINE_BYTES:]
+                continue
             # From the right, and no further than is kept: a flood must not keep the tool waiting.
             *lines, partial = (partial + chunk).rsplit(b"\n", _STDERR_LINES)
             if len(lines) == _STDERR_LINES:
@@ -141,7 +150,7 @@ class _Child:
         assert pipe is not None
         assert self._process.stderr is not None
         self._pipe = pipe
-        self._stderr = _StderrTail(self._process.stderr.fileno())
+        self._stderr = _StderrTail(self._process.stderr.fileno(), command.heard)
         os.set_blocking(pipe.fileno(), False)
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

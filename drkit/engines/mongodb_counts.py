@@ -1,12 +1,15 @@
 """Whether a dump has as many documents as the server had: mongodump's own word is not enough.
 
-Counts are exact (an aggregation); what the server estimates from its metadata is wrong after a crash. They cost a scan,
-so one is enough where an oplog says what came and went: with it the count after the dump gives the one before. What a
-full capped collection drops is in no oplog, so it is counted twice all the same.
+Before mongodump reads a collection it asks the server how many documents it has, by its metadata, and says the answer.
+Where that is the number that it wrote then, two that do not know of each other agree, and nothing is left to ask. Else
+documents are counted exactly (an aggregation): metadata are wrong after a crash. That costs a scan, so one is enough
+where an oplog says what came and went: with it the count after the dump gives the one before. What a full capped
+collection drops is in no oplog, so it is counted twice all the same.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +20,11 @@ from drkit.engines.mongodb_fingerprint import collection_name
 from drkit.errors import SourceError
 from drkit.mongo_archive import ArchiveSummary
 
+_COUNTED = re.compile(r"\tcounted (?P<count>\d+) documents? in (?P<name>.+)$")
+_TALK = re.compile(
+    r"\t(counted|enqueued|archive prelude|writing|done dumping|Mux|mux|dump phase|finishing|will listen) "
+)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -24,6 +32,25 @@ class Counts:
 
     documents: Mapping[str, int]
     oplog_ts: Any = None
+
+
+class SaidCounts:
+    """Listens to ``mongodump -vv`` for what the server told it of each collection."""
+
+    def __init__(self) -> None:
+        self._documents: dict[str, int] = {}
+
+    def heard(self, line: str) -> bool:
+        """Take one line; return whether a failure's details should have it."""
+        match = _COUNTED.search(line)
+        if match:
+            self._documents[match["name"]] = int(match["count"])
+        return not _TALK.search(line)
+
+    def agreeing(self, summary: ArchiveSummary) -> frozenset[str]:
+        """Return the collections of which as many documents were written as the server had."""
+        dumped = {collection_name(item): item.documents for item in summary.collections}
+        return frozenset(name for name, count in self._documents.items() if dumped.get(name) == count)
 
 
 def read_counts(client: Client, database: str, collections: Iterable[str]) -> Counts:

@@ -33,7 +33,7 @@ from drkit.engines.mongodb_client import (
     read_server,
     tool_config,
 )
-from drkit.engines.mongodb_counts import Counts, mark_counts, read_counts, require_whole
+from drkit.engines.mongodb_counts import Counts, SaidCounts, mark_counts, read_counts, require_whole
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.engines.mongodb_oplog import read_newest, require_reach
 from drkit.engines.mongodb_oplog_watch import OplogWatch, forecast
@@ -109,9 +109,10 @@ class DatabasePlan:
         """Remember what the counts after a dump are to be compared with."""
         return mark_counts(client, self.name, self.collections, self.capped)
 
-    def count(self, client: Client) -> Counts:
-        """Count the documents of its collections."""
-        return read_counts(client, self.name, self.collections)
+    def count(self, client: Client, known: frozenset[str]) -> Counts:
+        """Count the documents of its collections, but those that are known to be whole."""
+        names = [name for name in self.collections if f"{self.name}.{name}" not in known]
+        return read_counts(client, self.name, names)
 
 
 def _plan(client: Client, endpoint: Endpoint, server: ServerFacts, options: BackupOptions) -> list[DatabasePlan]:
@@ -156,6 +157,14 @@ def _why_not_whole(server: ServerFacts, options: BackupOptions) -> str:
         f"{fuzzy} (mongodump takes the oplog with a whole server only, and target.{key} names a part); method oplog"
         " makes it consistent"
     )
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What was counted of each database before a dump, and what mongodump says meanwhile that the server counted."""
+
+    before: Sequence[Counts]
+    said: SaidCounts
 
 
 class _DumpSession(LogicalDump):
@@ -241,12 +250,13 @@ class _DumpSession(LogicalDump):
         if self._whole:
             facts["databases"] = [plan.name for plan in plans]
         database = None if self._whole else plans[0].name
+        said = SaidCounts()
         argv = dump_argv(self._mongodump, self._config, database, facts["excluded"], self._options.parallel)
-        with self._producing(part.name, Command(argv)) as chunks:
-            yield self._watched(part, chunks, facts, before)
+        with self._producing(part.name, Command([*argv, "-vv"], heard=said.heard)) as chunks:
+            yield self._watched(part, chunks, facts, _Numbers(before, said))
 
     def _watched(
-        self, part: Part, chunks: Iterator[bytes], facts: Mapping[str, Any], before: Sequence[Counts]
+        self, part: Part, chunks: Iterator[bytes], facts: Mapping[str, Any], numbers: _Numbers
     ) -> Iterator[bytes]:
         """Yield ``chunks``; after the last, raise SourceError unless the archive is sound and has every document."""
         reader = ArchiveReader(digests=self._options.fingerprint == "digests", on_oplog=self._oplog.span.add)
@@ -258,8 +268,9 @@ class _DumpSession(LogicalDump):
                 yield chunk
             summary = reader.finish()
         with connect(self._endpoint) as client:
-            for plan, counts in zip(self._contents[part.name], before, strict=True):
-                require_whole(client, summary, counts, plan.count(client))
+            known = numbers.said.agreeing(summary)
+            for plan, before in zip(self._contents[part.name], numbers.before, strict=True):
+                require_whole(client, summary, before, plan.count(client, known))
             if self._whole:
                 self._oplog_range = self._oplog.require_covered(summary.oplog_entries, require_reach(client))
             else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from drkit.engines.mongodb_counts import Counts, mark_counts, read_counts, require_whole
+from drkit.engines.mongodb_counts import Counts, SaidCounts, mark_counts, read_counts, require_whole
 from drkit.errors import SourceError
 from drkit.mongo_archive import ArchiveSummary, CollectionSummary
 from tests.fixtures.mongodb import MongoServer
@@ -62,3 +62,22 @@ def test_what_a_capped_collection_drops_is_in_no_oplog_so_it_is_counted(mongodb:
     marked = mark_counts(mongodb.client, "counted", ["orders", "log"], ["orders"])
     assert dict(marked.documents) == {"counted.orders": 1}
     assert marked.oplog_ts is not None
+
+
+def test_what_mongodump_says_that_the_server_counted_is_compared_with_what_it_wrote() -> None:
+    said = SaidCounts()
+    lines = [
+        "counted 10 documents in counted.orders",
+        "counted 1 document in counted.a b",
+        "counted 3 documents in x.y",
+    ]
+    assert [said.heard(f"2026-11-22T17:48:45.122+0000\t{line}") for line in lines] == [False] * 3
+    assert said.heard("2026-11-22T17:48:45.122+0000\tFailed: error writing data for collection")
+
+    def dumped(orders: int, other: int) -> ArchiveSummary:
+        held = [CollectionSummary("counted", "orders", "collection", orders, None, {})]
+        return ArchiveSummary("", "", (*held, CollectionSummary("counted", "a b", "collection", other, None, {})))
+
+    assert said.agreeing(dumped(10, 1)) == {"counted.orders", "counted.a b"}
+    assert said.agreeing(dumped(9, 1)) == {"counted.a b"}
+    assert said.agreeing(ArchiveSummary("", "", ())) == frozenset()

@@ -347,3 +347,18 @@ class TestLargerWrites:
     def test_it_does_without_where_there_is_no_stdbuf(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         assert run(self.SAID, check=False).stdout == b"out\n"
+
+
+def test_a_listener_hears_every_line_of_a_flood_and_chooses_what_is_kept() -> None:
+    heard: list[str] = []
+
+    def listen(line: str) -> bool:
+        heard.append(line)
+        return line.endswith("9")
+
+    script = "import sys; sys.stderr.write(''.join(f'line {n}\\n' for n in range(5000))); print('out')"
+    with open_producer(Command([sys.executable, "-c", script], heard=listen), idle_timeout_s=60) as producer:
+        assert b"".join(producer.chunks()) == b"out\n"
+        kept = producer.stderr_lines
+    assert heard == [f"line {number}" for number in range(5000)]
+    assert kept[-2:] == ["line 4989", "line 4999"]
