@@ -325,7 +325,7 @@ def test_missing_records_are_copied_with_their_signatures(site: ReadySite) -> No
     done = site.drkit("store", "copy")
     assert done.returncode == 6
     assert f"record {run_ids[0]}  copied to third" in done.stdout
-    assert f"shop  {run_ids[1]}  third  FAILED" in done.stdout
+    assert f"shop  {bucket.evidence_key('shop', run_ids[1])}  third  FAILED" in done.stdout
     assert f"{bucket.evidence_key('shop', run_ids[1])} in store primary" in done.stdout
     assert site.drkit("evidence", "verify", str(site.folder / "third" / key)).returncode == 0
     assert not (site.folder / "third" / bucket.evidence_key("shop", run_ids[1])).exists()
