@@ -271,7 +271,7 @@ def timed_out_record(site: ReadySite) -> dict[str, Any]:
 
 
 def test_a_drill_that_outlives_its_time_while_it_asks_is_ended(site: ReadySite) -> None:
-    set_timeout(site, "12s")
+    set_timeout(site, "20s")
     policy = site.folder / "policies" / "shop.yaml"
     policy.write_text(policy.read_text().replace("select count(*) = 0 from artist where name is null", SLEEP))
     status, document, said = drill(site)
@@ -284,13 +284,13 @@ def test_a_drill_that_outlives_its_time_while_it_asks_is_ended(site: ReadySite) 
 
 
 def test_a_drill_whose_tool_hangs_is_ended_at_its_time(site: ReadySite, tmp_path: Path) -> None:
-    set_timeout(site, "8s")
+    set_timeout(site, "15s")
     hung = tmp_path / "pg_restore"
     hung.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'pg_restore (PostgreSQL) 15.99' && exit 0\nsleep 600\n")
     hung.chmod(0o755)
     done = site.drkit("drill", "shop", env={"DRKIT_POSTGRES_BIN": str(tmp_path)})
     assert done.returncode == 11, done.stderr
-    assert "TIMED OUT: drill rehearsal of shop did not end within 8.0 s and was stopped in phase load" in done.stdout
+    assert "TIMED OUT: drill rehearsal of shop did not end within 15.0 s and was stopped in phase load" in done.stdout
     assert "Proven until then: exists, intact." in done.stdout
     record = timed_out_record(site)
     assert (record["verdict"], record["ended_in"], record["levels"]["loads"]) == ("timed_out", "load", "not run")
