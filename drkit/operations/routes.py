@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 
 from drkit.channels import Channel, channel_of
 from drkit.policy import Policy
 from drkit.policy_notify import PolicyNotify, Webhook
+from drkit.schedule import Recurrence
 from drkit.site import Site
 
 _PING_OF = {"run.started": "start", "run.succeeded": "success", "run.failed": "fail", "run.lost": "fail"}
@@ -39,11 +40,7 @@ class Routes:
         digest = self._site.digest
         if digest is None or level not in digest.on:
             return None
-        from zoneinfo import ZoneInfo
-
-        from cronsim import CronSim
-
-        return next(CronSim(digest.schedule, now.astimezone(ZoneInfo(digest.timezone)))).astimezone(UTC)
+        return next(Recurrence(digest.schedule, digest.timezone).after(now))
 
     def ping(self, policy: str, event: str) -> Channel | None:
         """Return what is called when a backup of the policy comes to that event."""
