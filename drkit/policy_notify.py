@@ -17,6 +17,7 @@ LevelOfNotice = Literal[
     "succeeded",
     "late",
     "gap",
+    "damaged",
     "drill-failed",
     "objective-missed",
     "leaked",

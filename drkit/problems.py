@@ -252,7 +252,8 @@ CONDITIONS: Mapping[str, str] = {
     "key-missing": "key",
     "disk-full": "disk",
     "policy-broken": "failed",
-    "untrusted": "failed",
+    "copy-damaged": "damaged",
+    "untrusted": "damaged",
     "serve-silent": "missed",
     "unwatched": "failed",
 }

@@ -88,6 +88,9 @@ class Measures(Protocol):
     def last_drills(self, policies: Collection[str]) -> list[LastDrill]:
         """Return the newest record of every drill of these policies."""
 
+    def damaged_copies(self, policies: Collection[str]) -> list[tuple[str, str, str]]:
+        """Return policy, subject and store of every copy that was damaged when it was read last."""
+
     def restorable(self) -> list[Restorable]:
         """Return every policy that has artifacts."""
 
@@ -201,6 +204,15 @@ class SqliteMeasures(Measures):
             )
             for row in self._read(_DRILLS, {"policies": json.dumps(list(policies))})
         ]
+
+    def damaged_copies(self, policies: Collection[str]) -> list[tuple[str, str, str]]:
+        """Return policy, subject and store of every copy that was damaged when it was read last."""
+        found = self._read(
+            "select policy, subject, store from verified where not sound"
+            " and policy in (select value from json_each(?)) order by policy, subject, store",
+            (json.dumps(list(policies)),),
+        )
+        return [(row["policy"], row["subject"], row["store"]) for row in found]
 
     def restorable(self) -> list[Restorable]:
         """Return every policy that has artifacts."""

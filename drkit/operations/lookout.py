@@ -86,7 +86,7 @@ class ConditionLog:
 
 
 _WORDS = (
-    *("backup-late", "drill-late", "rpo-missed", "key-missing", "disk-full", "policy-broken"),
+    *("backup-late", "drill-late", "rpo-missed", "copy-damaged", "key-missing", "disk-full", "policy-broken"),
     *("store-refused", "store-unreachable"),
 )
 
@@ -241,6 +241,7 @@ def late_policies(workplace: Workplace, names: Sequence[str], now: datetime) -> 
     measures = workplace.catalog.measures
     artifacts = measures.newest_artifacts(now + CLOCK_MARGIN, names)
     drills = measures.last_drills(names)
+    damaged = measures.damaged_copies(names)
     late = {}
     for name in names:
         policy = workplace.policies[name]
@@ -251,8 +252,17 @@ def late_policies(workplace: Workplace, names: Sequence[str], now: datetime) -> 
             *late_backups(expectation, newest, born, now),
             *late_drills(expectation, [item for item in drills if item.policy == name], born, now),
             *missed_rpo(expectation, restorable_to(workplace, policy, own), now),
+            *damaged_copies(name, damaged),
         ]
     return late
+
+
+def damaged_copies(policy: str, damaged: Iterable[tuple[str, str, str]]) -> Iterator[Condition]:
+    """Yield the copies of a policy that were not as they were signed when they were read last."""
+    for of, subject, store in damaged:
+        if of == policy:
+            message = f"a copy of {policy} in store {store} is damaged\n{subject}: drkit check {policy}"
+            yield Condition("copy-damaged", f"{policy}/{subject}@{store}", message, policy)
 
 
 def born_at(policy: Policy) -> datetime | None:

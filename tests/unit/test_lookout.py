@@ -207,3 +207,19 @@ class TestLate:
         )
         look(told, lookout, minutes=1)
         assert ("resolved", "condition/drill-late/orders/w") in told.receiver.states()
+
+    def test_a_copy_that_was_found_damaged_is_told_until_it_is_mended(self, told: Telling, lookout: Lookout) -> None:
+        record = {"kind": "verification", "policy": "orders", "run_id": "V", "ended_at": NOW.isoformat()}
+        told.catalog.index_evidence(record, "1" * 64, ["primary"])
+        with told.catalog._transaction() as connection:
+            connection.execute(
+                "insert into verified (subject, store, policy, at, size_bytes, sound, sha256)"
+                " values ('A1', 'primary', 'orders', ?, 1, 0, ?)",
+                (NOW.isoformat(), "1" * 64),
+            )
+        look(told, lookout)
+        look(told, lookout, minutes=1)
+        told.catalog.verified.mend("A1", "primary")
+        look(told, lookout, minutes=1)
+        identity = "condition/copy-damaged/orders/A1@primary"
+        assert [state for state, name in told.receiver.states() if name == identity] == ["opened", "resolved"]
