@@ -91,7 +91,7 @@ def decide(
         return [_within(schedule, due_at, now) for due_at in moments]
     *older, newest = moments
     running = next((item for item in unfinished if item.state == "dispatched"), None)
-    if schedule.missed != "resume" and now - newest > schedule.catch_up:
+    if schedule.missed != "resume" and now - newest > max(schedule.catch_up, ON_TIME):
         return [_missed(schedule, due_at, now) for due_at in moments]
     into = f"coalesced into the one due at {_told(newest)}"
     decisions = [Decision(due_at, "coalesced", f"{_absent(leapt=leapt)}; {into}") for due_at in older]
@@ -108,7 +108,7 @@ def decide(
 
 
 def _within(schedule: Schedule, due_at: datetime, now: datetime) -> Decision:
-    if now - due_at > schedule.catch_up:
+    if now - due_at > max(schedule.catch_up, ON_TIME):
         return _missed(schedule, due_at, now)
     return Decision(due_at, "due", _late(due_at, now))
 

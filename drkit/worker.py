@@ -163,7 +163,7 @@ class Worker:
     def _start(self, item: Occurrence) -> None:
         job = Job(item.kind, item.policy, item.what, item.due_at, item.run_id)
         task = json.dumps({"site": str(self._workplace.site.path.absolute()), "job": job.document()}).encode()
-        command = Command(JOB_COMMAND, env=dict(os.environ), cwd=self._workplace.site.folder)
+        command = Command(JOB_COMMAND, env=dict(os.environ))
         self._say(item, f"begins, attempt {item.attempts}, run {item.run_id}")
         doing: list[_Doing] = []
         ready = threading.Event()

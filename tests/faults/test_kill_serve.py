@@ -37,7 +37,7 @@ class Crew:
         with (self.site.folder / "serve.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.fixtures.scheduling", str(self.site.site_file)],
-                cwd=ROOT,
+                cwd=self.site.folder,
                 env={**os.environ, scheduling.BEGAN: str(self.began_s), "PYTHONPATH": str(ROOT)},
                 stdout=log,
                 stderr=log,

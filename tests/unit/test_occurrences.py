@@ -54,6 +54,8 @@ def states(schedule: Schedule, *hours_ago: float, unfinished: tuple[Occurrence, 
         (LOG, (24 * 400, 24 * 300), "coalesced due"),
         (DRILL, (24 * 8, 24 * 6, 24), "missed due due"),
         (DRILL, (), ""),
+        (replace(DAILY, catch_up=timedelta(seconds=1)), (0.01,), "due"),
+        (replace(DAILY, catch_up=timedelta(seconds=1)), (0.02,), "missed"),
     ],
 )
 def test_what_nobody_saw(schedule: Schedule, hours_ago: tuple[float, ...], expected: str) -> None:
