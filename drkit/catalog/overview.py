@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -57,10 +57,10 @@ class PolicyOverview:
 class Overview(Protocol):
     """Questions about many policies at once."""
 
-    def policies(self, policy: str | None, until: datetime) -> dict[str, PolicyOverview]:
+    def policies(self, policy: str | None, until: datetime, stores: Iterable[str]) -> dict[str, PolicyOverview]:
         """Return how one policy, or each that the catalog knows, stands; what is later than ``until`` is not newest.
 
-        Raise CatalogError.
+        Copies are counted in ``stores``. Raise CatalogError.
         """
 
     def largest(self, policy: str) -> str:
@@ -73,7 +73,7 @@ class SqliteOverview(Overview):
     def __init__(self, read: Read) -> None:
         self._read = read
 
-    def policies(self, policy: str | None, until: datetime) -> dict[str, PolicyOverview]:
+    def policies(self, policy: str | None, until: datetime, stores: Iterable[str]) -> dict[str, PolicyOverview]:
         """Return how one policy, or each that the catalog knows, stands; what is later than ``until`` is not newest."""
         values = {"policy": policy, "until": format_utc(until)}
         found: dict[str, PolicyOverview] = {}
@@ -84,10 +84,11 @@ class SqliteOverview(Overview):
             largest[name] = max(largest_bytes, largest.get(name, 0))
             if newest is not None:
                 overview.newest[method] = parse_utc(newest)
-        for row in self._read(_COPIES, values):
-            overview = found[row["policy"]]
-            overview.held[row["store"]] = row["artifacts"]
-            overview.reading = _merged(overview.reading, row, largest[row["policy"]])
+        for store in stores:
+            for row in self._read(_COPIES, {**values, "store": store}):
+                overview = found[row["policy"]]
+                overview.held[store] = row["artifacts"]
+                overview.reading = _merged(overview.reading, row, largest[row["policy"]])
         for overview in found.values():
             overview.newest_artifact = self._newest(overview.policy, values["until"])
             overview.last_run = self._last_run(overview.policy)
@@ -138,13 +139,14 @@ _COUNTS = """
     select a.policy, a.method, count(*), max(case when a.restorable_to_at <= :until then a.restorable_to_at end),
         max(a.stored_bytes)
     from artifacts a where (:policy is null or a.policy = :policy) group by a.policy, a.method"""
-# The id comes from the row with the least moment (sqlite.org/lang_select.html, bare columns).
+# One pass for each store: grouped by policy alone it follows an index, grouped by both it sorts a million rows. The id
+# comes from the row with the least moment (sqlite.org/lang_select.html, bare columns).
 _COPIES = """
     select a.policy, s.store, count(*) as artifacts, sum(a.stored_bytes) as stored_bytes, a.artifact_id,
         min(coalesce(v.at, a.restorable_to_at)) as oldest_at
-    from artifacts a join artifact_stores s using (artifact_id)
-    left join verified v on v.subject = a.artifact_id and v.store = s.store
-    where (:policy is null or a.policy = :policy) group by a.policy, s.store"""
+    from artifacts a join artifact_stores s on s.artifact_id = a.artifact_id and s.store = :store
+    left join verified v on v.subject = a.artifact_id and v.store = :store
+    where (:policy is null or a.policy = :policy) group by a.policy"""
 _LARGEST = "select artifact_id from artifacts where policy = :policy order by stored_bytes desc, artifact_id limit 1"
 _NEWEST = """
     select artifact_id, restorable_to_at, parent,

@@ -35,7 +35,7 @@ def read_status(workplace: Workplace, policies: Sequence[Policy], *, everything:
     now = workplace.clock()
     expectations = {policy.policy: expectation_of(policy, now, workplace.site) for policy in policies}
     one = policies[0].policy if len(policies) == 1 and not everything else None
-    known = workplace.catalog.overview.policies(one, now + CLOCK_MARGIN)
+    known = workplace.catalog.overview.policies(one, now + CLOCK_MARGIN, workplace.site.stores)
     if not everything:
         known = {name: overview for name, overview in known.items() if name in expectations}
     for name, overview in known.items():
