@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bson.raw_bson import RawBSONDocument
-from pymongo import DeleteOne, InsertOne, ReplaceOne
+from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, OperationFailure
 
-from drkit.bson_elements import ARRAY, DOCUMENT
+from drkit.bson_elements import ARRAY, DOCUMENT, has_empty_timestamp
 from drkit.engines.mongodb_client import Client
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.errors import IntegrityError, RecoveryGap, SourceError
@@ -141,6 +141,7 @@ class Applier:
         for namespace, part in _by_namespace(images).items():
             # Some of them may be there already: this is the one write that is not counted.
             self._collection(namespace).bulk_write([_again(image) for image in part], bypass_document_validation=True)
+            _put_right(self._collection(namespace), part)
         return self._done.applied
 
     def _require_reached(self) -> None:
@@ -200,8 +201,9 @@ class Applier:
         for namespace, part in _by_namespace(images).items():
             changed = [image for image in part if image.before is not None or image.after is not None]
             with _blamed(changed, batch.writes):
-                ordered = namespace in self._catalog.capped
-                _write(self._collection(namespace), [_request(image) for image in changed], ordered=ordered)
+                collection, ordered = self._collection(namespace), namespace in self._catalog.capped
+                _write(collection, [_request(image) for image in changed], ordered=ordered)
+                _put_right(collection, changed)
 
     def _existing(self, batch: Batch) -> dict[tuple[str, bytes], bytes]:
         wanted: dict[str, list[bytes]] = defaultdict(list)
@@ -357,6 +359,17 @@ def _write(collection: Collection[RawBSONDocument], requests: Sequence[_Request]
     changed = result.inserted_count + result.matched_count + result.deleted_count
     if changed != len(requests):
         raise SourceError(f"{collection.full_name}: the server changed {changed:,} of {len(requests):,} documents")
+
+
+def _put_right(collection: Collection[RawBSONDocument], images: Iterable[Image]) -> None:
+    """Write once more what a server changes on insert: it puts its clock for an empty timestamp (TOOLS-3540)."""
+    updates = [
+        UpdateOne(_query(image), [{"$replaceRoot": {"newRoot": {"$literal": RawBSONDocument(image.after)}}}])
+        for image in images
+        if image.after is not None and has_empty_timestamp(image.after)
+    ]
+    if updates:
+        collection.bulk_write(updates, bypass_document_validation=True)
 
 
 @contextmanager
