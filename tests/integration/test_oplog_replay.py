@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bson
 import pytest
 
+from drkit.engines.mongodb_redo import Progress, RedoFile
+from drkit.errors import DrkitError, IntegrityError
+from drkit.oplog_images import Image
 from tests.fixtures.mongodb import ROOT, MongoServer, running_mongodb
-from tests.fixtures.replaying import History, Moment, held, modelled, read_oplog, replay
+from tests.fixtures.replaying import RESTORE_ID, History, Moment, held, modelled, read_oplog, replay
+from tests.unit.oplog_entries import BEGUN_AT, SECONDS, command, delete, insert, update
 
 WRITES, MOMENTS, SEED = 2000, 20, 20261122
 SOURCE, TARGET = "history", "replayed"
@@ -87,3 +92,42 @@ def test_a_replay_that_is_killed_again_and_again_equals_the_model(
     done = replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), moment.at)
     assert done.resumed_after > 0
     assert held(target) == modelled(moment.documents)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (insert(5, f"{SOURCE}.orders", {"_id": "there"}), "inserts a document that is there already"),
+        (update(5, f"{SOURCE}.orders", "gone", {"u": {"n": 1}}), "updates a document that is not there"),
+        (update(5, f"{SOURCE}.orders", "there", {"z": {"n": 1}}), 'has key "z"'),
+        (delete(5, f"{SOURCE}.orders", "gone"), "deletes a document that is not there"),
+        (command(5, SOURCE, {"create": "orders", "capped": True, "size": 4096}), "create of history.orders"),
+        (command(5, SOURCE, {"renameCollection": f"{SOURCE}.gone", "to": f"{SOURCE}.new"}), "renameCollection of"),
+        (insert(5, f"{SOURCE}.system.buckets.weather", {"_id": 1}), "is of the time series"),
+    ],
+)
+def test_an_entry_that_does_not_fit_ends_the_replay_by_name(
+    entry: bytes, words: str, server: MongoServer, target: Any, tmp_path: Path
+) -> None:
+    target["orders"].insert_one({"_id": "there", "n": 0})
+    with pytest.raises(DrkitError) as caught:
+        replay(server.client, iter([entry]), tmp_path, (SOURCE, TARGET), None)
+    assert words in caught.value.message
+    assert f"oplog entry {SECONDS + 5}:1" in caught.value.message
+    assert list(target["orders"].find()) == [{"_id": "there", "n": 0}]
+
+
+def test_a_batch_that_was_written_down_is_done_by_whoever_resumes(
+    server: MongoServer, target: Any, tmp_path: Path
+) -> None:
+    entries = [insert(number, f"{SOURCE}.orders", {"_id": number}) for number in range(4)]
+    images = [Image(f"{SOURCE}.orders", bson.encode({"_id": number})[4:-1], None, entries[number]) for number in (0, 1)]
+    images = [image._replace(after=bson.encode({"_id": number})) for number, image in enumerate(images)]
+    # The command that makes the collection is an operation as well.
+    RedoFile(tmp_path, RESTORE_ID).write(Progress(3, "x", totals={f"{SOURCE}.orders": (2, None)}), images)
+    target["orders"].insert_one({"_id": 0})
+    done = replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), None)
+    assert sorted(item["_id"] for item in target["orders"].find()) == [0, 1, 2, 3]
+    assert (done.resumed_after, done.operations, done.totals) == (3, 2, {f"{SOURCE}.orders": (4, None)})
+    with pytest.raises(IntegrityError, match="is after the moment that is asked for"):
+        replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), BEGUN_AT)
