@@ -25,6 +25,8 @@ from drkit.units import format_duration
 
 _STALE_AT_LEAST = timedelta(days=2)
 _STALE_WAITS = 3
+_LOOKED_AT = timedelta(days=100)
+_LOOKED_AT_RUNS = 3000
 
 
 @dataclass(frozen=True)
@@ -148,15 +150,20 @@ def guards_of(policy: Policy, retention: Retention) -> Guards:
 
 
 def _longest_wait(rule: BackupRule) -> timedelta:
-    """Return the longest time between two of the next runs of a schedule."""
+    """Return the longest time between two runs of a schedule, of some months: weekends and long months are in between."""
     from datetime import UTC
     from itertools import islice, pairwise
 
     from cronsim import CronSim
 
     assert rule.schedule is not None
-    runs = list(islice(CronSim(rule.schedule, datetime(2026, 1, 1, tzinfo=UTC)), 60))
-    return max((later - earlier for earlier, later in pairwise(runs)), default=timedelta(days=366))
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    longest = timedelta()
+    for earlier, later in pairwise(islice(CronSim(rule.schedule, begin), _LOOKED_AT_RUNS)):
+        longest = max(longest, later - earlier)
+        if later - begin > _LOOKED_AT:
+            break
+    return longest
 
 
 def _blocked(plan: Plan, options: PruneOptions) -> str:

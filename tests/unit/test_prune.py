@@ -16,7 +16,7 @@ from drkit.model import ArtifactEntry
 from drkit.operations.check import gather
 from drkit.operations.holds import hold_artifact, release_artifact
 from drkit.operations.judgement import judge
-from drkit.operations.prune import PruneResult, prune
+from drkit.operations.prune import PruneResult, guards_of, prune
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import find_artifacts
 from drkit.retention import Decision
@@ -111,6 +111,17 @@ def test_without_retention_everything_stays(world: PruneWorld) -> None:
     policy = world.policy.model_copy(update={"retention": None})
     with pytest.raises(ConfigError, match="has no retention, so everything stays"):
         prune(world.workplace, policy, Silent())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "days"),
+    [("0 2 * * *", 3), ("*/15 * * * *", 2), ("*/15 9-17 * * mon-fri", 7.90625), ("0 3 * * sun", 21), ("0 0 1 * *", 93)],
+)
+def test_a_method_is_stale_after_three_of_its_longest_waits(world: PruneWorld, schedule: str, days: float) -> None:
+    rule = world.policy.backups[0].model_copy(update={"schedule": schedule})
+    policy = world.policy.model_copy(update={"backups": (rule,)})
+    assert policy.retention is not None
+    assert guards_of(policy, policy.retention).stale_after == {"dump": days * DAY}
 
 
 # What forbids it.
