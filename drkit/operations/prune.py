@@ -150,7 +150,7 @@ def guards_of(policy: Policy, retention: Retention) -> Guards:
 
 
 def _longest_wait(rule: BackupRule) -> timedelta:
-    """Return the longest time between two runs of a schedule, of some months: weekends and long months are in between."""
+    """Return the longest time between two runs of a schedule within a quarter: weekends and long months count."""
     from datetime import UTC
     from itertools import islice, pairwise
 
