@@ -14,8 +14,9 @@ from pathlib import Path
 from bench_place import DRKIT
 from ulid import ULID
 
-from drkit import bucket
+from drkit import age, bucket
 from drkit.catalog.sqlite import open_catalog
+from drkit.keys import recipients_of
 from drkit.model import Compression, Coverage, Encryption, Manifest, ObjectRecord
 from drkit.operations.init import NewSite, init_site
 from drkit.operations.signing_key import load_site_signing_key
@@ -175,11 +176,13 @@ def fill_store(site: NewSite) -> None:
     """Put signed manifests into the folder of the site's store, written plainly: durability is not measured here."""
     key = load_site_signing_key(load_site(site.site_file, {}, site.folder))
     folder = site.folder / "backups"
+    recipients = recipients_of((site.restore.recipient, site.escrow.recipient), accept_single_key=False)
+    details = age.armor(b"".join(age.encrypt([b"{}"], recipients)))
     parents: tuple[str, ...] = ()
     for number in range(REBUILT):
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
         manifest = make_manifest("p", str(ULID.from_datetime(at)), number + 1, at).model_copy(
-            update={"parents": parents}
+            update={"parents": parents, "details": details}
         )
         data = manifest.to_bytes()
         parents = (sha256(data).hexdigest(),)
