@@ -7,12 +7,12 @@ away, and lets a prune go by it all the same.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from drkit.catalog.tables import Tables
 from drkit.units import format_utc, parse_utc
 
 
@@ -45,16 +45,8 @@ class Holds(Protocol):
         """Return the artifacts that are marked, and when each goes where that is known."""
 
 
-class SqliteHolds(Holds):
+class SqliteHolds(Tables, Holds):
     """The same over a SQLite catalog's connection."""
-
-    def __init__(
-        self,
-        transaction: Callable[[], AbstractContextManager[sqlite3.Connection]],
-        read: Callable[..., list[sqlite3.Row]],
-    ) -> None:
-        self._transaction = transaction
-        self._read = read
 
     def remember(self, entries: Sequence[HoldEntry]) -> None:
         """Record holds; one that is known to be released stays released."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from drkit.catalog.rows import json_text
+from drkit.catalog.tables import Tables
 from drkit.occurrences import AttemptClass, Decision, Occurrence, Schedule, State
 from drkit.units import format_utc, parse_utc
 
@@ -141,16 +142,8 @@ class Book:
         return [(item["name"], parse_utc(item["at"]), item["facts"]) for item in found]
 
 
-class OccurrenceLedger:
+class OccurrenceLedger(Tables):
     """The ledger over the catalog's connection; every method may raise CatalogError."""
-
-    def __init__(
-        self,
-        transaction: Callable[[], AbstractContextManager[sqlite3.Connection]],
-        read: Callable[..., list[sqlite3.Row]],
-    ) -> None:
-        self._transaction = transaction
-        self._read = read
 
     @contextmanager
     def planning(self) -> Iterator[Book]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 
+from drkit.catalog.tables import Tables
 from drkit.units import format_utc, parse_utc
 
 CLAIM = timedelta(minutes=2)
@@ -148,16 +149,8 @@ _UNTOLD = (
 )
 
 
-class SqliteOutbox(Outbox):
+class SqliteOutbox(Tables, Outbox):
     """The outbox over a SQLite catalog's connection."""
-
-    def __init__(
-        self,
-        transaction: Callable[[], AbstractContextManager[sqlite3.Connection]],
-        read: Callable[..., list[sqlite3.Row]],
-    ) -> None:
-        self._transaction = transaction
-        self._read = read
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:

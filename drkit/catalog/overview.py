@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from drkit.catalog import rows
+from drkit.catalog.tables import Read
 from drkit.reading_plan import ReadingFact
 from drkit.units import format_utc, parse_utc
 
 if TYPE_CHECKING:
     from drkit.model import Run
-
-Read = Callable[[str, Mapping[str, Any]], list[sqlite3.Row]]
 
 
 class NewestArtifact(NamedTuple):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from drkit.catalog.tables import Tables
 from drkit.reading_plan import StoredCopy
 from drkit.units import parse_utc
-
-Read = Callable[[str, Sequence[Any]], list[sqlite3.Row]]
-Transaction = Callable[[], AbstractContextManager[sqlite3.Connection]]
 
 
 class Reading(NamedTuple):
@@ -39,12 +35,8 @@ class Verified(Protocol):
         """Forget that a copy was damaged when it was read last: it was found sound since, which nobody signed."""
 
 
-class SqliteVerified(Verified):
+class SqliteVerified(Tables, Verified):
     """The table ``verified`` of a catalog."""
-
-    def __init__(self, transaction: Transaction, read: Read) -> None:
-        self._transaction = transaction
-        self._read = read
 
     def copies(self, policies: Collection[str]) -> list[StoredCopy]:
         """Return every copy of an artifact of these policies that a store has, with the moment of its last reading."""
