@@ -69,6 +69,17 @@ class ServerFacts:
         """Return the version, and what speaks MongoDB's protocol if that is not MongoDB."""
         return f"{self.version} ({self.product}, a compatible server)" if self.product else self.version
 
+    def document(self, endpoint: Endpoint, *, one_snapshot: bool) -> dict[str, Any]:
+        """Return what an artifact's details say of the server; ``one_snapshot``: all of it was read at one moment."""
+        return {
+            "version": self.version,
+            "major": self.major,
+            "product": self.product or "MongoDB",
+            "replica_set": self.replica_set,
+            "address": endpoint.server,
+            "one_snapshot": one_snapshot,
+        }
+
 
 def parse_url(url: Secret) -> Endpoint:
     """Read a connection string; raise ConfigError, without the text, when it is none."""

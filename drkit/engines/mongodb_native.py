@@ -168,14 +168,7 @@ class NativeDump(LogicalDump):
 
     def details(self) -> dict[str, Any]:
         """Return what only key holders may read."""
-        server = {
-            "version": self._server.version,
-            "major": self._server.major,
-            "product": self._server.product or "MongoDB",
-            "replica_set": self._server.replica_set,
-            "address": self._endpoint.server,
-            "one_snapshot": self._is_one_moment,
-        }
+        server = self._server.document(self._endpoint, one_snapshot=self._is_one_moment)
         return {"server": server, "parts": self._part_details}
 
     @contextmanager
