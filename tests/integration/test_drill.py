@@ -290,7 +290,7 @@ def test_a_drill_whose_tool_hangs_is_ended_at_its_time(site: ReadySite, tmp_path
     hung.chmod(0o755)
     done = site.drkit("drill", "shop", env={"DRKIT_POSTGRES_BIN": str(tmp_path)})
     assert done.returncode == 11, done.stderr
-    assert "TIMED OUT: drill rehearsal of shop did not end within 15.0 s and was stopped in phase load" in done.stdout
+    assert "TIMED OUT: drill rehearsal of shop did not end within 15 s and was stopped in phase load" in done.stdout
     assert "Proven until then: exists, intact." in done.stdout
     record = timed_out_record(site)
     assert (record["verdict"], record["ended_in"], record["levels"]["loads"]) == ("timed_out", "load", "not run")
