@@ -50,7 +50,8 @@ class Candidate:
 
     Only ``verified`` ones count; ``doubt`` says why another does not. ``span`` are the positions in the log from which
     it needs it and where it is consistent, None where nothing can be replayed from it. ``head``: no other manifest
-    names it as a parent yet. ``hold`` is the reason of a hold, ``marked_at`` when its time of grace began.
+    names it as a parent yet. ``hold`` is the reason of a hold, ``marked_at`` when its time of grace began. ``stores``
+    are those of the policy's that have it whole, with all that it builds on.
     """
 
     artifact_id: str
@@ -66,6 +67,7 @@ class Candidate:
     hold: str = ""
     locked_until: datetime | None = None
     marked_at: datetime | None = None
+    stores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,9 +211,12 @@ class _Planner:
         for artifact_id, reason in wanted(series, self.rules, self._newest_at(series)):
             self._keep(artifact_id, reason)
         self._keep(series[0].artifact_id, f"newest {method}")
-        short = self.guards.minimum - sum(item.artifact_id in self.reasons for item in series)
-        for item in [item for item in series if item.artifact_id not in self.reasons][: max(short, 0)]:
-            self._keep(item.artifact_id, f"minimum of {self.guards.minimum}")
+        self._minimum(series, f"minimum of {self.guards.minimum}")
+        for store in sorted({store for item in series for store in item.stores}):
+            there = [item for item in series if store in item.stores]
+            if there[0].artifact_id not in self.reasons:
+                self._keep(there[0].artifact_id, f"newest {method} in store {store}")
+            self._minimum(there, f"minimum of {self.guards.minimum} in store {store}")
         fall = _before_the_fall(series)
         if fall is not None and self.now - fall[1] < _SHRUNK_FOR:
             self._keep(fall[0].artifact_id, f"last before the size of a {method} fell to a tenth")
@@ -222,6 +227,12 @@ class _Planner:
                 f" {_duration(stale_after)}: no {method} is removed until there is a new one"
             )
             self._keep_all(method)
+
+    def _minimum(self, series: Sequence[Candidate], reason: str) -> None:
+        """Keep so many of a series; what a store that gets no copies has is not driven out by what it never had."""
+        short = self.guards.minimum - sum(item.artifact_id in self.reasons for item in series)
+        for item in [item for item in series if item.artifact_id not in self.reasons][: max(short, 0)]:
+            self._keep(item.artifact_id, reason)
 
     def _keep_all(self, method: str) -> None:
         self.stopped.add(method)

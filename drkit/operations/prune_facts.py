@@ -19,11 +19,12 @@ from drkit.model import Manifest, Tombstone
 from drkit.operations import Workplace
 from drkit.operations.holds import known_holds
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
+from drkit.operations.prune_doubts import clock_doubts, hold_doubts, manifest_doubts, strange_places, unread_stores
 from drkit.oplog import OplogTs
 from drkit.policy import Policy
 from drkit.retention import CLOCK_SKEW, Candidate, Holdings, LogPiece, State
 from drkit.retention_documents import BuriedRun, LogTombstone
-from drkit.units import format_duration, format_moment, parse_utc
+from drkit.units import parse_utc
 from drkit.wal import Segment, parse_lsn
 
 _STRANGE_DATE = timedelta(hours=24)
@@ -145,6 +146,7 @@ class Stored:
     def holdings(self) -> Holdings:
         """Return what the plan is made of."""
         states = dict(_states(self))
+        whole = _whole_in(self)
         named = {parent for copies in self.copies.values() for parent in copies[0].manifest.parents}
         named |= {parent for grave in self.graves.values() for parent in grave.parents}
         drills = _verdicts(self.inventories.values())
@@ -163,6 +165,7 @@ class Stored:
                 hold="; ".join(hold.reason for hold in self.held(artifact_id, kind="hold")),
                 locked_until=self.locks.get(artifact_id),
                 marked_at=self.marked_at(artifact_id),
+                stores=tuple(sorted(whole[artifact_id])),
             )
             for artifact_id, manifest in ((name, self.manifest(name)) for name in self.copies)
         ]
@@ -177,11 +180,6 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
     name = policy.policy
     inventories = take_inventory(workplace.stores, workplace.signers, {name})
     remembered = {store for entry in workplace.catalog.artifacts(name) for store in entry.stores}
-    unread = [
-        f"store {item.name} cannot be read, and a hold may be in it: {item.error.message}"
-        for item in inventories.values()
-        if item.error is not None and (item.name in policy.stores or item.name in remembered)
-    ]
     read = {key: item for key, item in inventories.items() if item.error is None}
     copies: dict[str, list[StoredArtifact]] = defaultdict(list)
     for inventory in read.values():
@@ -190,6 +188,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
     holds = [hold for item in read.values() for hold in item.holds.get(name, ())]
     releases = [release for item in read.values() for release in item.releases.get(name, ())]
     entries = known_holds(holds, releases, workplace.catalog.holds.entries(policy=name))
+    held = {entry.artifact_id for entry in entries if entry.released_at is None}
     graves = {grave.artifact_id: grave for item in read.values() for grave in item.graves.get(name, ())}
     log_graves = {grave.tombstone_id: grave for item in read.values() for grave in item.log_graves.get(name, ())}
     return Stored(
@@ -202,28 +201,13 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         known_holds=entries,
         obstacles=(
             *obstacles,
-            *unread,
-            *_not_believed(read.values(), name),
-            *_clock_doubts(read.values(), workplace.clock()),
+            *unread_stores(policy, inventories.values(), remembered),
+            *hold_doubts(read.values(), name),
+            *manifest_doubts(read.values(), {*copies, *(graves.keys() - held)}),
+            *strange_places(policy, read, copies, remembered),
+            *clock_doubts(read.values(), workplace.clock()),
         ),
     )
-
-
-def _not_believed(inventories: Iterable[StoreInventory], policy: str) -> Iterator[str]:
-    """Say which hold is not as it was signed: until somebody looked, it may stand."""
-    for inventory in inventories:
-        for finding in inventory.findings.get(policy, ()):
-            if finding.code in {"hold-untrusted", "hold-misplaced"}:
-                yield f"a hold is not believed: {finding.message}"
-
-
-def _clock_doubts(inventories: Iterable[StoreInventory], now: datetime) -> Iterator[str]:
-    """Say by which store's clock an object was written in our future: one of the two clocks is wrong."""
-    for inventory in inventories:
-        newest = max((item.modified_at for item in inventory.objects.values()), default=now)
-        if newest > now + CLOCK_SKEW:
-            ahead = f"{format_duration(newest - now)} ahead of this host's clock"
-            yield f"store {inventory.name} took an object at {format_moment(newest)}, {ahead}"
 
 
 def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:
@@ -288,6 +272,26 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
             state = "failed", "its last drill failed"
         states[artifact_id] = state[0]
         yield artifact_id, state
+
+
+def _whole_in(stored: Stored) -> dict[str, set[str]]:
+    """Return in which of the policy's stores each artifact is whole, with all that it builds on."""
+    damaged = _found_damaged(stored.inventories.values())
+    own = {
+        artifact_id: {
+            copy.store
+            for copy in copies
+            if copy.store in stored.policy.stores
+            and not _first_missing(
+                stored.inventories[copy.store], copy.manifest, damaged.get((artifact_id, copy.store))
+            )
+        }
+        for artifact_id, copies in stored.copies.items()
+    }
+    return {
+        artifact_id: here.intersection(*(own.get(parent, set()) for parent in stored.manifest(artifact_id).depends_on))
+        for artifact_id, here in own.items()
+    }
 
 
 def _found_damaged(inventories: Iterable[StoreInventory]) -> dict[tuple[str, str], datetime]:

@@ -140,6 +140,47 @@ def test_a_store_out_of_reach_may_hold_a_hold(world: PruneWorld) -> None:
     assert (result.plan.removed, marked_ids(world)) == ([], set())
 
 
+def test_an_empty_folder_where_a_store_was_stops_everything(world: PruneWorld) -> None:
+    """A disk that is not mounted lists nothing, and raises nothing."""
+    world.back_up(6)
+    world.stores["offsite"] = MemoryStore("offsite", now=lambda: world.now)
+    result = world.prune()
+    assert "store offsite has no artifact of the policy any more" in result.plan.suspended[0]
+    assert (result.plan.removed, marked_ids(world)) == ([], set())
+
+
+def test_the_bucket_of_another_repository_is_not_pruned_by_this_one(world: PruneWorld) -> None:
+    """A site that was copied: the newer backups of the one would make those of the other go."""
+    entries = world.back_up(6)
+    strangers = MemoryStore("offsite", now=lambda: world.now)
+    world.stores["offsite"] = world.bucket.stores["offsite"] = strangers
+    world.bucket.heads.clear()
+    others = [world.bucket.add(at=world.now - days * DAY, stores=["offsite"], repo_id="repo-2") for days in range(6)]
+    result = world.prune()
+    assert "the stores hold artifacts of different repositories: repo-1, repo-2" in result.plan.suspended
+    world.now += 25 * HOUR
+    world.prune()
+    assert (world.ids(), world.ids("offsite")) == (set(names(entries)), set(names(others)))
+
+
+@pytest.mark.parametrize("copied", ["not copied", "copied without what it builds on"])
+def test_a_store_that_gets_no_copies_any_more_is_not_emptied(world: PruneWorld, copied: str) -> None:
+    """The newer ones that drive out the older are in another store: when that one burns, nothing is left."""
+    both = world.back_up(4)
+    alone = world.back_up(8, stores=["primary"])
+    if copied != "not copied":
+        builds = {"depends_on": (names(alone)[-1],)}
+        world.back_up(3, **builds)
+    for _ in range(8):
+        world.prune()
+        world.now += 13 * HOUR
+    assert set(names(both)[2:]) <= world.ids("offsite")
+    assert world.ids("offsite") & set(names(both)) == set(names(both)[2:])
+    result = world.prune()
+    assert "newest dump in store offsite" in find(result, names(both)[3]).reasons
+    assert "minimum of 2 in store offsite" in find(result, names(both)[2]).reasons
+
+
 def test_what_the_catalog_does_not_know_counts_and_what_only_it_knows_does_not(world: PruneWorld) -> None:
     entries = world.back_up(4)
     for entry in entries[1:]:

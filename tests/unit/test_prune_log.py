@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ulid import ULID
 
 from drkit import bucket
@@ -221,6 +222,30 @@ def test_a_log_manifest_that_is_not_believed_stays_and_so_do_its_files(logs: Log
     world.prune()
     assert key in logs.listed()
     assert logs.stored()[:2] == [record.part for record in logs.manifests[0][1].files]
+
+
+@pytest.mark.parametrize("way", ["one bit", "a signer less"])
+def test_log_stays_while_a_base_that_is_there_is_not_believed(world: PruneWorld, way: str) -> None:
+    """It may need any of it: a bit that falls over, or a signer taken off the list, must not cost its log."""
+    world.retention = {**WINDOW, "recovery_window": "30d"}
+    logs = LogWorld(world)
+    own = world.bucket.key
+    if way == "a signer less":
+        world.bucket.key = Ed25519PrivateKey.generate()
+    logs.take_base()
+    world.bucket.key = own
+    if way == "one bit":
+        for store in world.stores.values():
+            key = bucket.manifest_key("orders", logs.bases[0].manifest.artifact_id)
+            data = read_object(store, key)
+            store.delete(key)
+            store.put(key, [data.replace(b'"seq":1', b'"seq":0')])
+    logs.ship(4)
+    logs.pass_days(10)
+    before = logs.stored()
+    result = settle(world)
+    assert "is not believed, so what it needs is not known" in result.plan.suspended[0]
+    assert logs.stored() == before
 
 
 def test_what_a_crash_left_of_the_log_is_swept_away(logs: LogWorld) -> None:
