@@ -147,9 +147,10 @@ class Planner:
         Any number of processes may do so, at any distance in time: what nobody saw meanwhile is decided now. ``leapt``
         says that the clock was just put forward.
         """
-        if self._seen_at is None or now < self._seen_at:
+        # None until the end: after an error each schedule stands where the ledger says, and not where it was to stand.
+        seen_at, self._seen_at = self._seen_at, None
+        if seen_at is None or now < seen_at:
             self._begin(now)
-        self._seen_at = now
         news = self._after_gaps(now)
         while self._next and self._next[0][0] <= now:
             with self._ledger.planning() as book:
@@ -159,6 +160,7 @@ class Planner:
                     schedule = self._schedules[heapq.heappop(self._next)[1]]
                     news += self._plan(book, schedule, now, leapt=leapt)
                     self._await(schedule, now)
+        self._seen_at = now
         return news
 
     def next_due(self, name: str, after: datetime) -> datetime | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -62,6 +63,21 @@ def test_a_new_schedule_begins_now(ledger: OccurrenceLedger) -> None:
     assert [item.decision.state for item in planner.tick(START + HOUR)] == ["due"]
     assert planner.tick(START + HOUR) == []
     assert rows(ledger) == [("22 13:00:00", "due")]
+
+
+def test_a_catalog_that_takes_nothing_for_a_while_loses_no_moment(
+    ledger: OccurrenceLedger, catalog: SqliteCatalog, tmp_path: Path
+) -> None:
+    planner = Planner(ledger, [HOURLY, DRILL])
+    planner.tick(START)
+    with contextlib.closing(sqlite3.connect(tmp_path / "catalog.db")) as full:
+        full.execute("create trigger full before insert on occurrences begin select raise(abort, 'disk is full'); end")
+        with pytest.raises(CatalogError):
+            planner.tick(START + HOUR)
+        full.execute("drop trigger full")
+    planner.tick(START + HOUR + timedelta(seconds=10))
+    planner.tick(START + 2 * HOUR)
+    assert rows(ledger) == [("22 13:00:00", "coalesced"), ("22 14:00:00", "due")]
 
 
 def test_what_came_due_while_nobody_planned(ledger: OccurrenceLedger, catalog: SqliteCatalog) -> None:
