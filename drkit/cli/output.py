@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -106,9 +106,9 @@ class Output:
             click.echo(text)
 
     def line(self, text: str) -> None:
-        """Say something on the way; silent with ``--quiet`` and ``--json``."""
+        """Say something on the way; silent with ``--quiet`` and ``--json``, and nothing ends where nobody can hear."""
         if not self.quiet and not self.json:
-            with self._drawing:
+            with self._drawing, suppress(OSError):
                 click.echo(text, err=True)
 
     def event(self, document: Mapping[str, Any]) -> None:
