@@ -132,7 +132,11 @@ def _by_apprise(address: str, notice: Notice) -> str:
         service = apprise.Apprise.instantiate(address, asset=asset, suppress_exceptions=True)
         if service is None:
             return "apprise does not know such a URL"
-        if service.notify(
+        # Not by the service itself: what it raises (requests lets through what urllib3 says of a redirect to a bad
+        # host) would end the round, and the channels after it would never be told.
+        hub = apprise.Apprise(asset=asset)
+        hub.add(service)
+        if hub.notify(
             body=notice.text or notice.title,
             title=notice.title,
             notify_type=kind,

@@ -341,6 +341,19 @@ class TestApprise:
             service.status = 503
             assert deliver(channel, notice, ready_site.folder, NOW) == "it answered 503"
 
+    @pytest.mark.parametrize("location", ["http://a..b/", f"http://{'a' * 64}.example/", "http://[::1/"])
+    def test_one_that_sends_us_nowhere_does_not_silence_the_others(
+        self, ready_site: ReadySite, capfd: pytest.CaptureFixture[str], location: str
+    ) -> None:
+        with receiving() as service:
+            service.status, service.location = 302, location
+            address = ready_site.write_secret("a-first", service.url.replace("http:", "json:") + "/token-of-mine")
+            with telling(ready_site, f"  default: [{address}]\n") as told:
+                told.event("run.failed", **FAILED)
+                assert told.receiver.states() == [("opened", DUMP)]
+                assert told.catalog.outbox.failures_of(address) == 1
+        assert "token-of-mine" not in "".join(capfd.readouterr())
+
     def test_a_url_that_it_does_not_know_is_said_without_it(self, ready_site: ReadySite) -> None:
         channel = Channel("x", "apprise", ready_site.write_secret("address", "nosuch://token-of-mine"))
         error = deliver(channel, Notice("1", "test", "a", "b", {}), ready_site.folder, NOW)
