@@ -19,7 +19,7 @@ from drkit.canonical import canonical_json
 from drkit.catalog import Catalog
 from drkit.catalog.measures import LastDrill, NewestArtifact
 from drkit.catalog.sqlite import catalog_path
-from drkit.errors import ConfigError, StoreError, StoreExists, StoreMissing, StoreUnavailable
+from drkit.errors import ConfigError, IntegrityError, StoreError, StoreExists, StoreMissing, StoreUnavailable
 from drkit.operations import Workplace
 from drkit.operations.expectations import Expectation, expectation_of
 from drkit.operations.sandboxing import scratch_folder
@@ -327,11 +327,11 @@ def restorable_to(workplace: Workplace, policy: Policy, artifacts: Iterable[Newe
 
 
 def read_lease(store: Store, key: str) -> dict[str, str]:
-    """Return what a lease says; nobody signed it."""
+    """Return what a lease says, nothing where it is none; nobody signed it, and anybody may have written it."""
     import json
 
     try:
         document = json.loads(read_object(store, key, limit_bytes=1 << 16))
         return {str(name): str(value) for name, value in document.items()}
-    except (ValueError, AttributeError, StoreMissing):
+    except (ValueError, AttributeError, RecursionError, StoreMissing, IntegrityError):
         return {}

@@ -18,7 +18,7 @@ from drkit.operations.artifacts import read_manifest
 from drkit.operations.evidence import read_record
 from drkit.operations.expectations import Due, Expectation, expectation_of
 from drkit.operations.logs import list_log_manifests
-from drkit.operations.lookout import CLOCK_MARGIN, LEASE_FOR, Condition, read_lease
+from drkit.operations.lookout import CLOCK_MARGIN, LEASE_FOR, Condition, read_lease, safe_host
 from drkit.operations.stored_log import read_trusted_log
 from drkit.policy import Policy
 from drkit.signing import Signer
@@ -256,9 +256,9 @@ def silent_hosts(store: Store, now: datetime) -> Iterator[Condition]:
         lease = read_lease(store, key)
         renewed_at = _moment(lease.get("renewed_at"))
         expires_at = _moment(lease.get("expires_at"))
-        if renewed_at and expires_at and now <= min(expires_at, renewed_at + LEASE_FOR):
+        if renewed_at and expires_at and now <= expires_at and now - renewed_at <= LEASE_FOR:
             continue
-        holder = lease.get("holder") or key
+        holder = safe_host(lease.get("holder", "")) or key
         since = f"since {format_moment(renewed_at)}" if renewed_at else "and its lease cannot be read"
         message = f"drkit serve on {holder} is silent {since}\nits lease in store {store.name} is {key}"
         yield Condition("serve-silent", f"{key}@{store.name}", message)
@@ -267,5 +267,5 @@ def silent_hosts(store: Store, now: datetime) -> Iterator[Condition]:
 def _moment(text: str | None) -> datetime | None:
     try:
         return parse_utc(text or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

@@ -138,13 +138,30 @@ def test_serve_that_died_is_seen_by_its_lease(scene: Bucket, policy: Callable[..
     assert words(scene, rules, now=NOW + timedelta(minutes=21)) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"expires_at": "tomorrow"}', b"\xff", b"{}"])
+LAST, FIRST = b"9999-12-31T23:59:59Z", b"0001-01-01T00:00:00+14:00"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[]", b'{"expires_at": "tomorrow"}', b"\xff", b"{}", b"[" * 60_000, b" " * (1 << 17)),
+        b'{"renewed_at": "%b", "expires_at": "%b"}' % (LAST, FIRST),
+        b'{"renewed_at": "2020-01-01T00:00:00Z", "expires_at": "%b", "holder": "\\u001b[2J"}' % LAST,
+    ],
+)
 def test_a_lease_that_is_nonsense_is_an_alarm_and_no_crash(
     scene: Bucket, policy: Callable[..., Policy], content: bytes
 ) -> None:
     scene.add(at=NOW.replace(hour=2))
     scene.stores["primary"].put(bucket.lease_key("serve-x"), [content])
-    assert words(scene, policy()) == ["serve-silent"]
+    (alarm,) = report(scene, policy()).conditions
+    assert (alarm.word, "\x1b" in alarm.message) == ("serve-silent", False)
+
+
+def test_a_lease_of_the_last_day_there_is_ends_nothing(scene: Bucket, policy: Callable[..., Policy]) -> None:
+    lease = b'{"renewed_at": "%b", "expires_at": "%b"}' % (LAST, LAST)
+    scene.stores["primary"].put(bucket.lease_key("serve-x"), [lease])
+    assert "backup-late" in words(scene, policy())
 
 
 def test_as_a_resident_it_tells_each_alarm_once_and_its_end_once(ready_site: ReadySite) -> None:
