@@ -20,8 +20,9 @@ from drkit.raw_bson import Element, find_element, make_array, make_document, rea
 
 _DESCRIPTION_KEYS = {b"updatedFields", b"removedFields", b"truncatedArrays", b"disambiguatedPaths"}
 _TRUE = b"\x01"
-_LONGEST_ARRAY = 1 << 24
-"""No array of a document of 16 MiB has more elements; a delta that says so is damaged."""
+_LONGEST_ARRAY = 1 << 21
+"""No array of a document of 16 MiB has more elements, of nine bytes each; a delta that says so is damaged."""
+_LONGEST_PLACE = len(str(_LONGEST_ARRAY))
 
 
 class DeltaMismatch(Exception):
@@ -101,7 +102,7 @@ class _Tree:
             place = item.name[1:]
             if item.name == b"l":
                 length = _whole_number(item)
-            elif item.name[:1] in (b"u", b"s") and place.isdigit() and int(place) < _LONGEST_ARRAY:
+            elif item.name[:1] in (b"u", b"s") and _is_place(place):
                 changes[int(place)] = item
             elif item.name != b"a" or item.value != _TRUE:
                 raise _unknown(item)
@@ -182,7 +183,7 @@ def _ways(kind: int, container: bytes, steps: Sequence[bytes]) -> Iterator[_Way]
     longest = 1 if kind == ARRAY else len(steps)
     for count in range(1, longest + 1):
         name, rest = b".".join(steps[:count]), steps[count:]
-        if kind == ARRAY and not (name.isdigit() and int(name) < _LONGEST_ARRAY):
+        if kind == ARRAY and not _is_place(name):
             return
         if not rest:
             yield _Way((name,), name in fields)
@@ -234,6 +235,10 @@ def _items(parts: Mapping[bytes, Element], name: bytes, kind: int) -> list[Eleme
     if parts[name].kind != kind:
         raise DeltaMismatch(f"has {_shown(name)} that is not as it should be")
     return list(read_elements(parts[name].value))
+
+
+def _is_place(name: bytes) -> bool:
+    return name.isdigit() and len(name) <= _LONGEST_PLACE and int(name) < _LONGEST_ARRAY
 
 
 def _text(item: Element) -> bytes:

@@ -20,13 +20,15 @@ from drkit.units import format_moment
 class ReplayPath:
     """A dump, the slices after it in their order, and the moment to stop at (None: where they end).
 
-    ``reaches_ts`` is the last entry that they hold.
+    ``reaches_ts`` is the last entry that they hold; where it ``goes_on``, later ones are stored or known to be lost,
+    and the replay must meet one that is after ``until``: else it cannot know that it has them all.
     """
 
     dump: DumpPoint
     slices: tuple[Slice, ...]
     until: datetime | None
     reaches_ts: OplogTs
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,4 +101,11 @@ def _path_from(log: StoredLog, dump: DumpPoint, until: datetime | None) -> Repla
         hints = [f"drkit timeline {log.policy}", f"drkit restore {log.policy} --at latest --to URL --plan"]
         raise RecoveryGap(error.message, details=[*error.details, *reasons], hints=hints) from error
     needed = [item for item in chosen if until is None or item.from_ts.moment <= until]
-    return ReplayPath(dump, tuple(needed), until, reaches_ts)
+    goes_on = len(needed) < len(chosen) or _goes_on(log, dump.timeline, reaches_ts)
+    return ReplayPath(dump, tuple(needed), until, reaches_ts, goes_on)
+
+
+def _goes_on(log: StoredLog, timeline: int, reaches_ts: OplogTs) -> bool:
+    """Tell whether anything of the timeline lies behind where its entries can be followed to."""
+    ends = [(item.timeline, item.to_ts) for item in log.slices] + [(item.timeline, item.to_ts) for item in log.gaps]
+    return any(end[0] == timeline and end[1] > reaches_ts for end in ends)

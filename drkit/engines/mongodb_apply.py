@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -28,12 +29,12 @@ from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.errors import IntegrityError, RecoveryGap, SourceError
 from drkit.oplog import OplogTs
 from drkit.oplog_catalog import OplogCatalog, command_of
-from drkit.oplog_entries import Command, Operation, Write, id_query, read_entry
+from drkit.oplog_entries import Command, Operation, OplogEntry, Write, id_query, read_entry
 from drkit.oplog_images import Batch, Image, misfit, show_id
 from drkit.oplog_selection import Selection
 from drkit.oplog_transactions import Transactions
 from drkit.raw_bson import Element, find_element, make_array, make_document
-from drkit.units import MIB
+from drkit.units import MIB, format_moment
 
 _BATCH_BYTES = 16 * MIB
 _SPILL_BYTES = MIB
@@ -108,6 +109,7 @@ class Applier:
             for raw in entries:
                 entry = read_entry(raw)
                 if self._options.until is not None and entry.at > self._options.until:
+                    self._require_consistent(entry)
                     result.passed = True
                     break
                 for operation in transactions.take(raw, entry).operations:
@@ -127,6 +129,15 @@ class Applier:
         result.totals = self._totals
         return result
 
+    def _require_consistent(self, beyond: OplogEntry) -> None:
+        """Raise RecoveryGap when the first entry that is too late is one that the dump may hold already."""
+        if beyond.ts <= self._options.strict_after:
+            raise RecoveryGap(
+                f"the dump holds what was written up to oplog entry {self._options.strict_after}, and entry"
+                f" {beyond.ts}, of {format_moment(beyond.at)}, is after the moment that is asked for",
+                hints=["choose a later moment, or an older dump: --artifact ID"],
+            )
+
     def _open_spill(self) -> BinaryIO:
         spill = tempfile.SpooledTemporaryFile(max_size=_SPILL_BYTES, dir=str(self._options.work_folder))  # noqa: SIM115
         return cast("BinaryIO", spill)
@@ -140,7 +151,10 @@ class Applier:
         self._totals = dict(self._done.totals)
         for namespace, part in _by_namespace(images).items():
             # Some of them may be there already: this is the one write that is not counted.
-            self._collection(namespace).bulk_write([_again(image) for image in part], bypass_document_validation=True)
+            ordered = part if namespace in self._catalog.capped else [*chain(*_deletions_first(part))]
+            self._collection(namespace).bulk_write(
+                [_again(image) for image in ordered], bypass_document_validation=True
+            )
             _put_right(self._collection(namespace), part)
         return self._done.applied
 
@@ -200,10 +214,11 @@ class Applier:
         self._totals = totals
         for namespace, part in _by_namespace(images).items():
             changed = [image for image in part if image.before is not None or image.after is not None]
-            with _blamed(changed, batch.writes):
-                collection, ordered = self._collection(namespace), namespace in self._catalog.capped
-                _write(collection, [_request(image) for image in changed], ordered=ordered)
-                _put_right(collection, changed)
+            collection, ordered = self._collection(namespace), namespace in self._catalog.capped
+            for group in (changed,) if ordered else _deletions_first(changed):
+                with _blamed(group, batch.writes):
+                    _write(collection, [_request(image) for image in group], ordered=ordered)
+                    _put_right(collection, group)
 
     def _existing(self, batch: Batch) -> dict[tuple[str, bytes], bytes]:
         wanted: dict[str, list[bytes]] = defaultdict(list)
@@ -252,7 +267,7 @@ class _Commands:
             self._rename(command, again=again)
         else:
             rest = {key: value for key, value in command.body.items() if key != command.name}
-            self._do(command, database, {command.name: name, **rest}, 0)
+            self._do(command, database, {command.name: name, **rest}, _NAMESPACE_NOT_FOUND if lenient else 0)
 
     def _rename(self, command: Command, *, again: bool) -> None:
         if command.ts <= self.options.strict_after:
@@ -297,6 +312,11 @@ def _by_namespace(images: Iterable[Image]) -> dict[str, list[Image]]:
     for image in images:
         parts[image.namespace].append(image)
     return parts
+
+
+def _deletions_first(images: Sequence[Image]) -> tuple[list[Image], list[Image]]:
+    """Divide images: two ids of other bytes can be one to the server, as 1 and 1.0, and the old one has to go first."""
+    return [image for image in images if image.after is None], [image for image in images if image.after is not None]
 
 
 def _moved(totals: Mapping[str, tuple[int, int | None]], images: Iterable[Image]) -> Totals:

@@ -7,6 +7,7 @@ equal fingerprints mean equal documents. UUIDs change with every restore and are
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ def fingerprint_of(summary: ArchiveSummary) -> Fingerprint:
     The system's databases are no part of it.
     """
     kinds: dict[str, dict[str, dict[str, Any]]] = {"collection": {}, "view": {}, "index": {}}
+    indexes: dict[tuple[str, str], dict[str, Any]] = {}
     for item in summary.collections:
         if item.database in SYSTEM_DATABASES:
             continue
@@ -35,8 +37,27 @@ def fingerprint_of(summary: ArchiveSummary) -> Fingerprint:
         digests = {"digest": item.digest, "order": item.order_digest}
         kinds["collection"][name] = {**facts, **{key: value for key, value in digests.items() if value is not None}}
         for index in item.definition.get("indexes") or ():
-            kinds["index"][f"{name}.{index.get('name')}"] = {"definition": _spelled(index, without=("ns",))}
+            indexes[name, str(index.get("name"))] = {"definition": _spelled(index, without=("ns",))}
+    kinds["index"] = name_indexes(indexes)
     return {kind: items for kind, items in kinds.items() if items}
+
+
+def name_indexes(indexes: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return facts by one name for each index, from collection and own name.
+
+    That is ``collection.index``, but two can have the same: ``b.c_1`` of ``a``, and ``c_1`` of ``a.b``. Those are
+    written ``collection$index``; no name of a collection has a dollar sign.
+    """
+    taken = Counter(f"{collection}.{index}" for collection, index in indexes)
+    return {
+        f"{collection}{'$' if taken[f'{collection}.{index}'] > 1 else '.'}{index}": facts
+        for (collection, index), facts in indexes.items()
+    }
+
+
+def collection_of_index(full: str, index: str) -> str:
+    """Return the collection of an index from the name that `name_indexes` gave it and its own name."""
+    return full[: -len(index) - 1]
 
 
 def uuids_of(summary: ArchiveSummary) -> dict[str, str]:

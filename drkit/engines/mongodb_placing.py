@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from drkit.engines import Planned, RestoreOptions
+from drkit.engines.mongodb_fingerprint import collection_of_index
 from drkit.errors import SourceError
 
 _KINDS = ("collection", "view")
@@ -140,9 +141,10 @@ def plan_contents(options: RestoreOptions) -> Iterator[Planned]:
         facts = options.details["parts"][part]
         recorded, sizes = facts.get("fingerprint", {}), facts.get("sizes_bytes", {})
         named = [(full, json.loads(item["definition"])["name"]) for full, item in recorded.get("index", {}).items()]
+        owned = [(collection_of_index(full, name), name) for full, name in named if name != "_id_"]
         for source, target in placing.collections.items():
             rows = recorded["collection"][source]["rows"]
-            indexes = tuple(name for full, name in named if full == f"{source}.{name}" and name != "_id_")
+            indexes = tuple(name for owner, name in owned if owner == source)
             yield Planned(part, "collection", source, target, rows, sizes.get(source), indexes)
         for source, target in placing.views.items():
             yield Planned(part, "view", source, target, None, None)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from drkit.engines.mongodb_apply import Totals
+from drkit.engines.mongodb_fingerprint import collection_of_index, name_indexes
 from drkit.engines.mongodb_indexes import from_extended_json
 from drkit.model import Fingerprint
 from drkit.oplog_catalog import OplogCatalog
@@ -25,7 +26,8 @@ def expected_fingerprint(catalog: OplogCatalog, totals: Totals, rename: Callable
 
     What a capped collection still holds is for the server to decide, so of it only the name counts.
     """
-    collections, indexes = {}, {}
+    collections: dict[str, dict[str, Any]] = {}
+    indexes: dict[tuple[str, str], dict[str, Any]] = {}
     for name, known in catalog.indexes.items():
         rows, digest = totals.get(name, (0, 0))
         facts: dict[str, Any] = {} if name in catalog.capped else {"rows": rows}
@@ -33,9 +35,9 @@ def expected_fingerprint(catalog: OplogCatalog, totals: Totals, rename: Callable
             facts["digest"] = f"{digest:064x}"
         collections[str(rename(name))] = facts
         for index_name, index in known.items():
-            indexes[f"{rename(name)}.{index_name}"] = _index_facts(index)
+            indexes[str(rename(name)), index_name] = _index_facts(index)
     views: dict[str, dict[str, Any]] = {str(rename(name)): {} for name in catalog.views}
-    return {"collection": collections, "index": indexes, "view": views}
+    return {"collection": collections, "index": name_indexes(indexes), "view": views}
 
 
 def _index_facts(index: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,9 +52,11 @@ def comparable(found: Fingerprint, expected: Fingerprint) -> Fingerprint:
     for name, facts in found.get("collection", {}).items():
         wanted = {*expected["collection"].get(name, ()), _COMPLAINT}
         collections[name] = {fact: value for fact, value in facts.items() if fact in wanted}
-    indexes = {}
+    indexes: dict[tuple[str, str], dict[str, Any]] = {}
     for name, facts in found.get("index", {}).items():
         definition = from_extended_json(json.loads(facts["definition"]))
-        if definition.get("name") != _ID_INDEX and not definition.get("clustered"):
-            indexes[name] = _index_facts(definition)
-    return {"collection": collections, "index": indexes, "view": {name: {} for name in found.get("view", {})}}
+        own = str(definition.get("name"))
+        if own != _ID_INDEX and not definition.get("clustered"):
+            indexes[collection_of_index(name, own), own] = _index_facts(definition)
+    views: dict[str, dict[str, Any]] = {name: {} for name in found.get("view", {})}
+    return {"collection": collections, "index": name_indexes(indexes), "view": views}

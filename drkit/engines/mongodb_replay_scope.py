@@ -8,7 +8,7 @@ from typing import Any
 
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_apply import Totals
-from drkit.engines.mongodb_fingerprint import is_capped
+from drkit.engines.mongodb_fingerprint import collection_of_index, is_capped
 from drkit.engines.mongodb_indexes import from_extended_json, indexes_to_build
 from drkit.engines.mongodb_placing import Placing, target_name
 from drkit.oplog_catalog import OplogCatalog
@@ -70,7 +70,7 @@ def _indexes(recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, d
     for full, facts in recorded.items():
         definition = json.loads(facts["definition"])
         for index in indexes_to_build({"indexes": [definition]}):
-            yield full.removesuffix(f".{index['name']}"), from_extended_json(dict(index))
+            yield collection_of_index(full, index["name"]), from_extended_json(dict(index))
 
 
 def totals_at_dump(options: RestoreOptions, placings: Mapping[str, Placing]) -> Totals:

@@ -101,9 +101,11 @@ class OplogDrill(DrillFrame):
         if request.artifact_id is not None or request.rule.pick == "latest":
             return None
         earliest = now - request.rule.window if request.rule.window else None
+        # In the second of its own last entry a dump may be ahead of the moment already.
+        windows = [(window, window.from_at + timedelta(seconds=1)) for window in find_windows(log.dumps, log.slices)]
         spans = [
-            (max(window.from_at, earliest) if earliest else window.from_at, min(window.to_at, now), window.timeline)
-            for window in find_windows(log.dumps, log.slices)
+            (max(from_at, earliest) if earliest else from_at, min(window.to_at, now), window.timeline)
+            for window, from_at in windows
         ]
         spans = [span for span in spans if span[0] <= span[1]]
         if not spans:

@@ -285,6 +285,12 @@ class ReplaySteps:
             entries = split_entries(open_slice(self.workplace, plan.identities, stored))
             yield from _between(entries, reached_ts, path)
             reached_ts = max(reached_ts or stored.slice.to_ts, stored.slice.to_ts)
+        if path.until is not None and path.goes_on:
+            raise RecoveryGap(
+                f"no oplog entry up to {reached_ts or path.dump.stop_ts} is later than {format_moment(path.until)}, and"
+                " the log goes on behind it: what was written until then may be missing",
+                hints=[f"choose an earlier moment: drkit timeline {plan.entry.manifest.policy}"],
+            )
 
 
 def _between(entries: Iterator[bytes], reached_ts: OplogTs | None, path: ReplayPath) -> Iterator[bytes]:

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import bson
 import pytest
+from bson import Int64
 
 from drkit.engines.mongodb_redo import Progress, RedoFile
-from drkit.errors import DrkitError, IntegrityError
+from drkit.errors import DrkitError, IntegrityError, RecoveryGap
+from drkit.oplog import OplogTs
 from drkit.oplog_images import Image
 from tests.fixtures.mongodb import ROOT, MongoServer, running_mongodb
 from tests.fixtures.replaying import RESTORE_ID, History, Moment, held, modelled, read_oplog, replay
@@ -131,3 +134,34 @@ def test_a_batch_that_was_written_down_is_done_by_whoever_resumes(
     assert (done.resumed_after, done.operations, done.totals) == (3, 2, {f"{SOURCE}.orders": (4, None)})
     with pytest.raises(IntegrityError, match="is after the moment that is asked for"):
         replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), BEGUN_AT)
+
+
+def test_a_moment_that_lies_within_the_dump_is_refused(server: MongoServer, target: Any, tmp_path: Path) -> None:
+    entries = [insert(number, f"{SOURCE}.orders", {"_id": number}) for number in range(4)]
+    stop_ts = OplogTs(SECONDS + 2, 1)
+    with pytest.raises(RecoveryGap, match="is after the moment that is asked for"):
+        replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), BEGUN_AT + timedelta(seconds=1), stop_ts)
+    replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), BEGUN_AT + timedelta(seconds=2), stop_ts)
+    assert sorted(item["_id"] for item in target["orders"].find()) == [0, 1, 2]
+
+
+def test_a_document_whose_id_changes_its_type_alone_is_replaced(
+    server: MongoServer, target: Any, tmp_path: Path
+) -> None:
+    name = f"{SOURCE}.orders"
+    entries = [insert(1, name, {"_id": 1}), delete(2, name, 1), insert(3, name, {"_id": Int64(1), "n": 2})]
+    replay(server.client, iter(entries[:1]), tmp_path, (SOURCE, TARGET), None)
+    replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), None)
+    (document,) = target["orders"].find()
+    assert (type(document["_id"]), document["n"]) == (Int64, 2)
+
+
+def test_a_collection_that_was_dropped_while_the_dump_ran_is_not_changed(
+    server: MongoServer, target: Any, tmp_path: Path
+) -> None:
+    entries = [
+        command(1, SOURCE, {"collMod": "orders", "validationLevel": "off"}),
+        command(2, SOURCE, {"drop": "orders"}),
+    ]
+    replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), None, OplogTs(SECONDS + 2, 1))
+    assert target.list_collection_names() == []

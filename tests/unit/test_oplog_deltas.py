@@ -129,6 +129,8 @@ def test_no_value_that_a_delta_does_not_touch_changes_its_bytes() -> None:
         {"sl": {"a": True, "x1": 1}},
         {"sl": {"a": True, "u-1": 1}},
         {"sl": {"a": True, "u99999999": 1}},
+        {"sl": {"a": True, "u2097152": 1}},
+        {"sl": {"a": True, f"u{'1' * 5000}": 1}},
         {"sl": {"a": True, "l": "two"}},
         {"sl": {"a": True, "l": -1}},
         {"sl": {"a": False, "u0": 1}},

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import pytest
 
 from drkit.errors import RecoveryGap
+from drkit.operations.restore_oplog import ReplaySteps
 from drkit.oplog import OplogTs
 from drkit.oplog_path import ReplayPath, StoredLog, find_path, path_to_stop
 from drkit.oplog_windows import DumpPoint, KnownGap, Slice
@@ -86,6 +90,15 @@ def test_what_is_missing_is_named_before_anything_is_done() -> None:
     assert caught.value.details == ("overrun",)
 
 
+def test_a_log_that_goes_on_behind_what_is_replayed_is_told_from_one_that_just_ends() -> None:
+    assert not find_path(LOG, at(240.9)).goes_on
+    assert find_path(LOG, at(59.9)).goes_on, "a slice was left out, because its places are later than the moment"
+    beyond = StoredLog("shop", LOG.dumps[:1], [piece(5, 60), Slice(1, ts(60, 9), ts(70), "beyond")])
+    lost = StoredLog("shop", LOG.dumps[:1], [piece(5, 60)], [KnownGap(1, ts(60), ts(60, 9), "overrun")])
+    for broken in (beyond, lost):
+        assert find_path(broken, at(60.5)).goes_on, "a gap within one second"
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(9.9, "the oldest dump"), (241.0, "and .* is wanted"), (9999, "is wanted")]
 )
@@ -106,3 +119,17 @@ def test_no_slice_of_another_timeline_is_used() -> None:
     assert names(find_path(later, None)) == ["new", "310-400"]
     with pytest.raises(RecoveryGap):
         find_path(later, at(305))
+
+
+def test_a_replay_that_meets_a_gap_before_the_moment_ends_is_refused() -> None:
+    path = ReplayPath(dump("bare", 0, 0, included=False), (), at(60.5), ts(60), goes_on=True)
+    plan: Any = SimpleNamespace(
+        path=path,
+        slices=(),
+        plain_bytes=0,
+        restore=SimpleNamespace(entry=SimpleNamespace(manifest=Mock(policy="shop"))),
+    )
+    session = Mock()
+    session.replay.side_effect = list
+    with pytest.raises(RecoveryGap, match="the log goes on behind it"):
+        ReplaySteps(Mock(), plan, MagicMock()).replay(session)

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
+from drkit.engines import RestoreOptions
+from drkit.engines.mongodb_fingerprint import fingerprint_of
+from drkit.engines.mongodb_placing import place_parts, plan_contents
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.engines.mongodb_replay_proof import comparable, expected_fingerprint
+from drkit.engines.mongodb_replay_scope import catalog_at_dump
 from drkit.errors import IntegrityError
 from drkit.fingerprint import compare_fingerprints, describe_difference
+from drkit.mongo_archive import ArchiveSummary, CollectionSummary
 from drkit.oplog_catalog import OplogCatalog
 from drkit.oplog_images import Image
 
@@ -68,8 +73,32 @@ def test_what_is_missing_or_new_is_seen(kind: str) -> None:
     name = max(found[kind])
     lost = {**found, kind: {other: facts for other, facts in found[kind].items() if other != name}}
     assert [name in line for line in differences(lost)] == [True]
-    more = {**found, kind: {**found[kind], "shop.new": found[kind][name]}}
+    new = "shop.new.by day" if kind == "index" else "shop.new"
+    more = {**found, kind: {**found[kind], new: found[kind][name]}}
     assert ["shop.new" in line for line in differences(more)] == [True]
+
+
+def test_two_indexes_that_would_have_one_name_are_both_restored_and_compared() -> None:
+    def collection(name: str, *indexes: dict[str, Any]) -> CollectionSummary:
+        return CollectionSummary("shop", name, "collection", 0, f"{0:064x}", {"indexes": list(indexes)})
+
+    long, short = ({"key": {name: {"$numberInt": "1"}}, "name": f"{name}_1"} for name in ("b.c", "c"))
+    summary = ArchiveSummary("8", "1", (collection("a", long), collection("a.b", short)))
+    recorded = fingerprint_of(summary)
+    assert sorted(recorded["index"]) == ["shop.a$b.c_1", "shop.a.b$c_1"]
+    options = RestoreOptions(
+        parts=("server",), details={"parts": {"server": {"label": "all", "fingerprint": recorded}}}
+    )
+    catalog = catalog_at_dump(options, place_parts(options))
+    assert {name: list(indexes) for name, indexes in catalog.indexes.items()} == {
+        "shop.a": ["b.c_1"],
+        "shop.a.b": ["c_1"],
+    }
+    expected = expected_fingerprint(catalog, {}, lambda name: name)
+    assert compare_fingerprints(expected, comparable(recorded, expected), lambda _: "") == []
+    less = ArchiveSummary("8", "1", (collection("a", long), collection("a.b")))
+    assert compare_fingerprints(expected, comparable(fingerprint_of(less), expected), lambda _: "")
+    assert [item.indexes for item in plan_contents(options)] == [("b.c_1",), ("c_1",)]
 
 
 def test_the_redo_file_is_read_as_it_was_written_and_by_its_restore_only(tmp_path: Path) -> None:
