@@ -19,7 +19,7 @@ from drkit.units import format_count, format_utc
 
 __all__ = ["Candidate", "Decision", "Guards", "Holdings", "LogPiece", "Plan", "Rules", "plan_retention"]
 
-State = Literal["verified", "failed", "unverified", "suspect"]
+State = Literal["verified", "failed", "doubted", "unverified", "suspect"]
 Action = Literal["keep", "defer", "remove"]
 
 CLOCK_SKEW = timedelta(minutes=5)
@@ -159,7 +159,7 @@ class _Planner:
         self.rules = rules
         self.guards = guards
         self.now = now
-        self.order = sorted(held.artifacts, key=lambda item: (item.at, item.artifact_id), reverse=True)
+        self.order = sorted(held.artifacts, key=_age, reverse=True)
         self.known = {item.artifact_id: item for item in self.order}
         self.reasons: dict[str, list[str]] = defaultdict(list)
         self.series: dict[str, list[Candidate]] = defaultdict(list)
@@ -210,6 +210,11 @@ class _Planner:
             return
         for artifact_id, reason in wanted(series, self.rules, self._newest_at(series)):
             self._keep(artifact_id, reason)
+        doubted = [item for item in self.doubtful if item.state == "doubted" and item.method == method]
+        both = sorted([*series, *doubted], key=_age, reverse=True) if doubted else []
+        for artifact_id, reason in wanted(both, self.rules, self._newest_at(series)):
+            if self.known[artifact_id] in doubted:
+                self._keep(artifact_id, reason)
         self._keep(series[0].artifact_id, f"newest {method}")
         self._minimum(series, f"minimum of {self.guards.minimum}")
         for store in sorted({store for item in series for store in item.stores}):
@@ -255,13 +260,14 @@ class _Planner:
     def _doubtful(self) -> None:
         """Keep what does not count, apart from what nobody can want any more.
 
-        What failed goes after some days, once something newer is sound. What is damaged goes when it is older than all
+        What failed goes after some days, once something newer is sound; what is doubted, when no rule would want it
+        either if it counted. What is damaged goes when it is older than all
         that is kept. What has an impossible date is never removed: it may be newer than it says.
         """
         for item in self.doubtful:
             newer = [other for other in self.series[item.method] if other.at > item.at]
             kept_sound = [other.at for other in self.series[item.method] if other.artifact_id in self.reasons]
-            outlived = item.state == "failed" and newer and self.now - item.at > self.guards.failed_keep
+            outlived = item.state in {"failed", "doubted"} and newer and self.now - item.at > self.guards.failed_keep
             buried = item.state == "unverified" and kept_sound and item.at < min(kept_sound)
             if not (outlived or buried):
                 self._keep(item.artifact_id, f"{self._word(item)}: it does not count, and is kept to be looked at")
@@ -371,6 +377,10 @@ class _Planner:
         since = self._newest_at(sound) - self.rules.recovery_window
         oldest = list(in_window(sound, since))[-1].at
         return [item for item in bases if item.at >= oldest or item.artifact_id in removed]
+
+
+def _age(item: Candidate) -> tuple[datetime, str]:
+    return item.at, item.artifact_id
 
 
 def _needs(base: Candidate, piece: LogPiece) -> bool:

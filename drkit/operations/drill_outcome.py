@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Literal
 
-from drkit.errors import DrkitError, SourceError
+from drkit.errors import DrkitError, KeyUnavailable, RecoveryGap, SourceError, StoreError
 from drkit.model import ArtifactEntry, Difference
 from drkit.policy import DrillRule, Policy
 from drkit.units import format_duration, format_moment, format_utc, say_slow_clock
@@ -133,6 +133,13 @@ class DrillOutcome:
     def failed_level(self) -> str | None:
         """Return the level that failed, if one did."""
         return next((name for name, level in self.levels.items() if level.result == "failed"), None)
+
+    @property
+    def blames(self) -> str | None:
+        """Return what a failed drill failed for, where that is not what the artifact holds: its bytes may be sound."""
+        causes = {KeyUnavailable: "key", RecoveryGap: "log", SourceError: "server", StoreError: "store"}
+        found = (word for kind, word in causes.items() if isinstance(self.error, kind))
+        return next(found, None) if self.verdict == "failed" else None
 
     @property
     def missed_objectives(self) -> list[str]:

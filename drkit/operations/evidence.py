@@ -31,10 +31,11 @@ class DrillRecord(Document):
     """The signed record of one drill; times are whole milliseconds, because canonical JSON has no floats.
 
     ``recovered`` says how far a replay got; it is absent where nothing was replayed. ``ended_in`` is the phase in which
-    a drill was that ran out of its time, absent from all others.
+    a drill was that ran out of its time, absent from all others. ``blames`` says what a failed drill failed for, where
+    that is not what the artifact holds.
     """
 
-    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"recovered", "ended_in"})
+    LATER_FIELDS: ClassVar[frozenset[str]] = frozenset({"recovered", "ended_in", "blames"})
 
     format: Literal["drkit-evidence"] = "drkit-evidence"
     version: Literal[1] = 1
@@ -67,6 +68,7 @@ class DrillRecord(Document):
     details: str
     recovered: dict[str, Any] | None = None
     ended_in: str | None = None
+    blames: str | None = None
 
 
 def record_drill(workplace: Workplace, outcome: DrillOutcome, reporter: Reporter) -> None:
@@ -139,6 +141,7 @@ def _record(workplace: Workplace, outcome: DrillOutcome) -> DrillRecord:
         details=_sealed_details(outcome),
         recovered=_recovered(outcome),
         ended_in=outcome.ended_in,
+        blames=outcome.blames,
     )
 
 

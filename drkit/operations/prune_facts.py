@@ -237,6 +237,8 @@ def _verdicts(inventories: Iterable[StoreInventory]) -> dict[str, str]:
     for inventory in inventories:
         for item in inventory.evidence:
             verdict = _CONCLUSIVE.get(str(item.record.get("verdict")))
+            if verdict == "failed" and item.record.get("blames"):
+                verdict = "doubted"
             artifact_id = item.record.get("artifact_id")
             if verdict is not None and isinstance(artifact_id, str):
                 said = (parse_utc(str(item.record["ended_at"])), verdict)
@@ -248,7 +250,7 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
     """Yield what each artifact is worth: only a sound one, whose parents are sound, may make another superfluous."""
     verdicts = _verdicts(stored.inventories.values())
     dates, damaged = _misdated(stored), _found_damaged(stored.inventories.values())
-    states: dict[str, State] = {}
+    whole: set[str] = set()
     for artifact_id in sorted(stored.copies, key=lambda name: (len(stored.manifest(name).depends_on), name)):
         copies = stored.copies[artifact_id]
         manifest = stored.manifest(artifact_id)
@@ -256,7 +258,7 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
             _first_missing(stored.inventories[copy.store], copy.manifest, damaged.get((artifact_id, copy.store)))
             for copy in copies
         ]
-        broken = [parent for parent in manifest.depends_on if states.get(parent) in (None, "unverified")]
+        broken = [parent for parent in manifest.depends_on if parent not in whole]
         state: tuple[State, str] = ("verified", "")
         if len({copy.sha256 for copy in copies}) > 1:
             state = "suspect", "its stores have different manifests"
@@ -270,7 +272,11 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
             state = "unverified", f"it builds on {broken[0]}, which is not whole"
         elif verdicts.get(artifact_id) == "failed":
             state = "failed", "its last drill failed"
-        states[artifact_id] = state[0]
+        elif verdicts.get(artifact_id) == "doubted":
+            # It makes no other superfluous, but a wrong key on the host of the drills must not cost it either.
+            state = "doubted", "its last drill failed for something else than what it holds"
+        if not all(missing) and not broken:
+            whole.add(artifact_id)
         yield artifact_id, state
 
 

@@ -71,7 +71,7 @@ def refuse_to_open(place: Scene, *words: str) -> None:
         assert sound.code == 0
         assert "not decrypted: no identity" in sound.text
         answer, outcome = drill(workplace)
-        assert (answer.code, outcome.failed_level) == (11, "intact")
+        assert (answer.code, outcome.failed_level, outcome.blames) == (11, "intact", "key")
         assert place.orders[2] in answer.text
     assert TARGET not in place.databases()
 

@@ -528,6 +528,20 @@ def test_the_chain_is_whole_afterwards_and_check_finds_nothing_wrong(world: Prun
     assert find_artifacts(world.workplace, "orders").unexplained == []
 
 
+def test_a_drill_with_a_wrong_key_costs_no_artifact(world: PruneWorld) -> None:
+    """A drill every other day, on a host without the identity: half of all that is sound would go after three days."""
+    world.retention = {"last": 20, "max_removed_percent": 100}
+    entries = world.back_up(8)
+    for day, entry in enumerate(entries[::2]):
+        world.bucket.prove(entry, "failed", at=world.now + day * HOUR, blames="key")
+    world.now += 5 * HOUR
+    result = world.prune()
+    assert result.marked == []
+    assert find(result, names(entries)[0]).reasons == ("last 8 of 20",)
+    world.bucket.prove(entries[0], "failed", at=world.now)
+    assert world.prune().marked == [names(entries)[0]], "here the artifact itself is at fault"
+
+
 def test_the_newest_link_stays_even_when_its_drill_failed(world: PruneWorld) -> None:
     entries = world.back_up(4)
     world.bucket.prove(entries[3], "failed", at=world.now)
