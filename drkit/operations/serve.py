@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from drkit.credentials import mask_url
 from drkit.errors import Busy, CatalogError, DrkitError, StoreError
 from drkit.operations import Reporter, Workplace
 from drkit.operations.heartbeat import HeartbeatWriter
@@ -231,7 +232,8 @@ def _keep_running(duty: Duty, tell: Callable[[str, str, str], None], leaving: th
         try:
             duty.run(leaving)
         except Exception as error:  # noqa: BLE001 - said, kept as an event, and tried again
-            tell(duty.name, "failed", f"{type(error).__name__}: {error}")
+            # Of an error that nobody foresaw nobody knows what is in its words.
+            tell(duty.name, "failed", mask_url(f"{type(error).__name__}: {error}"))
         leaving.wait(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
@@ -251,8 +253,15 @@ def serve(
     ]
     within_s = _WHOLE_GROUP_WITHIN_S + workplace.site.scheduler.stop_within.total_seconds()
 
+    said: dict[str, str] = {}
+
     def tell(duty: str, state: str, message: str) -> None:
         reporter.line(f"{duty}  {state}: {message}")
+        if said.get(duty) != message:
+            said[duty] = message
+            with suppress(CatalogError):
+                facts = {"duty": duty, "state": state, "message": message}
+                workplace.catalog.add_event("duty.failed", workplace.clock(), facts)
 
     with running_duties([*duties, *more], tell, within_s):
         stopping.wait()

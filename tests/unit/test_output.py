@@ -8,8 +8,10 @@ import threading
 
 import pytest
 
+from drkit.app import open_app
 from drkit.cli.output import Output
 from drkit.operations import serve
+from tests.fixtures.site import ReadySite
 
 
 class Failing:
@@ -17,14 +19,15 @@ class Failing:
 
     name = "worker"
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, words: str = "nobody foresaw it") -> None:
         self.times = times
+        self.words = words
         self.ran = threading.Event()
 
     def run(self, stopping: threading.Event) -> None:
         if self.times:
             self.times -= 1
-            raise RuntimeError("nobody foresaw it")
+            raise RuntimeError(self.words)
         self.ran.set()
         stopping.wait()
 
@@ -42,3 +45,19 @@ def test_duties_go_on_when_nobody_reads_what_serve_says(monkeypatch: pytest.Monk
             assert duty.ran.wait(20)
     with contextlib.suppress(BrokenPipeError):
         stderr.close()
+
+
+def test_a_duty_that_fails_is_an_event_also_where_lines_are_silent(
+    ready_site: ReadySite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_FIRST_WAIT_S", 0.01)
+    duty, stopping = Failing(3, "cannot reach postgresql://me:hunter2@db/orders"), threading.Event()
+    with open_app(ready_site.site_file) as workplace:
+        serving = threading.Thread(target=serve.serve, args=(workplace, [], Output(json=True), stopping, [duty]))
+        serving.start()
+        assert duty.ran.wait(20)
+        stopping.set()
+        serving.join()
+        (event,) = [item for item in workplace.catalog.events() if item["name"] == "duty.failed"]
+    message = "RuntimeError: cannot reach postgresql://me:***@db/orders"
+    assert (event["duty"], event["state"], event["message"]) == ("worker", "failed", message)
