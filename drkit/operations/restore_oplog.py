@@ -47,13 +47,24 @@ _STATE_FOLDER = "restores"
 class OplogPlan:
     """What a restore to a moment will do, as data; made without changing anything.
 
-    ``notes`` say what was passed over on the way to it.
+    ``notes`` say what was passed over on the way to it. ``undumped_timeline`` is a newer timeline than all dumps'.
     """
 
     restore: RestorePlan
     path: ReplayPath
     slices: tuple[StoredSlice, ...]
     notes: tuple[str, ...] = ()
+    undumped_timeline: int | None = None
+
+    @property
+    def newer_history(self) -> str:
+        """Say that the end of the log that is restored is not what the source had last; empty where it is."""
+        if self.undumped_timeline is None or self.path.until is not None:
+            return ""
+        return (
+            f"timeline {self.undumped_timeline} of the oplog has no dump yet: what is restored is timeline"
+            f" {self.path.dump.timeline}, the history before it"
+        )
 
     @property
     def stored_bytes(self) -> int:
@@ -86,7 +97,12 @@ class OplogPlan:
             ],
         }
         restores_to = format_utc(path.until or path.reaches_ts.moment)
-        return {**self.restore.document(), "restores_to": restores_to, "replay": replay, "notes": list(self.notes)}
+        return {
+            **self.restore.document(),
+            "restores_to": restores_to,
+            "replay": replay,
+            "notes": [note for note in (*self.notes, self.newer_history) if note],
+        }
 
     def describe(self) -> str:
         """Return the plan for people."""
@@ -102,7 +118,7 @@ class OplogPlan:
             f"  replay     {own}; {slices} with {entries}, {format_bytes(self.stored_bytes)} stored,"
             f" up to {path.reaches_ts} ({format_moment(path.reaches_ts.moment)})"
         )
-        lines += [f"  note       {note}" for note in self.notes]
+        lines += [f"  note       {note}" for note in (*self.notes, self.newer_history) if note]
         return "\n".join(lines)
 
 
@@ -137,7 +153,9 @@ def plan_oplog_restore(
     plan = plan_restore(workplace, request, identities)
     names = {(item.timeline, item.name) for item in path.slices}
     slices = tuple(item for item in oplog.slices if (item.slice.timeline, item.slice.name) in names)
-    return OplogPlan(plan, path, slices, tuple(_notes(found, oplog)))
+    newest = max(item.timeline for item in log.dumps)
+    undumped = oplog.timeline if oplog.timeline > newest else None
+    return OplogPlan(plan, path, slices, tuple(_notes(found, oplog)), undumped)
 
 
 def read_stored_log(workplace: Workplace, policy: str) -> StoredLog:
@@ -313,6 +331,8 @@ def _require_as_signed(stored: StoredSlice, span: OplogSpan) -> None:
 def describe_doubts(plan: OplogPlan, replayed: Replayed) -> list[str]:
     """Say what somebody should know of a replay that came to its end."""
     said = [f"a copy was passed over: {note}" for note in plan.notes]
+    if plan.newer_history:
+        said.append(plan.newer_history)
     if replayed.split:
         places = ", ".join(map(str, replayed.split[:5])) + (", …" if len(replayed.split) > 5 else "")
         count = format_count(len(replayed.split), "transaction")

@@ -9,8 +9,9 @@ from unittest.mock import MagicMock, Mock
 
 import pytest
 
+from drkit.engines.mongodb_apply import Replayed
 from drkit.errors import RecoveryGap
-from drkit.operations.restore_oplog import ReplaySteps
+from drkit.operations.restore_oplog import OplogPlan, ReplaySteps, describe_doubts
 from drkit.oplog import OplogTs
 from drkit.oplog_path import ReplayPath, StoredLog, find_path, path_to_stop
 from drkit.oplog_windows import DumpPoint, KnownGap, Slice
@@ -133,3 +134,13 @@ def test_a_replay_that_meets_a_gap_before_the_moment_ends_is_refused() -> None:
     session.replay.side_effect = list
     with pytest.raises(RecoveryGap, match="the log goes on behind it"):
         ReplaySteps(Mock(), plan, MagicMock()).replay(session)
+
+
+def test_the_end_of_an_older_history_is_not_taken_for_the_latest_in_silence() -> None:
+    restore: Any = Mock()
+    path = find_path(LOG, None)
+    said = describe_doubts(OplogPlan(restore, path, (), undumped_timeline=2), Replayed())
+    assert said == ["timeline 2 of the oplog has no dump yet: what is restored is timeline 1, the history before it"]
+    assert describe_doubts(OplogPlan(restore, path, ()), Replayed()) == []
+    asked = OplogPlan(restore, find_path(LOG, at(60)), (), undumped_timeline=2)
+    assert describe_doubts(asked, Replayed(passed=True)) == []
