@@ -71,6 +71,7 @@ def main() -> int:
 def _do(task: Mapping[str, Any], line: Line) -> dict[str, Any]:
     from drkit.app import open_app
     from drkit.attempts import classify
+    from drkit.credentials import mask_url
     from drkit.errors import DrkitError
     from drkit.jobs import NOT_PASSED, Job, run_job
 
@@ -83,7 +84,8 @@ def _do(task: Mapping[str, Any], line: Line) -> dict[str, Any]:
         return {"failure": classify(error), "error": error.message, "details": error.details, "hints": error.hints}
     except Exception as error:  # noqa: BLE001 - the last line before serve
         traceback.print_exc()
-        return {"failure": classify(error), "error": f"this is a bug: {type(error).__name__}: {error}"}
+        text = mask_url(f"this is a bug: {type(error).__name__}: {error}")
+        return {"failure": classify(error), "error": text}
     return {"failure": "data" if NOT_PASSED in facts else "", "error": facts.get(NOT_PASSED, ""), "facts": dict(facts)}
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from ulid import ULID
 
 from drkit.catalog import Catalog
+from drkit.credentials import mask_url
 from drkit.errors import Busy, CatalogError, DrkitError
 from drkit.model import Lease, Run
 from drkit.process_identity import ProcessIdentity, start_mark
@@ -172,7 +173,7 @@ def _finish(catalog: Catalog, clock: Callable[[], datetime], running: RunningRun
     state: Any = "succeeded" if error is None else "failed"
     if isinstance(error, KeyboardInterrupt | SystemExit):
         state = "interrupted"
-    message = None if error is None else str(error) or type(error).__name__
+    message = None if error is None else mask_url(str(error)) or type(error).__name__
     if state == "interrupted":
         message = "interrupted"
     ended = dataclasses.replace(running.run, state=state, ended_at=clock(), error=message, outcome=running.outcome)

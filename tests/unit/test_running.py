@@ -213,3 +213,11 @@ class TestFencing:
         ):
             assert first.run_id == "01PLANNED"
             assert second.run_id != "01PLANNED"
+
+
+def test_an_error_that_nobody_foresaw_leaves_no_password_in_the_catalog(catalog: SqliteCatalog, clock: Clock) -> None:
+    with pytest.raises(RuntimeError), recorded_run(catalog, clock, "backup", "orders"):
+        raise RuntimeError("no answer from postgresql://me:hunter2@db/orders")
+    (run,) = catalog.runs()
+    (event,) = [item for item in catalog.events() if item["name"] == "run.failed"]
+    assert run.error == event["error"] == "no answer from postgresql://me:***@db/orders"
