@@ -35,9 +35,12 @@ def apply_delta(document: bytes, diff: bytes, *, strict: bool) -> bytes:
     With ``strict`` also where the delta does not fit the document.
     """
     keys = {item.name for item in read_elements(diff)}
-    if keys and keys <= _DESCRIPTION_KEYS:
-        return _Description(strict).apply(document, diff)
-    return _Tree(strict).apply_to_document(document, diff)
+    try:
+        if keys and keys <= _DESCRIPTION_KEYS:
+            return _Description(strict).apply(document, diff)
+        return _Tree(strict).apply_to_document(document, diff)
+    except RecursionError as error:
+        raise DeltaMismatch("is nested deeper than any server nests a document") from error
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,15 @@ def test_what_is_not_known_is_refused(diff: dict[str, Any], strict: bool) -> Non
         done({"a": 1, "l": [1, 2]}, diff, strict=strict)
 
 
+def test_a_delta_without_end_is_refused() -> None:
+    document, diff = make_document([]), make_document([])
+    for _ in range(2000):
+        document = make_document([Element(0x03, b"a", document)])
+        diff = make_document([Element(0x03, b"sa", diff)])
+    with pytest.raises(DeltaMismatch, match="nested deeper"):
+        apply_delta(document, diff, strict=True)
+
+
 @pytest.mark.parametrize(
     ("before", "diff", "left"),
     [
