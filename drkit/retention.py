@@ -261,8 +261,8 @@ class _Planner:
         """Keep what does not count, apart from what nobody can want any more.
 
         What failed goes after some days, once something newer is sound; what is doubted, when no rule would want it
-        either if it counted. What is damaged goes when it is older than all
-        that is kept. What has an impossible date is never removed: it may be newer than it says.
+        either if it counted. What is damaged goes when it is older than all that is kept. An impossible date is
+        never removed: it may be later than it says.
         """
         for item in self.doubtful:
             newer = [other for other in self.series[item.method] if other.at > item.at]
