@@ -47,6 +47,7 @@ def drawn(found: OplogTimeline, objective: timedelta | None) -> str:
 
 def document(found: OplogTimeline) -> dict[str, Any]:
     """Return the same for scripts."""
+    from drkit.cli.timeline import exposure_document, proofs_document
     from drkit.units import format_utc
 
     exposure = found.exposure
@@ -95,17 +96,12 @@ def document(found: OplogTimeline) -> dict[str, Any]:
             }
             for item in found.starts
         ],
-        "dumps": [format_utc(moment) for moment in found.dumps],
-        "proofs": [{"moment": format_utc(item.moment), "verdict": item.verdict} for item in found.proofs],
-        "proven_share": round(found.coverage.share, 4),
-        "exposure": None
-        if exposure is None
-        else {
-            "seen": format_utc(exposure.seen_at),
-            "seconds": exposure.duration.total_seconds(),
-            "newest_ts": exposure.newest_ts,
-            "window_seconds": exposure.window.total_seconds() if exposure.window else None,
-            "findings": [vars(finding) for finding in exposure.findings],
-        },
+        **proofs_document(found),
+        "exposure": exposure
+        and exposure_document(
+            exposure,
+            newest_ts=exposure.newest_ts,
+            window_seconds=exposure.window.total_seconds() if exposure.window else None,
+        ),
         "doubts": list(found.doubts),
     }

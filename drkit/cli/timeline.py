@@ -14,7 +14,8 @@ from drkit.cli import common_options, output_of, site_option
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from drkit.operations.timeline import Timeline
+    from drkit.operations.oplog_timeline import OplogExposure, OplogTimeline
+    from drkit.operations.timeline import Exposure, Timeline
 
 
 @click.command()
@@ -83,6 +84,29 @@ def terminal() -> dict[str, Any]:
     return {"columns": shutil.get_terminal_size((100, 24)).columns, "plain": plain}
 
 
+def proofs_document(found: Timeline | OplogTimeline) -> dict[str, Any]:
+    """Return the dumps and drills of any timeline for scripts."""
+    from drkit.units import format_utc
+
+    return {
+        "dumps": [format_utc(moment) for moment in found.dumps],
+        "proofs": [{"moment": format_utc(item.moment), "verdict": item.verdict} for item in found.proofs],
+        "proven_share": round(found.coverage.share, 4),
+    }
+
+
+def exposure_document(exposure: Exposure | OplogExposure, **positions: Any) -> dict[str, Any]:
+    """Return for scripts what only the server has, with its ``positions`` in the database's own words."""
+    from drkit.units import format_utc
+
+    return {
+        "seen": format_utc(exposure.seen_at),
+        "seconds": exposure.duration.total_seconds(),
+        **positions,
+        "findings": [vars(finding) for finding in exposure.findings],
+    }
+
+
 def _document(found: Timeline) -> dict[str, Any]:
     from drkit.units import format_utc
     from drkit.wal import format_lsn
@@ -122,18 +146,9 @@ def _document(found: Timeline) -> dict[str, Any]:
             }
             for item in found.bases
         ],
-        "dumps": [format_utc(moment) for moment in found.dumps],
-        "proofs": [{"moment": format_utc(item.moment), "verdict": item.verdict} for item in found.proofs],
-        "proven_share": round(found.coverage.share, 4),
-        "exposure": None
-        if exposure is None
-        else {
-            "seen": format_utc(exposure.seen_at),
-            "seconds": exposure.duration.total_seconds(),
-            "flushed_lsn": exposure.flushed_lsn,
-            "stored_lsn": exposure.stored_lsn,
-            "findings": [vars(finding) for finding in exposure.findings],
-        },
+        **proofs_document(found),
+        "exposure": exposure
+        and exposure_document(exposure, flushed_lsn=exposure.flushed_lsn, stored_lsn=exposure.stored_lsn),
         "unsigned": list(found.unsigned),
         "doubts": list(found.doubts),
     }

@@ -7,6 +7,7 @@ then, it is delivered as it is.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, t
 from drkit.model import Compression, Encryption, LogManifest, LogRecord, RecipientRecord
 from drkit.operations import Workplace
 from drkit.operations.lanes import Lane
-from drkit.operations.logs import LogScan, list_log_manifests, listed_files, read_signed
+from drkit.operations.logs import LogScan, list_log_manifests, listed_files, read_logs
 from drkit.operations.repository import ensure_repository, publish_trust
 from drkit.operations.running import new_id
 from drkit.operations.sealed_files import Sealing, write_durably
@@ -49,7 +50,7 @@ class Pending(Generic[Log]):
         return frozenset(record.part for record in self.manifest.files)
 
 
-class ManifestChain(Generic[Log]):
+class ManifestChain(ABC, Generic[Log]):
     """The chain of one policy's log manifests; not thread-safe, who ships sees to that.
 
     What wait for a store lie in ``folder``. ``document`` is the kind of manifest that the database has.
@@ -72,9 +73,9 @@ class ManifestChain(Generic[Log]):
         self._head: str | None = None
         self._repo_id = ""
 
+    @abstractmethod
     def ends(self, manifest: Log) -> tuple[str, str]:
         """Return what a manifest's key names as its first and its last."""
-        raise NotImplementedError
 
     def take_up(self) -> LogScan[Log]:
         """Take up the chain where it ends; return its newest manifests, oldest first.
@@ -86,7 +87,7 @@ class ManifestChain(Generic[Log]):
         self._repo_id = ensure_repository(self._workplace, self._policy.stores)
         self._publish_keys()
         keys = list_log_manifests(first, self._policy.policy)[-_NEWEST_MANIFESTS:]
-        scan = read_signed(first, self._workplace.signers, self._policy.policy, keys, self._document)
+        scan = read_logs(first, self._workplace.signers, self._policy.policy, keys, self._document)
         self._head = scan.trusted[-1].sha256 if scan.trusted else None
         self.pending = list(self._load_pending())
         if self.pending:

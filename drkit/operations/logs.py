@@ -48,11 +48,11 @@ def listed_files(scan: LogScan[LogManifest]) -> Iterator[LogRecord]:
 
 
 def read_listed(store: Store, signers: Sequence[Signer], policy: str, keys: Iterable[str]) -> LogScan[LogManifest]:
-    """Read and verify some log manifests of PostgreSQL; see `read_signed`."""
-    return read_signed(store, signers, policy, keys, LogManifest)
+    """Read and verify some log manifests of PostgreSQL; see `read_logs`."""
+    return read_logs(store, signers, policy, keys, LogManifest)
 
 
-def read_signed(
+def read_logs(
     store: Store, signers: Sequence[Signer], policy: str, keys: Iterable[str], document: type[Log]
 ) -> LogScan[Log]:
     """Read and verify some log manifests, several at a time; one that was removed meanwhile is left out."""

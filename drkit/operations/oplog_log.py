@@ -14,7 +14,7 @@ from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissin
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, OplogManifest, SliceRecord
 from drkit.operations import Workplace
-from drkit.operations.logs import list_log_manifests, read_signed
+from drkit.operations.logs import list_log_manifests, read_logs
 from drkit.operations.stored_log import named
 from drkit.oplog import OplogTs
 from drkit.oplog_windows import DumpPoint, KnownGap, Slice
@@ -79,7 +79,7 @@ def stored_oplog(workplace: Workplace, policy: str, repo_ids: Iterable[str] = ()
             for item in store.list(bucket.logs_prefix(policy)):
                 places.setdefault(item.key, {})[name] = item.size_bytes
             keys = [key for key in list_log_manifests(store, policy) if key not in manifests]
-            scan = read_signed(store, workplace.signers, policy, keys, OplogManifest)
+            scan = read_logs(store, workplace.signers, policy, keys, OplogManifest)
         except StoreError as error:
             found.unreachable.append(error)
             continue
@@ -133,7 +133,7 @@ def newest_timeline(store: Store, signers: Sequence[Signer], policy: str, *, aft
             keys.setdefault(place.timeline, []).append(item.key)
     for timeline in sorted(keys, reverse=True):
         groups = (keys[timeline][start : start + _AT_ONCE] for start in range(0, len(keys[timeline]), _AT_ONCE))
-        if any(read_signed(store, signers, policy, group, OplogManifest).trusted for group in groups):
+        if any(read_logs(store, signers, policy, group, OplogManifest).trusted for group in groups):
             return newest_timeline(store, signers, policy, after=timeline) if after else timeline
     return max(after, FIRST_TIMELINE)
 

@@ -20,7 +20,7 @@ from drkit.model import OplogManifest
 from drkit.operations import Workplace
 from drkit.operations.lanes import Lane, make_lanes, put_sealed, remove_stranger
 from drkit.operations.log_chain import ManifestChain
-from drkit.operations.logs import LogScan, list_log_manifests, read_signed
+from drkit.operations.logs import LogScan, list_log_manifests, read_logs
 from drkit.operations.oplog_log import FIRST_TIMELINE, newest_timeline
 from drkit.operations.oplog_spool import OplogSpool, Position, SealedSlice
 from drkit.operations.sealed_files import SealedDamaged
@@ -223,7 +223,7 @@ class OplogShipper:
             for key in list_log_manifests(lane.store, self._policy.policy)
             if (place := bucket.parse_log_manifest_key(key)) and place.first <= first and last <= place.last
         ]
-        scan = read_signed(lane.store, self._workplace.signers, self._policy.policy, keys, OplogManifest)
+        scan = read_logs(lane.store, self._workplace.signers, self._policy.policy, keys, OplogManifest)
         return any(record.key == item.record.key for log in scan.trusted for record in log.manifest.files)
 
     def _read_again(self, item: SealedSlice, error: SealedDamaged) -> None:

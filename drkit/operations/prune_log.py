@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from drkit import bucket
 from drkit.errors import IntegrityError
 from drkit.model import LogManifest, OplogManifest, SignedLog
-from drkit.operations.logs import LogScan, TrustedLog, read_signed
+from drkit.operations.logs import LogScan, TrustedLog, read_logs
 from drkit.operations.running import new_id
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.sparing import erase, erase_in_order, put_decision
@@ -145,7 +145,7 @@ class LogPruning:
         """Read log manifests of a store, whichever database's they are."""
         store = self._workplace.stores[store_name]
         document: type[SignedLog] = OplogManifest if self._pruning.policy.target.engine == "mongodb" else LogManifest
-        return read_signed(store, self._workplace.signers, self._policy, keys, document)
+        return read_logs(store, self._workplace.signers, self._policy, keys, document)
 
     def _shared(self, going: Sequence[str]) -> frozenset[str]:
         """Return the files that manifests list which stay, of those whose stretch meets one that goes."""
