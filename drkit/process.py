@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from typing import TypedDict
 
 from drkit.errors import SourceError
 from drkit.process_identity import ProcessIdentity, start_mark
+from drkit.stderr_tail import MOST_LINES, StderrTail
 from drkit.units import CHUNK_BYTES
 
 _INHERITED = (
@@ -41,8 +41,6 @@ _INHERITED = (
     "SSL_CERT_DIR",
 )
 _PIPE_BYTES = 1 << 20
-_STDERR_LINES = 20
-_STDERR_LINE_BYTES = 2000
 _KILL_AFTER_S = 5.0
 _NICENESS = 5
 
@@ -97,39 +95,6 @@ class _Identity(TypedDict, total=False):
     extra_groups: list[str | int]
 
 
-class _StderrTail:
-    """Drain a child's stderr in a thread and keep its last lines; a full stderr pipe would stop the child."""
-
-    def __init__(self, descriptor: int, heard: Callable[[str], bool] | None) -> None:
-        self._lines: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._heard = heard
-        self._thread = threading.Thread(target=self._drain, args=(descriptor,), daemon=True)
-        self._thread.start()
-
-    def _drain(self, descriptor: int) -> None:
-        partial = b""
-        while chunk := os.read(descriptor, 1 << 16):
-            if self._heard is not None:
-                *lines, partial = (partial + chunk).split(b"\n")
-                words = (line[:_STDERR_LINE_BYTES].decode(errors="replace") for line in lines)
-                self._lines.extend(filter(self._heard, words))
-                partial = partial[-_STDERR_LINE_BYTES:]
-                continue
-            # From the right, and no further than is kept: a flood must not keep the tool waiting.
-            *lines, partial = (partial + chunk).rsplit(b"\n", _STDERR_LINES)
-            if len(lines) == _STDERR_LINES:
-                lines[0] = lines[0].rpartition(b"\n")[2]
-            partial = partial[-_STDERR_LINE_BYTES:]
-            self._lines.extend(line[:_STDERR_LINE_BYTES].decode(errors="replace") for line in lines)
-        if partial:
-            self._lines.append(partial.decode(errors="replace"))
-
-    def lines(self) -> list[str]:
-        """Return the last lines, once the child has closed its stderr or a moment after it ended."""
-        self._thread.join(timeout=1)
-        return [line for line in self._lines if line.strip()]
-
-
 class _Child:
     """A running child with one pipe to us; ended, by force if need be, when its context ends."""
 
@@ -150,7 +115,7 @@ class _Child:
         assert pipe is not None
         assert self._process.stderr is not None
         self._pipe = pipe
-        self._stderr = _StderrTail(self._process.stderr.fileno(), command.heard)
+        self._stderr = StderrTail(self._process.stderr.fileno(), command.heard)
         os.set_blocking(pipe.fileno(), False)
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -347,7 +312,7 @@ def run(command: Command, *, stdin: bytes = b"", timeout_s: float = 60, check: b
                 _kill_group(process.pid)
     text = stderr.decode(errors="replace")
     if check and process.returncode != 0:
-        tail = [line for line in text.splitlines() if line.strip()][-_STDERR_LINES:]
+        tail = [line for line in text.splitlines() if line.strip()][-MOST_LINES:]
         raise SourceError(
             f"{command.tool} {_ending(process.returncode)}", details=[f"command: {shlex.join(command.argv)}", *tail]
         )

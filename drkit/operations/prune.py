@@ -7,7 +7,7 @@ unwanted by two plans that lie a time of grace apart.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -80,9 +80,9 @@ def prune(workplace: Workplace, policy: Policy, reporter: Reporter, options: Pru
         return PruneResult(policy.policy, plan, stored, dry_run=True, blocked=_blocked(plan, options))
     with ExitStack() as stack:
         running = stack.enter_context(recorded_run(workplace.catalog, workplace.clock, "prune", policy.policy))
-        leases = _take_leases(workplace, policy, stack)
+        leases, unheld = _take_leases(workplace, policy, stack)
         before = _last_state(workplace, policy.policy, running.run_id)
-        stored, plan = plan_prune(workplace, policy, list(_clocks_apart(leases)))
+        stored, plan = plan_prune(workplace, policy, [*_clocks_apart(leases), *unheld])
         blocked = _blocked(plan, options)
         pruning = Pruning(workplace, stored, plan, running, leases)
         if not blocked:
@@ -201,16 +201,22 @@ def _locked(
         yield name, max(known)
 
 
-def _take_leases(workplace: Workplace, policy: Policy, stack: ExitStack) -> list[StoreLease]:
-    """Take the lease of this prune in each store; one that cannot be asked is an obstacle of the plan anyway."""
-    leases = []
+def _take_leases(workplace: Workplace, policy: Policy, stack: ExitStack) -> tuple[list[StoreLease], list[str]]:
+    """Take the lease of this prune in each store that can keep one; return them, and which could not be asked.
+
+    A store may answer again a moment later: without its lease it is an obstacle all the same.
+    """
+    leases: list[StoreLease] = []
+    unheld: list[str] = []
     for name in policy.stores:
         store = workplace.stores[name]
-        with suppress(StoreError):
+        try:
             if store.traits.compare_and_swap:
                 lease = store_lease(store, f"prune-{policy.policy}", workplace.clock)
                 leases.append(stack.enter_context(lease))
-    return leases
+        except StoreError as error:
+            unheld.append(f"the lease of this prune could not be taken in store {name}: {error.message}")
+    return leases, unheld
 
 
 def _clocks_apart(leases: Sequence[StoreLease]) -> Iterator[str]:

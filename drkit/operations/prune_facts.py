@@ -5,13 +5,12 @@ The catalog is asked for what the stores may have lost: holds that it remembers 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from itertools import accumulate
 
 from drkit import bucket
 from drkit.catalog.holds import HoldEntry
@@ -20,18 +19,16 @@ from drkit.operations import Workplace
 from drkit.operations.holds import known_holds
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
 from drkit.operations.prune_doubts import clock_doubts, hold_doubts, manifest_doubts, strange_places, unread_stores
+from drkit.operations.prune_log_pieces import log_pieces
 from drkit.oplog import OplogTs
 from drkit.policy import Policy
-from drkit.retention import CLOCK_SKEW, Candidate, Holdings, LogPiece, State
+from drkit.retention import CLOCK_SKEW, Candidate, Holdings, State
 from drkit.retention_documents import BuriedRun, LogTombstone
 from drkit.units import parse_utc
-from drkit.wal import Segment, parse_lsn
+from drkit.wal import parse_lsn
 
 _STRANGE_DATE = timedelta(hours=24)
 """How far the moment in a manifest may be from when its store took it; more, and one of two clocks was wrong."""
-
-_OPLOG_DIGITS = 16
-"""How many a place in the oplog has in keys: eight of its second, eight of its number."""
 
 _CONCLUSIVE = {"passed": "verified", "passed_with_findings": "verified", "failed": "failed"}
 
@@ -169,7 +166,7 @@ class Stored:
             )
             for artifact_id, manifest in ((name, self.manifest(name)) for name in self.copies)
         ]
-        return Holdings(self.policy.policy, artifacts, tuple(_log_pieces(self)), self.obstacles)
+        return Holdings(self.policy.policy, artifacts, tuple(log_pieces(self)), self.obstacles)
 
 
 def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = ()) -> Stored:
@@ -358,63 +355,3 @@ def _misdated(stored: Stored) -> dict[str, str]:
 def _taken_by(stored: Stored, artifact_id: str) -> dict[str, datetime]:
     key = bucket.manifest_key(stored.policy.policy, artifact_id)
     return {name: stored.inventories[name].objects[key].modified_at for name in stored.holders(artifact_id)}
-
-
-def _log_pieces(stored: Stored) -> Iterator[LogPiece]:
-    """Yield the log manifests, each with the stretch that its key names.
-
-    Without a base nothing says how long a segment is, and nothing of a WAL is decided. History files are small and
-    always stay.
-    """
-    positions = [copies[0].manifest.position for copies in stored.copies.values()]
-    sizes = {position.segment_bytes for position in positions if position is not None}
-    measure = _LogSizes(stored.inventories.values())
-    for key in sorted(stored.log_manifests):
-        place = bucket.parse_log_manifest_key(key)
-        stretch = _stretch(place, sizes) if place is not None else None
-        if place is not None and stretch is not None:
-            yield LogPiece(
-                piece_id=key,
-                from_position=stretch[0],
-                to_position=stretch[1],
-                size_bytes=measure.between(place.timeline, place.first[:24], place.last[:24]),
-                locked_until=stored.locks.get(key),
-                marked_at=stored.log_marked_at(key),
-            )
-
-
-def _stretch(place: bucket.LogManifestKey, segment_sizes: Collection[int]) -> tuple[int, int] | None:
-    """Return the positions from which and up to which a log manifest reaches, None where that cannot be told."""
-    if len(place.first) == len(place.last) == _OPLOG_DIGITS:
-        return int(place.first, 16), int(place.last, 16)
-    if len(segment_sizes) != 1:
-        return None
-    (segment_bytes,) = segment_sizes
-    try:
-        first = Segment.parse(place.first[:24], segment_bytes)
-        return first.start_lsn, Segment.parse(place.last[:24], segment_bytes).end_lsn
-    except ValueError:
-        return None
-
-
-class _LogSizes:
-    """The stored bytes of log files by timeline and name, summed over a stretch without looking at each again."""
-
-    def __init__(self, inventories: Iterable[StoreInventory]) -> None:
-        sizes: dict[int, dict[str, int]] = defaultdict(dict)
-        for inventory in inventories:
-            for key, item in inventory.objects.items():
-                parsed = bucket.parse_log_key(key)
-                if parsed is not None:
-                    sizes[parsed[1]][parsed[2]] = item.size_bytes
-        self._names = {timeline: sorted(files) for timeline, files in sizes.items()}
-        self._sums = {
-            timeline: [0, *accumulate(sizes[timeline][name] for name in names)]
-            for timeline, names in self._names.items()
-        }
-
-    def between(self, timeline: int, first: str, last: str) -> int:
-        """Return the bytes of the files from segment ``first`` to ``last``, with what belongs to them."""
-        names = self._names.get(timeline, [])
-        low, high = bisect_left(names, first), bisect_right(names, last + "~")
-        return self._sums[timeline][high] - self._sums[timeline][low] if names else 0

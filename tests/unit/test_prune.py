@@ -140,6 +140,22 @@ def test_a_store_out_of_reach_may_hold_a_hold(world: PruneWorld) -> None:
     assert (result.plan.removed, marked_ids(world)) == ([], set())
 
 
+class Refusing(MemoryStore):
+    """One that takes no lease, and everything else."""
+
+    def replace(self, key: str, content: bytes, *, expected: str | None) -> ObjectInfo:
+        raise StoreUnavailable(f"store {self.name} does not answer")
+
+
+def test_nothing_goes_without_the_lease_of_each_store(world: PruneWorld) -> None:
+    """A prune on another host may hold the one that could not be asked for."""
+    world.stores["offsite"] = world.bucket.stores["offsite"] = Refusing("offsite", now=lambda: world.now)
+    world.back_up(6)
+    result = world.prune()
+    assert "the lease of this prune could not be taken in store offsite" in result.plan.suspended[0]
+    assert (result.plan.removed, marked_ids(world)) == ([], set())
+
+
 def test_an_empty_folder_where_a_store_was_stops_everything(world: PruneWorld) -> None:
     """A disk that is not mounted lists nothing, and raises nothing."""
     world.back_up(6)
