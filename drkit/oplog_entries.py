@@ -161,7 +161,10 @@ def read_operations(entry: OplogEntry) -> Iterator[Operation]:
 
     Raise IntegrityError naming the entry's place for what is not known.
     """
-    yield from _operations(entry.kind, entry.namespace, entry.o, entry.o2, entry.ts)
+    try:
+        yield from _operations(entry.kind, entry.namespace, entry.o, entry.o2, entry.ts)
+    except RecursionError as error:
+        raise _refusal(entry.ts, "bundles bundles deeper than any server does") from error
 
 
 def _operations(kind: str, namespace: str, o: bytes, o2: bytes | None, ts: OplogTs) -> Iterator[Operation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import tempfile
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from bson import Int64, Timestamp
 
 from drkit.errors import IntegrityError, RecoveryGap
 from drkit.oplog import OplogTs
-from drkit.oplog_entries import Command, Operation, Write, read_entry
+from drkit.oplog_entries import Command, Operation, Write, read_entry, read_operations
 from drkit.oplog_selection import Selection
 from drkit.oplog_transactions import Transactions
 from tests.unit.oplog_entries import (
@@ -105,6 +106,19 @@ def test_a_write_to_the_views_collection_is_a_view() -> None:
         ("create", "shop.names"),
         ("drop", "shop.names"),
     ]
+
+
+def test_bundles_within_bundles_without_end_are_refused() -> None:
+    inner = bson.encode({})
+    for _ in range(2000):
+        shell = bson.encode({"op": "c", "ns": "shop.$cmd"})[4:-1]
+        item = shell + b"\x03o\0" + inner
+        array = b"\x030\0" + (len(item) + 5).to_bytes(4, "little") + item + b"\0"
+        held = b"\x04applyOps\0" + (len(array) + 5).to_bytes(4, "little") + array + b"\0"
+        inner = (len(held) + 5).to_bytes(4, "little") + held + b"\0"
+    nested = dataclasses.replace(read_entry(command(1, "shop", {"applyOps": []})), o=inner)
+    with pytest.raises(IntegrityError, match="bundles bundles deeper"):
+        list(read_operations(nested))
 
 
 @pytest.mark.parametrize(
