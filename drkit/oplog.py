@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from drkit.bson_elements import TIMESTAMP, find_value
 from drkit.errors import IntegrityError
 from drkit.mongo_archive import LARGEST_DOCUMENT_BYTES, ArchiveReader
 
 _SMALLEST_DOCUMENT_BYTES = 5
 _MOST = 0xFFFFFFFF
 _LENGTH = struct.Struct("<i")
+_TIMESTAMP = struct.Struct("<II")
 _TS = re.compile(r"([0-9]{1,10}):([0-9]{1,10})")
 _NAME = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})-([0-9A-F]{8})([0-9A-F]{8})")
 
@@ -124,17 +126,15 @@ def document_spans(buffer: bytes | memoryview) -> Iterator[tuple[int, int]]:
 
 def read_ts(entry: bytes) -> OplogTs:
     """Return when an entry was written; raise IntegrityError when it does not say."""
-    from bson import Timestamp
-    from bson.errors import BSONError
-    from bson.raw_bson import RawBSONDocument
-
-    try:
-        timestamp = RawBSONDocument(entry).get("ts")
-    except (BSONError, ValueError, OverflowError) as error:
-        raise IntegrityError("the oplog is damaged: an entry is no BSON document") from error
-    if not isinstance(timestamp, Timestamp):
+    found = find_value(entry, b"ts")
+    if found is None or found[0] != TIMESTAMP:
         raise IntegrityError("the oplog is damaged: an entry has no timestamp")
-    return OplogTs.of(timestamp)
+    increment, seconds = _TIMESTAMP.unpack_from(entry, found[1])
+    return OplogTs(seconds, increment)
+
+
+class OplogDisorder(IntegrityError):
+    """An entry has an earlier place than the one before it: the log cannot be followed there."""
 
 
 @dataclass
@@ -147,17 +147,22 @@ class OplogSpan:
     last_sha256: str = ""
 
     def add(self, batch: bytes | memoryview) -> None:
-        """Take whole entries in their order; raise IntegrityError when they cannot follow on those before."""
-        spans = list(document_spans(batch))
-        if (spans[-1][1] if spans else 0) != len(batch):
+        """Take whole entries in their order.
+
+        Raise OplogDisorder where places do not grow or an entry comes twice, IntegrityError for other damage; then none
+        of them was taken.
+        """
+        count, whole, first_ts, last_ts, last = 0, 0, self.first_ts, self.last_ts, b""
+        for start, end in document_spans(batch):
+            entry = bytes(batch[start:end])
+            ts = read_ts(entry)
+            if last_ts is not None and ts <= last_ts:
+                again = entry == last if count else hashlib.sha256(entry).hexdigest() == self.last_sha256
+                if ts < last_ts or again:
+                    raise OplogDisorder(f"the oplog is damaged: entry {ts} does not follow on {last_ts}")
+            count, whole, first_ts, last_ts, last = count + 1, end, first_ts or ts, ts, entry
+        if whole != len(batch):
             raise IntegrityError("the oplog is damaged: it ends in the middle of an entry")
-        if not spans:
-            return
-        first, last = (bytes(batch[start:end]) for start, end in (spans[0], spans[-1]))
-        first_ts, last_ts = read_ts(first), read_ts(last)
-        again = hashlib.sha256(first).hexdigest() == self.last_sha256
-        if last_ts < first_ts or again or (self.last_ts is not None and first_ts < self.last_ts):
-            raise IntegrityError(f"the oplog is damaged: {first_ts} does not follow on {self.last_ts or last_ts}")
-        self.entries += len(spans)
-        self.first_ts = self.first_ts or first_ts
-        self.last_ts, self.last_sha256 = last_ts, hashlib.sha256(last).hexdigest()
+        if count:
+            self.entries += count
+            self.first_ts, self.last_ts, self.last_sha256 = first_ts, last_ts, hashlib.sha256(last).hexdigest()

@@ -28,12 +28,13 @@ _VIEW_OPTIONS = ("viewOn", "pipeline", "collation")
 class OplogCatalog:
     """The collections by namespace, each with its indexes by name, without that of ``_id``; and the views' options.
 
-    ``capped`` collections drop their oldest documents by themselves.
+    ``capped`` collections drop their oldest documents by themselves; ``time_series`` are those of the dump.
     """
 
     indexes: dict[str, dict[str, Index]] = field(default_factory=dict)
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
     capped: set[str] = field(default_factory=set)
+    time_series: set[str] = field(default_factory=set)
 
     def knows(self, namespace: str) -> bool:
         """Tell whether there is a collection or view of that name."""

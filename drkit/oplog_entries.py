@@ -21,6 +21,7 @@ from drkit.raw_bson import Element, find_element, make_document, read_elements
 
 _TRUE = b"\x01"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_REST_OF_SECOND = timedelta(milliseconds=999)
 _DELTA_VERSION = 2
 _INTERNAL = ("n", "km", "ci", "cd", "cu")
 """Kinds of entries that change no document: heartbeats, and what the server keeps in containers of its own."""
@@ -81,8 +82,13 @@ class OplogEntry:
 
     @property
     def at(self) -> datetime:
-        """Return when it was written: by the server's clock, or the second of its place where that is not said."""
-        return self.wall_at or self.ts.moment
+        """Return when it was written: the server's clock, kept within the second of its place.
+
+        Places only grow. Clocks do not: after a failover, entries of the member that was ahead are from the future of
+        the one that goes on.
+        """
+        second = self.ts.moment
+        return min(max(self.wall_at or second, second), second + _REST_OF_SECOND)
 
 
 def read_entry(raw: bytes) -> OplogEntry:

@@ -1,7 +1,7 @@
 """From a moment to the way there: which dump to load, and which slices of the oplog to replay after it.
 
 A moment is inclusive: what was written at it comes back. A dump and the log are held against it by the seconds of their
-places; the replay itself stops at the first entry that was written later.
+places; within a second the server's clock decides, and the replay stops at the first entry that was written later.
 """
 
 from __future__ import annotations

@@ -16,18 +16,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.errors import BulkWriteError
 
 from drkit.bson_elements import ARRAY, DOCUMENT, has_empty_timestamp
 from drkit.engines.mongodb_client import Client
+from drkit.engines.mongodb_commands import Commands, refuse_time_series
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.errors import IntegrityError, RecoveryGap, SourceError
-from drkit.oplog import OplogTs
+from drkit.oplog import OplogDisorder, OplogTs
 from drkit.oplog_catalog import OplogCatalog, command_of
 from drkit.oplog_entries import Command, Operation, OplogEntry, Write, id_query, read_entry
 from drkit.oplog_images import Batch, Image, misfit, show_id
@@ -39,8 +40,7 @@ from drkit.units import MIB, format_moment
 _BATCH_BYTES = 16 * MIB
 _SPILL_BYTES = MIB
 _DIGEST_MODULUS = 1 << 256
-_DUPLICATE_KEY, _NAMESPACE_NOT_FOUND, _NAMESPACE_EXISTS = 11000, 26, 48
-_NEVER_CREATED_WITH = ("create", "idIndex", "autoIndexId")
+_DUPLICATE_KEY = 11000
 
 Totals = dict[str, tuple[int, int | None]]
 """Count and digest by namespace of the source; the digest is None where it is not known."""
@@ -90,7 +90,7 @@ class Applier:
         self._catalog = catalog
         self._options = options
         self._redo = redo
-        self._commands = _Commands(client, options)
+        self._commands = Commands(client, options.strict_after, options.selection.name_in_target)
         self._batch = self._new_batch()
         self._done = Progress()
         self._totals: Totals = {}
@@ -108,6 +108,8 @@ class Applier:
         try:
             for raw in entries:
                 entry = read_entry(raw)
+                if result.last_ts is not None and entry.ts < result.last_ts:
+                    raise OplogDisorder(f"the oplog is damaged: entry {entry.ts} does not follow on {result.last_ts}")
                 if self._options.until is not None and entry.at > self._options.until:
                     self._require_consistent(entry)
                     result.passed = True
@@ -170,7 +172,7 @@ class Applier:
 
     def _take(self, operation: Operation) -> None:
         """Do an operation, or only remember what it says of indexes when it was done before the kill."""
-        refuse_buckets(operation)
+        refuse_time_series(operation, self._catalog.time_series)
         if isinstance(operation, Write) and operation.kind == "insert" and not self._catalog.knows(operation.namespace):
             # SecantusDB does not log that a collection began with its first document.
             self._take(command_of(operation, "create", operation.namespace))
@@ -245,66 +247,6 @@ class Applier:
         target = self._options.selection.name_in_target(namespace)
         assert target is not None
         return target
-
-
-@dataclass(frozen=True)
-class _Commands:
-    """Does to the target's collections what the log says was done to the source's."""
-
-    client: Client
-    options: ReplayOptions
-
-    def run(self, command: Command, *, again: bool) -> None:
-        """Run a command; with ``again`` it may have been done before, and then that is all right."""
-        database, _, name = self._target(command.namespace).partition(".")
-        lenient = again or command.ts <= self.options.strict_after
-        if command.name == "create":
-            options = {key: value for key, value in command.body.items() if key not in _NEVER_CREATED_WITH}
-            self._do(command, database, {"create": name, **options}, _NAMESPACE_EXISTS if lenient else 0)
-        elif command.name == "drop":
-            self._do(command, database, {"drop": name}, _NAMESPACE_NOT_FOUND)
-        elif command.name == "renameCollection":
-            self._rename(command, again=again)
-        else:
-            rest = {key: value for key, value in command.body.items() if key != command.name}
-            self._do(command, database, {command.name: name, **rest}, _NAMESPACE_NOT_FOUND if lenient else 0)
-
-    def _rename(self, command: Command, *, again: bool) -> None:
-        if command.ts <= self.options.strict_after:
-            raise RecoveryGap(
-                f"oplog entry {command.ts} renames {command.namespace} while the dump was taken, so nobody can tell"
-                " what the dump has of it",
-                hints=["choose another dump to begin from: --artifact ID"],
-            )
-        target = self._target(str(command.body["to"]))
-        rename = {"renameCollection": self._target(command.namespace), "to": target}
-        drops = bool(command.body.get("dropTarget"))
-        self._do(command, "admin", {**rename, "dropTarget": drops}, _NAMESPACE_NOT_FOUND if again else 0)
-
-    def _do(self, command: Command, database: str, body: dict[str, Any], allowed_code: int) -> None:
-        try:
-            self.client[database].command(body)
-        except OperationFailure as error:
-            if error.code == allowed_code:
-                return
-            words = str((error.details or {}).get("errmsg") or error).splitlines()[0]
-            raise SourceError(
-                f"oplog entry {command.ts} cannot be done: {command.name} of {command.namespace}: {words}"
-            ) from error
-
-    def _target(self, namespace: str) -> str:
-        target = self.options.selection.name_in_target(namespace)
-        assert target is not None
-        return target
-
-
-def refuse_buckets(operation: Operation) -> None:
-    """Raise RecoveryGap for what happens inside a time series, whose buckets change in ways of their own."""
-    if operation.namespace.partition(".")[2].startswith("system.buckets."):
-        raise RecoveryGap(
-            f"oplog entry {operation.ts} is of the time series behind {operation.namespace}, which is not replayed",
-            hints=["leave it out: --exclude-table DATABASE.COLLECTION", "or restore the dump alone: --artifact ID"],
-        )
 
 
 def _by_namespace(images: Iterable[Image]) -> dict[str, list[Image]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_apply import Totals
+from drkit.engines.mongodb_commands import BUCKETS
 from drkit.engines.mongodb_fingerprint import collection_of_index, is_capped
 from drkit.engines.mongodb_indexes import from_extended_json, indexes_to_build
 from drkit.engines.mongodb_placing import Placing, target_name
@@ -31,6 +32,8 @@ def name_in_target(options: RestoreOptions, placings: Mapping[str, Placing]) -> 
     left_out |= {name for placing in placings.values() for name in placing.left_out}
 
     def find(namespace: str) -> str | None:
+        # What a time series keeps its documents in belongs to it, and is left out with it.
+        namespace = namespace.replace(f".{BUCKETS}", ".", 1)
         if namespace in known:
             return known[namespace]
         if namespace in left_out or not (whole or namespace.partition(".")[0] in databases):
@@ -57,6 +60,8 @@ def catalog_at_dump(options: RestoreOptions, placings: Mapping[str, Placing]) ->
             catalog.indexes[name] = {}
             if is_capped(recorded["collection"][name]):
                 catalog.capped.add(name)
+            if recorded["collection"][name].get("form") == "timeseries":
+                catalog.time_series.add(name)
         for name in placing.views:
             catalog.views[name] = from_extended_json(json.loads(recorded["view"][name]["definition"]))
         for name, index in _indexes(recorded.get("index", {})):

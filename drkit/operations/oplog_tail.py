@@ -25,7 +25,7 @@ from drkit.operations.oplog_log import dump_points
 from drkit.operations.oplog_ship import OplogShipper
 from drkit.operations.oplog_spool import OplogSpool, Position
 from drkit.operations.selection import find_artifacts
-from drkit.oplog import Anchor, OplogSpan, OplogTs
+from drkit.oplog import Anchor, OplogDisorder, OplogSpan, OplogTs
 from drkit.policy import BackupRule, Policy
 from drkit.units import MIB, format_bytes, format_duration, format_moment
 
@@ -168,16 +168,20 @@ class OplogTail:
         elif reading.state == "behind":
             self._tell("behind", f"the server has not come to {buffer.end.ts} yet, the entry that was read last")
         else:
-            self._read(reading, buffer, stopping)
+            self._read(client, reading, buffer, stopping)
         if self._setting.newer.is_set():
             self._cut()
             self._shipper.recover()
             self._setting.newer.clear()
 
-    def _read(self, reading: Reading, buffer: _Buffer, stopping: threading.Event) -> None:
+    def _read(self, client: Client, reading: Reading, buffer: _Buffer, stopping: threading.Event) -> None:
         rule = self._setting.rule
         for batch in reading.batches:
-            buffer.add(batch)
+            try:
+                buffer.add(batch)
+            except OplogDisorder as error:
+                self._pass_over(client, error)
+                return
             if buffer.size_bytes >= rule.slice_size:
                 self._cut()
                 buffer = self._current()
@@ -214,12 +218,24 @@ class OplogTail:
         if found_ts <= position.end.ts:
             return
         reason = f"the server threw away the oplog from {position.end.ts} to {found_ts} before it was read"
-        self._shipper.note_lost(Anchor(found_ts), reason)
-        self._lost_at = Anchor(found_ts)
-        facts = self._facts(position, found_ts, reason)
+        self._note_gap(position, found_ts, "overrun", reason)
+
+    def _pass_over(self, client: Client, error: OplogDisorder) -> None:
+        """Name a gap where the server's entries do not follow on each other, and go on behind its newest."""
+        self._require_recovered()
+        self._cut()
+        position, newest_ts = self._current().position, require_reach(client).newest_ts
+        if newest_ts <= position.end.ts:
+            raise error
+        self._note_gap(position, newest_ts, "disorder", f"{error.message}, so the server's log cannot be followed")
+
+    def _note_gap(self, position: Position, to_ts: OplogTs, state: str, reason: str) -> None:
+        self._shipper.note_lost(Anchor(to_ts), reason)
+        self._lost_at = Anchor(to_ts)
+        facts = self._facts(position, to_ts, reason)
         self._setting.workplace.catalog.add_event("oplog.gap", self._setting.workplace.clock(), facts)
-        lost = f"{format_moment(position.end.ts.moment)} .. {format_moment(found_ts.moment)} cannot be restored"
-        self._tell("overrun", f"{reason}: {lost}; take a dump now: drkit backup {self._setting.policy.policy}")
+        lost = f"{format_moment(position.end.ts.moment)} .. {format_moment(to_ts.moment)} cannot be restored"
+        self._tell(state, f"{reason}: {lost}; take a dump now: drkit backup {self._setting.policy.policy}")
 
     def _branch(self, client: Client) -> None:
         """Begin a new timeline: what the server has does not continue what was read."""

@@ -262,7 +262,10 @@ class ReplaySteps:
         with self.reporter.progress("slices", self.plan.plain_bytes) as progress:
             for stored in self.plan.slices:
                 span, content = OplogSpan(), b"".join(open_slice(self.workplace, plan.identities, stored))
-                span.add(content)
+                try:
+                    span.add(content)
+                except IntegrityError as error:
+                    raise IntegrityError(f"oplog slice {stored.record.part}: {error.message}") from error
                 progress.advance(len(content))
                 _require_as_signed(stored, span)
         total_bytes = plan.stored_bytes + self.plan.stored_bytes
@@ -324,7 +327,9 @@ def _between(entries: Iterator[bytes], reached_ts: OplogTs | None, path: ReplayP
 def _require_as_signed(stored: StoredSlice, span: OplogSpan) -> None:
     """Raise IntegrityError unless a slice holds the entries that its manifest says."""
     record = stored.record
-    if (span.entries, span.last_sha256) != (record.entries, record.last_sha256) or span.last_ts != stored.slice.to_ts:
+    held = (span.entries, span.last_sha256, span.last_ts, str(span.first_ts))
+    begins_late = span.first_ts is not None and span.first_ts > stored.slice.from_ts
+    if held != (record.entries, record.last_sha256, stored.slice.to_ts, record.first_ts) or not begins_late:
         raise IntegrityError(f"oplog slice {record.part} does not hold the entries that its manifest says")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import bson
 import pytest
-from bson import Int64
+from bson import Int64, Timestamp
 
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.errors import DrkitError, IntegrityError, RecoveryGap
@@ -22,7 +22,7 @@ from drkit.oplog import OplogTs
 from drkit.oplog_images import Image
 from tests.fixtures.mongodb import ROOT, MongoServer, running_mongodb
 from tests.fixtures.replaying import RESTORE_ID, History, Moment, held, modelled, read_oplog, replay
-from tests.unit.oplog_entries import BEGUN_AT, SECONDS, command, delete, insert, update
+from tests.unit.oplog_entries import BEGUN_AT, SECONDS, bundle, bundled, command, delete, in_session, insert, update
 
 WRITES, MOMENTS, SEED = 2000, 20, 20261122
 SOURCE, TARGET = "history", "replayed"
@@ -106,7 +106,11 @@ def test_a_replay_that_is_killed_again_and_again_equals_the_model(
         (delete(5, f"{SOURCE}.orders", "gone"), "deletes a document that is not there"),
         (command(5, SOURCE, {"create": "orders", "capped": True, "size": 4096}), "create of history.orders"),
         (command(5, SOURCE, {"renameCollection": f"{SOURCE}.gone", "to": f"{SOURCE}.new"}), "renameCollection of"),
-        (insert(5, f"{SOURCE}.system.buckets.weather", {"_id": 1}), "is of the time series"),
+        (insert(5, f"{SOURCE}.system.buckets.weather", {"_id": 1}), "is of time series history.weather"),
+        (
+            command(5, SOURCE, {"create": "weather", "timeseries": {"timeField": "t"}}),
+            "is of time series history.weather",
+        ),
     ],
 )
 def test_an_entry_that_does_not_fit_ends_the_replay_by_name(
@@ -143,6 +147,46 @@ def test_a_moment_that_lies_within_the_dump_is_refused(server: MongoServer, targ
         replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), BEGUN_AT + timedelta(seconds=1), stop_ts)
     replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), BEGUN_AT + timedelta(seconds=2), stop_ts)
     assert sorted(item["_id"] for item in target["orders"].find()) == [0, 1, 2]
+
+
+def test_a_clock_that_was_ahead_does_not_end_a_replay(server: MongoServer, target: Any, tmp_path: Path) -> None:
+    far = BEGUN_AT + timedelta(hours=1)
+    name = f"{SOURCE}.orders"
+    entries = [
+        insert(1, name, {"_id": 1}),
+        insert(2, name, {"_id": 2}, wall=far),
+        insert(3, name, {"_id": 3}),
+        insert(5, name, {"_id": 5}, wall=BEGUN_AT),
+    ]
+    done = replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), BEGUN_AT + timedelta(seconds=4))
+    assert sorted(item["_id"] for item in target["orders"].find()) == [1, 2, 3]
+    assert (done.passed, done.last_ts) == (True, OplogTs(SECONDS + 3, 1))
+
+
+def test_entries_whose_places_run_backwards_are_refused(server: MongoServer, target: Any, tmp_path: Path) -> None:
+    entries = [insert(number, f"{SOURCE}.orders", {"_id": number}) for number in (1, 3, 2)]
+    with pytest.raises(IntegrityError, match=f"entry {SECONDS + 2}:1 does not follow on {SECONDS + 3}:1"):
+        replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), None)
+    assert list(target["orders"].find()) == []
+
+
+def test_a_prepared_transaction_comes_back_at_its_commit(server: MongoServer, target: Any, tmp_path: Path) -> None:
+    name = f"{SOURCE}.orders"
+    entries = [
+        bundle(1, [bundled("i", name, {"_id": "kept"})], session=1, first=True, prepare=True),
+        bundle(2, [bundled("i", name, {"_id": "given up"})], session=2, first=True, prepare=True),
+        insert(3, name, {"_id": "other"}),
+        command(4, "admin", {"commitTransaction": 1, "commitTimestamp": Timestamp(SECONDS + 1, 1)}, **in_session(1)),
+        command(5, "admin", {"abortTransaction": 1}, **in_session(2)),
+        bundle(6, [bundled("i", name, {"_id": "open"})], session=3, first=True, prepare=True),
+    ]
+    (tmp_path / "before").mkdir()
+    replay(server.client, iter(entries), tmp_path / "before", (SOURCE, TARGET), BEGUN_AT + timedelta(seconds=3))
+    assert [item["_id"] for item in target["orders"].find()] == ["other"]
+    target["orders"].drop()
+    done = replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), None)
+    assert sorted(item["_id"] for item in target["orders"].find()) == ["kept", "other"]
+    assert (done.aborted, done.unfinished) == (1, [OplogTs(SECONDS + 6, 1)])
 
 
 def test_a_document_whose_id_changes_its_type_alone_is_replaced(

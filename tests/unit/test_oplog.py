@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drkit.errors import IntegrityError
-from drkit.oplog import OplogSpan, OplogTs, parse_slice_name, read_ts, slice_name, split_entries
+from drkit.oplog import OplogDisorder, OplogSpan, OplogTs, parse_slice_name, read_ts, slice_name, split_entries
 
 
 def entry(seconds: int, increment: int = 1, **more: Any) -> bytes:
@@ -68,7 +68,25 @@ def test_a_span_knows_its_ends_and_takes_nothing_that_does_not_follow() -> None:
         span.add(entry(13)[:-2])
 
 
-@pytest.mark.parametrize("document", [{"op": "n"}, {"ts": 5}, {"o": {"ts": Timestamp(1, 1)}}])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([entry(13), entry(12, 9), entry(14)], "entry 12:9 does not follow on 13:1"),
+        ([entry(13), entry(13)], "entry 13:1 does not follow on 13:1"),
+        ([entry(11, 7), entry(14)], "entry 11:7 does not follow on 12:1"),
+    ],
+)
+def test_places_that_run_backwards_are_found_wherever_they_do(more: list[bytes], message: str) -> None:
+    span = OplogSpan()
+    span.add(b"".join(ENTRIES))
+    with pytest.raises(OplogDisorder, match=message):
+        span.add(b"".join(more))
+    assert (span.entries, span.last_ts) == (3, OplogTs(12, 1))
+    span.add(entry(13) + entry(13, note="of the same transaction"))
+    assert span.entries == 5
+
+
+@pytest.mark.parametrize("document", [{"op": "n"}, {"ts": 5}, {"o": {"ts": Timestamp(1, 1)}}, {"ts2": Timestamp(1, 1)}])
 def test_an_entry_without_a_timestamp_is_none(document: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match="no timestamp"):
         read_ts(bson.encode(document))

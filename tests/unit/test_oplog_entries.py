@@ -6,6 +6,7 @@ import dataclasses
 import io
 import tempfile
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, BinaryIO
 
 import bson
@@ -18,6 +19,7 @@ from drkit.oplog_entries import Command, Operation, Write, read_entry, read_oper
 from drkit.oplog_selection import Selection
 from drkit.oplog_transactions import Transactions
 from tests.unit.oplog_entries import (
+    BEGUN_AT,
     NO_OP_TIME,
     SECONDS,
     bundle,
@@ -295,3 +297,19 @@ def test_a_collection_that_leaves_by_rename_is_dropped_and_one_that_comes_is_ref
     assert chosen(selection, command(2, "shop", {"renameCollection": "shop.a", "to": "shop.b"})) == []
     with pytest.raises(RecoveryGap, match="its documents are not restored"):
         chosen(selection, command(3, "shop", {"renameCollection": "shop.a", "to": "shop.orders"}))
+
+
+@pytest.mark.parametrize(
+    ("wall", "at"),
+    [
+        (timedelta(seconds=3, milliseconds=250), timedelta(seconds=3, milliseconds=250)),
+        (timedelta(hours=1), timedelta(seconds=3, milliseconds=999)),
+        (-timedelta(hours=1), timedelta(seconds=3)),
+        (None, timedelta(seconds=3)),
+    ],
+)
+def test_an_entry_was_written_in_the_second_of_its_place_whatever_the_clock_says(
+    wall: timedelta | None, at: timedelta
+) -> None:
+    raw = insert(3, "shop.a", {"_id": 1}, wall=None if wall is None else BEGUN_AT + wall)
+    assert read_entry(raw).at == BEGUN_AT + at

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drkit.engines import RestoreOptions
+from drkit.engines.mongodb_commands import refuse_time_series
 from drkit.engines.mongodb_fingerprint import fingerprint_of
 from drkit.engines.mongodb_placing import place_parts, plan_contents
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.engines.mongodb_replay_proof import comparable, expected_fingerprint
-from drkit.engines.mongodb_replay_scope import catalog_at_dump
-from drkit.errors import IntegrityError
+from drkit.engines.mongodb_replay_scope import catalog_at_dump, name_in_target
+from drkit.errors import IntegrityError, RecoveryGap
 from drkit.fingerprint import compare_fingerprints, describe_difference
 from drkit.mongo_archive import ArchiveSummary, CollectionSummary
+from drkit.oplog import OplogTs
 from drkit.oplog_catalog import OplogCatalog
+from drkit.oplog_entries import Write
 from drkit.oplog_images import Image
 
 DIGEST = 0xABC
@@ -99,6 +103,25 @@ def test_two_indexes_that_would_have_one_name_are_both_restored_and_compared() -
     less = ArchiveSummary("8", "1", (collection("a", long), collection("a.b")))
     assert compare_fingerprints(expected, comparable(fingerprint_of(less), expected), lambda _: "")
     assert [item.indexes for item in plan_contents(options)] == [("b.c_1",), ("c_1",)]
+
+
+def test_the_buckets_of_a_time_series_belong_to_it() -> None:
+    heat = CollectionSummary("shop", "heat", "timeseries", 0, f"{0:064x}", {})
+    facts = {"label": "shop", "fingerprint": fingerprint_of(ArchiveSummary("8", "1", (heat,)))}
+    options = RestoreOptions(parts=("database-1",), details={"parts": {"database-1": facts}})
+    assert catalog_at_dump(options, place_parts(options)).time_series == {"shop.heat"}
+    assert name_in_target(options, place_parts(options))("shop.system.buckets.heat") == "shop.heat"
+    without = replace(options, exclude_tables=("shop.heat",))
+    placings = place_parts(without)
+    assert catalog_at_dump(without, placings).time_series == set()
+    assert [name_in_target(without, placings)(f"shop.{name}") for name in ("heat", "system.buckets.heat", "new")] == [
+        None,
+        None,
+        "shop.new",
+    ]
+    with pytest.raises(RecoveryGap, match=r"is of time series shop\.heat") as caught:
+        refuse_time_series(Write("insert", "shop.heat", b"", b"", OplogTs(5, 1)), {"shop.heat"})
+    assert caught.value.hints[0] == "leave it out: --exclude-table shop.heat"
 
 
 def test_the_redo_file_is_read_as_it_was_written_and_by_its_restore_only(tmp_path: Path) -> None:
