@@ -55,6 +55,7 @@ class Command:
     ``writes_bytes`` is how much the child's C library collects before it writes to its standard output, by coreutils'
     stdbuf where that is there. For a pipe it is 4 KiB otherwise, and each write wakes the reader. ``heard`` is told
     each line that the child says on stderr while a stream runs, and returns whether a failure's details should have it.
+    ``started_by`` are the words of another program that starts it.
     """
 
     argv: Sequence[str]
@@ -63,6 +64,7 @@ class Command:
     user: str | None = None
     writes_bytes: int | None = None
     heard: Callable[[str], bool] | None = None
+    started_by: Sequence[str] = ()
 
     @property
     def tool(self) -> str:
@@ -70,9 +72,9 @@ class Command:
         return Path(self.argv[0]).name
 
     def started_as(self) -> list[str]:
-        """Return ``argv``, behind stdbuf if the child is to write larger pieces."""
+        """Return ``argv`` behind what starts it, stdbuf if the child is to write larger pieces."""
         stdbuf = shutil.which("stdbuf") if self.writes_bytes else None
-        return [stdbuf, f"--output={self.writes_bytes}", *self.argv] if stdbuf else list(self.argv)
+        return [*self.started_by, *([stdbuf, f"--output={self.writes_bytes}"] if stdbuf else []), *self.argv]
 
     def environment(self) -> dict[str, str]:
         """Return the whole environment that the child gets: English messages, UTC, and little else."""
@@ -294,15 +296,17 @@ def open_consumer(command: Command, *, idle_timeout_s: float, output: int = subp
         child.close()
 
 
-def run(command: Command, *, stdin: bytes = b"", timeout_s: float = 60, check: bool = True) -> Completed:
-    """Run a short child to its end and return what it said.
+def run(command: Command, *, stdin: bytes | int = b"", timeout_s: float = 60, check: bool = True) -> Completed:
+    """Run a short child to its end and return what it said; its input is what is given, or an open descriptor.
 
     Raise SourceError when it cannot be started, outlives ``timeout_s``, or (with ``check``) exits with another status
     than 0. Its output is held in memory: for tools that say little.
     """
-    with _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    given = stdin if isinstance(stdin, bytes) else None
+    source = subprocess.PIPE if isinstance(stdin, bytes) else stdin
+    with _start(command, stdin=source, stdout=subprocess.PIPE) as process:
         try:
-            stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+            stdout, stderr = process.communicate(given, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             raise SourceError(
                 f"{command.tool} did not end within {timeout_s:g} s", details=[f"command: {shlex.join(command.argv)}"]

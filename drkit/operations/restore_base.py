@@ -86,6 +86,11 @@ class Replayed:
     served_bytes: int
     waited: int
 
+    @property
+    def local_share(self) -> float:
+        """Return the share of the segments that were there before the server asked for them."""
+        return 1 - min(self.waited, self.served) / self.served if self.served else 1.0
+
 
 @contextmanager
 def open_replay(
@@ -185,4 +190,5 @@ def describe_replayed(replayed: Replayed) -> str:
         words.append(f"last commit {recovered.last_commit_at.astimezone().isoformat(sep=' ')}")
     if replayed.served:
         words.append(f"{format_count(replayed.served, 'segment')}, {format_bytes(replayed.served_bytes)}")
+        words.append(f"{replayed.local_share:.0%} of them before they were asked for")
     return ", ".join(words)

@@ -19,8 +19,9 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.base_plan import COMBINE_TOOL, BasePlan
 from drkit.operations.extraction import Extraction, Owner
 from drkit.operations.restore import FetchedObject, RestorePlan, copies_passed_over, fetch
-from drkit.process import Command, run
+from drkit.process import Command
 from drkit.stream import Meter, prefetch
+from drkit.tied import run_tied
 
 _STAGING = "drkit-chain"
 _CONFIG_KIND = "config"
@@ -129,7 +130,7 @@ def _combine(plan: BasePlan, members: Sequence[Extraction], outcome: Path, table
         *(str(member.data) for member in members),
         f"--output={outcome}",
     ]
-    done = run(Command(argv, cwd=outcome.parent), timeout_s=_LONGEST_COMBINE_S, check=False)
+    done = run_tied(Command(argv, cwd=outcome.parent), timeout_s=_LONGEST_COMBINE_S)
     if done.status != 0:
         lines = [line.removeprefix(f"{COMBINE_TOOL}: ").removeprefix("error: ") for line in done.stderr.splitlines()]
         first = lines[0] if lines else f"it ended with status {done.status}"

@@ -184,6 +184,7 @@ def replayed_document(replayed: Replayed) -> dict[str, Any]:
         "segments": replayed.served,
         "bytes": replayed.served_bytes,
         "waited_for": replayed.waited,
+        "local_share": round(replayed.local_share, 4),
     }
 
 

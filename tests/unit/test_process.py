@@ -19,6 +19,7 @@ import pytest
 from drkit.errors import SourceError
 from drkit.process import Command, give_way, open_consumer, open_producer, run
 from drkit.process_identity import ProcessIdentity, start_mark
+from drkit.tied import run_tied
 from drkit.units import CHUNK_BYTES
 
 SOON_S = 20.0
@@ -92,6 +93,27 @@ class TestRun:
         with quickly(), pytest.raises(SourceError, match="did not end"):
             run(sh(script, str(tmp_path / "pid")), timeout_s=1)
         os.kill(written_pid(tmp_path / "pid"), 9)
+
+
+class TestTied:
+    def test_output_and_status(self) -> None:
+        done = run_tied(sh("cat; echo $#; echo words >&2; exit 3", "a b"), timeout_s=60)
+        assert (done.status, done.stdout, done.stderr) == (3, b"1\n", "words\n")
+
+    def test_it_ends_with_us(self, tmp_path: Path) -> None:
+        script = "import sys; from drkit.process import Command; from drkit.tied import run_tied\n"
+        script += "run_tied(Command(['/bin/sh', '-c', 'echo $$ >\"$0\"; exec sleep 600', sys.argv[1]]), timeout_s=600)"
+        parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "pid")])
+        child = written_pid(tmp_path / "pid")
+        parent.kill()
+        parent.wait()
+        wait_until(lambda: not is_running(child))
+
+    def test_a_time_out_ends_it(self, tmp_path: Path) -> None:
+        with quickly(), pytest.raises(SourceError, match=r"did not end within 0\.3 s"):
+            run_tied(sh('echo $$ >"$1"; exec sleep 600', str(tmp_path / "pid")), timeout_s=0.3)
+        child = written_pid(tmp_path / "pid")
+        wait_until(lambda: not is_running(child))
 
 
 class TestProducer:
