@@ -92,6 +92,18 @@ def inspect(content: Buffer, name: str) -> WalFacts:
     return WalFacts(segment, system_identifier, end_lsn, first, last)
 
 
+def goes_on(content: Buffer, name: str, lsn: int, since_lsn: int) -> bool:
+    """Tell whether a whole record begins at a position of a segment and follows on one from ``since_lsn`` on.
+
+    A standby writes over segments that it used before, so what is behind its last record may look like one.
+    """
+    pages = _Pages(content, inspect(content, name).segment)
+    page, offset = divmod(lsn - pages.segment.start_lsn, PAGE_BYTES)
+    header_bytes = _LONG_HEADER_BYTES if page == 0 else _SHORT_HEADER_BYTES
+    record = pages.record(page, max(offset - header_bytes, 0)) if page < pages.count else None
+    return record is not None and since_lsn <= _RECORD.unpack_from(record)[2] < lsn
+
+
 class _Pages:
     """The pages of one segment that were written; the rest of the file is zeros, or what it was before."""
 
@@ -165,13 +177,13 @@ class _Pages:
         payload = self._payload(page)
         position = self._first_record(page)
         while position < len(payload):
-            record = self._record_at(page, position)
+            record = self.record(page, position)
             if record is None:
                 return
             yield record
             position = _aligned(position + len(record))
 
-    def _record_at(self, page: int, position: int) -> bytes | None:
+    def record(self, page: int, position: int) -> bytes | None:
         """Return one record, put together over pages; None where none was written, or not yet whole."""
         head = self._bytes_at(page, position, _RECORD.size)
         if len(head) < _RECORD.size:

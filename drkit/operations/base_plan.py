@@ -129,16 +129,8 @@ class BasePlan:
 
     @property
     def target(self) -> ReplayTarget:
-        """Return where replay ends.
-
-        A server stops at ``immediate`` when it meets the record after it (xlogrecovery.c, recoveryStopsBefore). A base
-        of a primary ends with a switch of segments; behind one of a quiet standby there is none, so that its own end is
-        where it stops.
-        """
-        when = self.recovery.target
-        if when.kind == "immediate" and self.base.details["server"].get("standby"):
-            when = When("latest")
-        return ReplayTarget(when, self.recovery.timeline, self.recovery.inclusive)
+        """Return where replay ends."""
+        return ReplayTarget(self.recovery.target, self.recovery.timeline, self.recovery.inclusive)
 
     def need_bytes(self, *, start: bool) -> int:
         """Return the room that the folder needs: the files, and the WAL that lies there at one time.

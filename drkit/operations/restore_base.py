@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from drkit.engines.postgres_recovery import (
     Recovered,
+    ReplayTarget,
     explain_failure,
     fetch_command,
     only_known,
@@ -33,8 +34,9 @@ from drkit.operations.stored_log import LogReader
 from drkit.process import Command, run
 from drkit.sandboxes.machine import core_count, memory_available_bytes
 from drkit.sandboxes.postgres_server import RestoredServer, ServerPlace, open_server
-from drkit.units import format_bytes, format_count
-from drkit.wal import format_lsn, parse_lsn
+from drkit.units import When, format_bytes, format_count
+from drkit.wal import format_lsn, parse_lsn, segment_of
+from drkit.wal_pages import goes_on
 
 TABLESPACES = "tablespaces"
 CAPTURED_CONFIG = "captured-config"
@@ -110,12 +112,30 @@ def open_replay(
         with reporter.progress("replay", plan.wal_bytes) as progress:
             wal = WalServer(plan.replay_log, reader, site.spool, site.owner, progress.advance)
             command = fetch_command(wal.ready, client.python, client.program, site.socket)
-            write_recovery(site.place.data, recovery_settings(plan.target, command), keep=False)
+            target = replay_target(plan, site.place.data)
+            write_recovery(site.place.data, recovery_settings(target, command), keep=False)
             with open_wal_server(wal, site.socket):
                 _start(server, only_known(settings, plan.major), wal, plan)
         recovered = read_recovered(site.place.url)
         _require_reached(plan, recovered)
         yield server, Replayed(recovered, wal.counts.served, wal.counts.served_bytes, wal.counts.waited)
+
+
+def replay_target(plan: BasePlan, data: Path) -> ReplayTarget:
+    """Return where the server is told to stop.
+
+    It stops at ``immediate`` when it meets a record after it (xlogrecovery.c, recoveryStopsBefore). A base of a primary
+    ends with a switch of segments; behind one of a standby whose primary was quiet there is none, and it would fail.
+    """
+    target, facts = plan.target, plan.facts
+    if target.when.kind != "immediate" or not plan.base.details["server"].get("standby"):
+        return target
+    stop_lsn = parse_lsn(facts["stop_lsn"])
+    segment = segment_of(stop_lsn, facts["timeline"], facts["segment_bytes"])
+    path = data / "pg_wal" / segment.name
+    if path.exists() and goes_on(path.read_bytes(), segment.name, stop_lsn, parse_lsn(facts["start_lsn"])):
+        return target
+    return replace(target, when=When("latest"))
 
 
 def _start(server: RestoredServer, settings: dict[str, str], wal: WalServer, plan: BasePlan) -> None:

@@ -35,6 +35,7 @@ from drkit.operations.restore_base import (
     describe_replayed,
     new_extraction,
     open_replay,
+    replay_target,
     superuser_of,
 )
 from drkit.operations.restore_files import FetchedMember, extract, fetch_base, passed_over
@@ -208,7 +209,7 @@ class _FolderJob:
         recorded = self.plan.facts.get("settings", {})
         settings = safe_settings(self.plan.major)
         if write_signal:
-            settings |= recovery_settings(self.plan.target, folder_command(self.data / LOCAL_WAL))
+            settings |= recovery_settings(replay_target(self.plan, self.data), folder_command(self.data / LOCAL_WAL))
         removed = write_recovery(self.data, settings, keep=True)
         if not write_signal:
             (self.data / "recovery.signal").unlink()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from drkit.errors import IntegrityError
 from drkit.wal import Segment
-from drkit.wal_pages import _Pages, inspect, read_identity
+from drkit.wal_pages import _Pages, goes_on, inspect, read_identity
 from tests.fixtures.wal_files import CLUSTER, PAGE, commit_record, make_wal, record
 
 MIB = 1 << 20
@@ -62,6 +62,24 @@ def with_records(*records: bytes) -> bytes:
         position += len(piece)
         number += 1
     return content.ljust(MIB, b"\0")
+
+
+@pytest.mark.parametrize("pages", [0, 1], ids=["in the first page", "at the border of pages"])
+def test_a_record_goes_on_only_behind_its_own_log(pages: int) -> None:
+    last = record(0, 0x20, b"x" * (PAGE - 40 - 24 if pages else 40))
+    stop_lsn = SEGMENT.start_lsn + (pages * PAGE or 40 + len(last))
+
+    def follows(prev: int, *, whole: bool = True) -> bool:
+        after = bytearray(record(0, 0x20, b"y" * (80 if whole else 2 * MIB)))
+        struct.pack_into("<Q", after, 8, prev)
+        content = with_records(last, bytes(after))[:MIB]
+        return goes_on(content, SEGMENT.name, stop_lsn, SEGMENT.start_lsn)
+
+    assert follows(SEGMENT.start_lsn + 40)
+    assert not follows(SEGMENT.start_lsn + 40, whole=False), "the rest of it never came"
+    assert not follows(SEGMENT.start_lsn - 5 * MIB), "a page that was used before"
+    assert not follows(stop_lsn)
+    assert not goes_on(with_records(last), SEGMENT.name, stop_lsn, SEGMENT.start_lsn), "zeros"
 
 
 def test_records_that_reach_over_pages() -> None:
