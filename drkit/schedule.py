@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache, lru_cache
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Literal
 
 _FIELDS = (
@@ -22,6 +23,8 @@ _MAX_CHARS = 200
 _SECOND = timedelta(seconds=1)
 _FIRST_LOOK = timedelta(hours=6)
 _LONGEST_LOOK = timedelta(days=366 * 50)
+_LONGEST_FOLD = timedelta(days=1)
+_LINKS = 8
 
 Dst = Literal["wall", "utc"]
 _EXAMPLE = 'write it like "0 2 * * *" (minute, hour, day of the month, month, day of the week)'
@@ -51,38 +54,97 @@ class Recurrence:
                 yield due_at
                 last = due_at
 
+    def next_after(self, moment: datetime) -> datetime:
+        """Return the first of `after`; quick for thousands of schedules that share a few expressions."""
+        return _chain(self.cron, self.timezone, self.dst).next_after(moment - self.offset) + self.offset
+
     def between(self, after: datetime, until: datetime) -> list[datetime]:
         """Return the moments after ``after`` and not after ``until``."""
         return list(takewhile(lambda due_at: due_at <= until, self.after(after)))
 
     def newest(self, after: datetime, until: datetime, most: int) -> list[datetime]:
-        """Return the last ``most`` of `between`, or a few more, without going through all of a long time."""
-        look = _FIRST_LOOK
-        while True:
-            start = max(after, until - look)
-            found = self.between(start, until)
-            if len(found) >= most or start == after or look > _LONGEST_LOOK:
-                return found
-            look *= 4
+        """Return the last ``most`` of `between`, in order, without going through all of a long time."""
+        moments = takewhile(lambda due_at: due_at > after, self._before(until))
+        return list(islice(moments, most))[::-1]
+
+    def _before(self, until: datetime) -> Iterator[datetime]:
+        """Yield the moments that are not after ``until``, the newest first."""
+        found = (
+            self._looked_back(until - self.offset) if self._is_real_time else self._counted_back(until - self.offset)
+        )
+        for moment in found:
+            yield moment + self.offset
+
+    def _looked_back(self, until: datetime) -> Iterator[datetime]:
+        end, look = until, _FIRST_LOOK
+        while look < _LONGEST_LOOK:
+            plain = Recurrence(self.cron, self.timezone, self.dst)
+            yield from reversed(plain.between(end - look, end))
+            end, look = end - look, look * 4
+
+    def _counted_back(self, until: datetime) -> Iterator[datetime]:
+        local = until.astimezone(self._zone)
+        # In an hour that comes twice, a clock is yet to show what it has shown before.
+        start = local.replace(tzinfo=None, microsecond=0, fold=0) + (_LONGEST_FOLD if local.fold else timedelta())
+        last: datetime | None = None
+        for label in self._labels(start + _SECOND, reverse=True):
+            found = _first_instant(label, self._zone)
+            if found is not None and found <= until and (last is None or found < last):
+                yield found
+                last = found
 
     def _found(self, moment: datetime) -> Iterator[datetime]:
-        from zoneinfo import ZoneInfo
-
-        from cronsim import CronSim
-
-        minute, hour, *_ = self.cron.split()
-        if self.dst == "utc" or self.timezone == "UTC":
-            yield from CronSim(self.cron, moment.astimezone(UTC))
+        """Yield the moments after ``moment``, offset aside, and perhaps some before it, in order."""
+        local = moment.astimezone(self._zone)
+        if self._is_real_time:
+            yield from (found.astimezone(UTC) for found in self._labels(local))
             return
-        zone = ZoneInfo(self.timezone)
-        local = moment.astimezone(zone)
-        if minute.startswith("*") or hour.startswith("*"):
-            yield from (found.astimezone(UTC) for found in CronSim(self.cron, local))
-            return
-        for label in CronSim(self.cron, local.replace(tzinfo=None)):
-            found = _first_instant(label, zone)
+        for label in self._labels(local.replace(tzinfo=None)):
+            found = _first_instant(label, self._zone)
             if found is not None:
                 yield found
+
+    def _labels(self, start: datetime, *, reverse: bool = False) -> Iterator[datetime]:
+        from cronsim import CronSim
+
+        return CronSim(self.cron, start, reverse=reverse)
+
+    @property
+    def _zone(self) -> tzinfo:
+        from zoneinfo import ZoneInfo
+
+        return UTC if self.dst == "utc" or self.timezone == "UTC" else ZoneInfo(self.timezone)
+
+    @property
+    def _is_real_time(self) -> bool:
+        return self._zone is not UTC and any(field.startswith("*") for field in self.cron.split()[:2])
+
+
+class _Chain:
+    """A few moments of an expression that follow each other: what comes after a moment between them is known."""
+
+    def __init__(self, rule: Recurrence) -> None:
+        self._rule = rule
+        self._known: tuple[datetime, ...] = ()  # replaced as a whole, so threads need not take turns
+
+    def next_after(self, moment: datetime) -> datetime:
+        known = self._known
+        if known and known[0] <= moment < known[-1]:
+            return known[bisect_right(known, moment)]
+        if known and moment >= known[-1]:
+            following = next(self._rule.after(known[-1]))
+            if moment < following:
+                self._known = (*known[-_LINKS:], following)
+                return following
+        due_at = next(self._rule.after(moment))
+        later = known[known.index(due_at) :] if due_at in known else (due_at,)
+        self._known = (moment, *later)
+        return due_at
+
+
+@lru_cache(maxsize=8192)
+def _chain(cron: str, timezone: str, dst: Dst) -> _Chain:
+    return _Chain(Recurrence(cron, timezone, dst))
 
 
 def _first_instant(label: datetime, zone: tzinfo) -> datetime | None:

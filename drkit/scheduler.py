@@ -28,7 +28,11 @@ from drkit.units import format_duration, format_utc
 TICK_S = 10
 _KEPT = 100
 """How many missed moments of one schedule get a row each; those before share one."""
-_AT_ONCE = 500
+_PLACED_AT_ONCE = 500
+_PLANNED_AT_ONCE = 100
+_WRITTEN_AT_ONCE = 250
+"""A tick plans so many schedules, or writes so many rows, which it may pass by those of one schedule."""
+_BETWEEN_PIECES_S = 0.05
 _LEAP_S = 60.0
 _OLD_NEWS = timedelta(days=1)
 _GAPS: Mapping[str, str] = {"wal.gap": "base", "oplog.gap": "dump", "oplog.timeline": "dump"}
@@ -133,65 +137,97 @@ class Planned:
 
 
 class Planner:
-    """Plans the schedules of one site into a ledger that other planners may write to at the same time."""
+    """Plans the schedules of one site into a ledger that other planners may write to at the same time.
+
+    A tick does a bounded piece of what is to be done: it holds the catalog's one place for writers. `is_behind` tells
+    that there is more, for the next tick, which may come at once.
+    """
 
     def __init__(self, ledger: OccurrenceLedger, schedules: Sequence[Schedule]) -> None:
         self._ledger = ledger
         self._schedules = {item.name: item for item in schedules}
+        self._unplaced: list[Schedule] = []
         self._next: list[tuple[datetime, str]] = []
         self._seen_at: datetime | None = None
+        self._leapt = False
+
+    @property
+    def is_behind(self) -> bool:
+        """Tell whether the last tick left something to do that is due."""
+        due = self._seen_at is not None and bool(self._next) and self._next[0][0] <= self._seen_at
+        return bool(self._unplaced) or due
 
     def tick(self, now: datetime, *, leapt: bool = False) -> list[Planned]:
         """Write down what came due up to ``now``, and what becomes of it; return what nobody had written before.
 
-        Any number of processes may do so, at any distance in time: what nobody saw meanwhile is decided now. ``leapt``
-        says that the clock was just put forward.
+        What is due first is written first; nothing is before all schedules are known to stand where they do. Any number
+        of processes may tick, at any distance in time: what nobody saw meanwhile is decided now. ``leapt`` says that
+        the clock was just put forward.
         """
+        self._leapt = leapt or (self._leapt and self.is_behind)
         # None until the end: after an error each schedule stands where the ledger says, and not where it was to stand.
         seen_at, self._seen_at = self._seen_at, None
         if seen_at is None or now < seen_at:
             self._begin(now)
         news = self._after_gaps(now)
-        while self._next and self._next[0][0] <= now:
-            with self._ledger.planning() as book:
-                for _ in range(_AT_ONCE):
-                    if not self._next or self._next[0][0] > now:
-                        break
-                    schedule = self._schedules[heapq.heappop(self._next)[1]]
-                    news += self._plan(book, schedule, now, leapt=leapt)
-                    self._await(schedule, now)
+        self._place(now)
+        if not self._unplaced:
+            news += self._plan_due(now)
         self._seen_at = now
         return news
 
     def next_due(self, name: str, after: datetime) -> datetime | None:
         """Return when a schedule comes round next; None when there is no such schedule."""
         schedule = self._schedules.get(name)
-        return next(schedule.recurrence.after(after)) if schedule else None
+        return schedule.recurrence.next_after(after) if schedule else None
 
     def _begin(self, now: datetime) -> None:
-        """Find where each schedule stands; a new one begins now. A clock that was put back is followed."""
+        """Find out anew where each schedule stands. A clock that was put back is followed."""
         with self._ledger.planning() as book:
             book.turn_back(now)
-        cursors = self._ledger.cursors()
-        with self._ledger.planning() as book:
-            for name in self._schedules.keys() - cursors.keys():
-                book.move(name, now)
         self._next = []
-        for schedule in self._schedules.values():
-            self._await(schedule, cursors.get(schedule.name, now))
+        self._unplaced = list(self._schedules.values())
+
+    def _place(self, now: datetime) -> None:
+        """Find where some schedules stand; a new one begins now."""
+        chosen = self._unplaced[-_PLACED_AT_ONCE:]
+        if not chosen:
+            return
+        with self._ledger.planning() as book:
+            cursors = book.begin([item.name for item in chosen], now)
+        for schedule in chosen:
+            self._await(schedule, cursors[schedule.name])
+        del self._unplaced[-_PLACED_AT_ONCE:]
 
     def _await(self, schedule: Schedule, after: datetime) -> None:
-        heapq.heappush(self._next, (next(schedule.recurrence.after(after)), schedule.name))
+        heapq.heappush(self._next, (schedule.recurrence.next_after(after), schedule.name))
 
-    def _plan(self, book: Book, schedule: Schedule, now: datetime, *, leapt: bool) -> list[Planned]:
+    def _plan_due(self, now: datetime) -> list[Planned]:
+        news: list[Planned] = []
+        if not self._next or self._next[0][0] > now:
+            return news
+        planned = 0
+        with self._ledger.planning() as book:
+            while self._next and self._next[0][0] <= now:
+                if planned == _PLANNED_AT_ONCE or len(news) >= _WRITTEN_AT_ONCE:
+                    break
+                schedule = self._schedules[heapq.heappop(self._next)[1]]
+                news += self._plan(book, schedule, now)
+                self._await(schedule, now)
+                planned += 1
+        return news
+
+    def _plan(self, book: Book, schedule: Schedule, now: datetime) -> list[Planned]:
         cursor = book.cursor(schedule.name) or now
-        moments = schedule.recurrence.newest(cursor, now, _KEPT)
-        if not moments:
+        first = schedule.recurrence.next_after(cursor)
+        if first > now:
             return []
-        decisions = decide(schedule, moments[-_KEPT:], now, book.unfinished(schedule.name), leapt=leapt)
-        kept = moments[-_KEPT:][0]
-        if next(schedule.recurrence.after(cursor)) < kept:
-            decisions.insert(0, summarise(cursor, kept))
+        moments = [first]
+        if schedule.recurrence.next_after(first) <= now:
+            moments = schedule.recurrence.newest(cursor, now, _KEPT)
+        decisions = decide(schedule, moments, now, book.unfinished(schedule.name), leapt=self._leapt)
+        if first < moments[0]:
+            decisions.insert(0, summarise(cursor, moments[0]))
         news = book.write(schedule, decisions, now)
         book.move(schedule.name, moments[-1])
         _tell(book, schedule, news, now)
@@ -284,6 +320,7 @@ class Ticker:
             while not stopping.wait(0.2) and not ended.is_set():
                 pass
         finally:
+            ended.set()
             scheduler.shutdown(wait=True)
         if self._failure is not None:
             raise self._failure
@@ -291,6 +328,9 @@ class Ticker:
     def _tick(self, ended: threading.Event) -> None:
         try:
             self._plan()
+            # Others write to the catalog too, and get their turn between two pieces of much work.
+            while self._planner.is_behind and not ended.wait(_BETWEEN_PIECES_S):
+                self._plan()
         except DrkitError as error:
             self._reporter.line(f"scheduler  failed: {error.message}")
         except Exception as error:  # noqa: BLE001 - APScheduler would only log it; serve begins the duty again

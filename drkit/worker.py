@@ -108,8 +108,9 @@ class Worker:
             self._reclaim()
             self._reclaimed_s = time.monotonic()
         held = self._ledger.held()
-        for item in self._ledger.waiting(self._clock()):
-            self._begin(item, held)
+        if held["site"] < self._config.limits.runs:  # thousands may wait, and none can begin
+            for item in self._ledger.waiting(self._clock()):
+                self._begin(item, held)
 
     # Beginning
 

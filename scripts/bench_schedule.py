@@ -35,8 +35,18 @@ def _schedules(*, jitter: timedelta) -> list[Schedule]:
     return found
 
 
+def _tick(planner: Planner, now: datetime) -> tuple[list[float], int]:
+    """Tick until nothing is left that is due; return how long each tick took, and how many rows were written."""
+    ticks_s, written = [], 0
+    while not ticks_s or planner.is_behind:
+        began_s = time.perf_counter()
+        written += len(planner.tick(now))
+        ticks_s.append(time.perf_counter() - began_s)
+    return ticks_s, written
+
+
 def bench_schedule(_scale: int, _repeats: int) -> None:
-    """Tick every ten seconds for an hour, spread; then the worst case, every policy due at once."""
+    """Begin, catch up with twelve hours, then tick every ten seconds for an hour: spread, and with all due at once."""
     for title, jitter in (("spread over half an hour", timedelta(minutes=30)), ("not spread", timedelta())):
         schedules = _schedules(jitter=jitter)
         with (
@@ -44,19 +54,23 @@ def bench_schedule(_scale: int, _repeats: int) -> None:
             contextlib.closing(open_catalog(Path(folder) / "catalog.db", create=True)) as catalog,
         ):
             planner = Planner(catalog.occurrences, schedules)
-            began_s = time.perf_counter()
-            planner.tick(_START)
-            first_s = time.perf_counter() - began_s
-            ticks_s, written, now = [], 0, _START + timedelta(hours=12, minutes=59, seconds=50)
-            planner.tick(now)
+            print(f"{_POLICIES} policies, {len(schedules)} schedules, {title}")
+            _say("begin", *_tick(planner, _START))
+            now = _START + timedelta(hours=12, minutes=59, seconds=50)
+            _say("after twelve hours", *_tick(planner, now))
+            hour_s, written = [], 0
             for _ in range(360):
                 now += timedelta(seconds=10)
-                began_s = time.perf_counter()
-                written += len(planner.tick(now))
-                ticks_s.append(time.perf_counter() - began_s)
-        ordered = sorted(ticks_s)
-        print(f"{_POLICIES} policies, {len(schedules)} schedules, {title}: {written} due in an hour of ticks")
-        print(f"  first tick  {first_s * 1000:8.1f} ms")
-        print(f"  median      {statistics.median(ticks_s) * 1000:8.1f} ms")
-        print(f"  95 percent  {ordered[int(len(ordered) * 0.95)] * 1000:8.1f} ms")
-        print(f"  slowest     {ordered[-1] * 1000:8.1f} ms")
+                ticks_s, rows = _tick(planner, now)
+                hour_s, written = hour_s + ticks_s, written + rows
+            _say("an hour", hour_s, written)
+
+
+def _say(what: str, ticks_s: list[float], written: int) -> None:
+    ordered = [seconds * 1000 for seconds in sorted(ticks_s)]
+    print(
+        f"  {what:<20} {written:6,} rows in {len(ordered):4} ticks, {sum(ordered) / 1000:6.2f} s;"
+        f" median {statistics.median(ordered):6.1f} ms, 95 percent {ordered[int(len(ordered) * 0.95)]:6.1f},"
+        f" slowest {ordered[-1]:6.1f}   promised under 100",
+        flush=True,
+    )

@@ -78,6 +78,18 @@ class Book:
             "insert or replace into schedules (schedule, cursor_at) values (?, ?)", (schedule, format_utc(cursor_at))
         )
 
+    def begin(self, schedules: Sequence[str], now: datetime) -> dict[str, datetime]:
+        """Return up to when the moments of these are in the ledger; those of one that was never seen, to ``now``."""
+        names = json.dumps(list(schedules))
+        self._connection.execute(
+            "insert or ignore into schedules (schedule, cursor_at) select value, ? from json_each(?)",
+            (format_utc(now), names),
+        )
+        found = self._connection.execute(
+            "select * from schedules where schedule in (select value from json_each(?))", (names,)
+        )
+        return {row["schedule"]: parse_utc(row["cursor_at"]) for row in found}
+
     def unfinished(self, schedule: str) -> list[Occurrence]:
         """Return what is due or dispatched of a schedule, oldest first."""
         found = self._connection.execute(
@@ -150,10 +162,6 @@ class OccurrenceLedger(Tables):
         """Open the ledger for planning, alone; all that was written is kept at the end, or nothing."""
         with self._transaction() as connection:
             yield Book(connection)
-
-    def cursors(self) -> dict[str, datetime]:
-        """Return up to when each schedule's moments are in the ledger."""
-        return {row["schedule"]: parse_utc(row["cursor_at"]) for row in self._read("select * from schedules")}
 
     def waiting(self, now: datetime, limit: int = 2000) -> list[Occurrence]:
         """Return what is due and may begin, the oldest first."""

@@ -150,6 +150,49 @@ def test_any_number_of_planners_write_each_moment_once(ledger: OccurrenceLedger)
     assert all(item.state in ("done", "coalesced") for item in ledger.history(limit=10_000))
 
 
+def test_a_tick_plans_a_piece_and_the_next_goes_on_in_order(ledger: OccurrenceLedger) -> None:
+    schedules = [
+        replace(
+            HOURLY,
+            name=f"backup/p{number}/dump",
+            recurrence=Recurrence("0 * * * *", offset=timedelta(seconds=60 + 4 * number)),
+        )
+        for number in range(650)
+    ]
+
+    def tick(now: datetime, *, leapt: bool = False) -> list[list[Planned]]:
+        pieces = [planner.tick(now, leapt=leapt)]
+        while planner.is_behind:
+            pieces.append(planner.tick(now + timedelta(seconds=len(pieces))))
+        return pieces
+
+    planner = Planner(ledger, schedules)
+    assert tick(START) == [[], []]
+    assert not planner.is_behind
+    pieces = tick(START + HOUR)
+    assert [len(piece) for piece in pieces] == [100] * 6 + [50]
+    due = [item.decision.due_at for piece in pieces for item in piece]
+    assert due == sorted(due)
+    assert Counter(item.schedule for item in ledger.history()) == {item.name: 1 for item in schedules}
+    # A leap of the clock is one for all the pieces of its tick.
+    planned = [item for piece in tick(START + 4 * HOUR, leapt=True) for item in piece]
+    assert len([item for item in planned if item.decision.is_new]) == 3 * len(schedules)
+    coalesced = [item.decision for item in planned if item.decision.is_new and item.decision.state == "coalesced"]
+    assert {item.reason.partition(";")[0] for item in coalesced} == {"the clock was put forward"}
+
+
+def test_a_planner_killed_between_two_pieces_loses_nothing(ledger: OccurrenceLedger) -> None:
+    schedules = [replace(HOURLY, name=f"backup/p{number}/dump") for number in range(250)]
+    planner = Planner(ledger, schedules)
+    planner.tick(START)
+    assert len(planner.tick(START + HOUR)) == 100
+    other = Planner(ledger, schedules)
+    assert [len(other.tick(START + HOUR)) for _ in range(2)] == [100, 50]
+    assert not other.is_behind
+    assert sum(len(planner.tick(START + HOUR)) for _ in range(2)) == 0
+    assert {item.state for item in ledger.history()} == {"due"}
+
+
 def test_a_gap_in_the_log_has_a_base_taken_at_once(ledger: OccurrenceLedger, catalog: SqliteCatalog) -> None:
     base = Schedule("backup/ledger/base", "backup", "ledger", "base", Recurrence("0 3 * * sun"))
     planner = Planner(ledger, [base])
@@ -288,6 +331,7 @@ class TestTicker:
 
         def __init__(self, *errors: Exception) -> None:
             self.errors = list(errors)
+            self.is_behind = False
             self.leapt: list[bool] = []
 
         def tick(self, now: datetime, *, leapt: bool = False) -> list[Planned]:
@@ -319,6 +363,21 @@ class TestTicker:
         thread.join(10)
         assert len(planner.leapt) >= 2
         assert self.reporter.said == ["scheduler  failed: the catalog is locked"]
+
+    def test_what_a_tick_leaves_is_planned_at_once(self) -> None:
+        planner, stopping = self.Scripted(), threading.Event()
+        planner.is_behind = True
+        ticker = self.ticker(planner)
+        ticker._tick_s = 3600
+        thread = threading.Thread(target=ticker.run, args=[stopping])
+        thread.start()
+        deadline_s = time.monotonic() + 10
+        while len(planner.leapt) < 3 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        stopping.set()  # also in the middle of much work
+        thread.join(10)
+        assert not thread.is_alive()
+        assert len(planner.leapt) >= 3
 
     def test_what_nobody_foresaw_ends_the_duty_and_serve_begins_it_again(self) -> None:
         with pytest.raises(ZeroDivisionError):
