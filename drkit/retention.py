@@ -6,144 +6,37 @@ of fifteen ways in which others lost backups, each of which is a test (tests/uni
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Literal
 
-from drkit.canonical import canonical_json
+from drkit.retention_facts import (
+    CLOCK_SKEW,
+    Action,
+    Candidate,
+    Decision,
+    Guards,
+    Holdings,
+    LogPiece,
+    Plan,
+)
 from drkit.retention_rules import Rules, in_window, wanted
 from drkit.units import format_count, format_utc
 
-__all__ = ["Candidate", "Decision", "Guards", "Holdings", "LogPiece", "Plan", "Rules", "plan_retention"]
-
-State = Literal["verified", "failed", "doubted", "unverified", "suspect"]
-Action = Literal["keep", "defer", "remove"]
-
-CLOCK_SKEW = timedelta(minutes=5)
-"""How far two clocks may differ; kopia refuses to delete beyond the same (repo/maintenance/maintenance_run.go)."""
+__all__ = ["CLOCK_SKEW", "Candidate", "Decision", "Guards", "Holdings", "LogPiece", "Plan", "Rules", "plan_retention"]
 
 _ALWAYS_ALLOWED = 3
 """So many may go in one run however few there are: otherwise a small site would ask for a confirmation every day."""
+
+_NAMED = 3
+"""So many of those that are gone are named; who deletes hundreds is told of once."""
 
 _SHRUNK_TO = 10
 _SHRUNK_FOR = timedelta(days=30)
 """The last artifact before the size fell to a tenth stays so long: an emptied database looks like a good backup."""
 
 
-@dataclass(frozen=True)
-class Guards:
-    """What holds whatever the rules say; ``stale_after`` is per method, and a method without one never goes stale."""
-
-    minimum: int = 2
-    failed_keep: timedelta = timedelta(days=3)
-    stale_after: Mapping[str, timedelta] = field(default_factory=dict)
-    max_removed_percent: int = 30
-    grace: timedelta = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One stored artifact.
-
-    Only ``verified`` ones count; ``doubt`` says why another does not. ``span`` are the positions in the log from which
-    it needs it and where it is consistent, None where nothing can be replayed from it. ``head``: no other manifest
-    names it as a parent yet. ``hold`` is the reason of a hold, ``marked_at`` when its time of grace began. ``stores``
-    are those of the policy's that have it whole, with all that it builds on.
-    """
-
-    artifact_id: str
-    method: str
-    at: datetime
-    size_bytes: int
-    state: State = "verified"
-    doubt: str = ""
-    depends_on: tuple[str, ...] = ()
-    span: tuple[int, int] | None = None
-    drilled: bool = False
-    head: bool = False
-    hold: str = ""
-    locked_until: datetime | None = None
-    marked_at: datetime | None = None
-    stores: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LogPiece:
-    """A stretch of log that goes as a whole: the files of one log manifest."""
-
-    piece_id: str
-    from_position: int
-    to_position: int
-    size_bytes: int
-    locked_until: datetime | None = None
-    marked_at: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Holdings:
-    """Everything that is stored of a policy.
-
-    ``obstacles`` are reasons for which nothing may be removed at all, such as a store that cannot be reached.
-    """
-
-    policy: str
-    artifacts: Sequence[Candidate]
-    log: Sequence[LogPiece] = ()
-    obstacles: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What happens to an artifact or a piece of log, with all reasons; ``defer``: only a lock keeps it.
-
-    ``delete_after`` is when its time of grace ends, None for one that is not marked yet, or that something builds on
-    whose end is not known.
-    """
-
-    name: str
-    action: Action
-    reasons: tuple[str, ...]
-    size_bytes: int
-    delete_after: datetime | None = None
-    is_marked: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Decisions, artifacts newest first and log oldest first.
-
-    ``suspended`` says why nothing is removed (of one method or at all). ``excess`` is set when so much would be marked
-    that somebody has to confirm it by the plan's digest.
-    """
-
-    policy: str
-    artifacts: tuple[Decision, ...]
-    log: tuple[Decision, ...]
-    suspended: tuple[str, ...]
-    excess: str = ""
-
-    @property
-    def removed(self) -> list[Decision]:
-        """Return the artifacts that go."""
-        return [item for item in self.artifacts if item.action == "remove"]
-
-    @property
-    def removed_log(self) -> list[Decision]:
-        """Return the pieces of log that go."""
-        return [item for item in self.log if item.action == "remove"]
-
-    @property
-    def digest(self) -> str:
-        """Return what two equal plans have in common: every decision with its reasons, and no clock."""
-        document = {
-            "policy": self.policy,
-            "artifacts": [[item.name, item.action, list(item.reasons)] for item in self.artifacts],
-            "log": [[item.name, item.action, list(item.reasons)] for item in self.log],
-        }
-        return hashlib.sha256(canonical_json(document)).hexdigest()
+_MAY_MEND = frozenset({"doubted", "unverified"})
 
 
 def plan_retention(held: Holdings, rules: Rules, guards: Guards, now: datetime) -> Plan:
@@ -164,6 +57,7 @@ class _Planner:
         self.reasons: dict[str, list[str]] = defaultdict(list)
         self.series: dict[str, list[Candidate]] = defaultdict(list)
         self.doubtful: list[Candidate] = []
+        self.missed: dict[str, Candidate] = {}
         self.suspended = list(held.obstacles)
         self.stopped: set[str] = set()
         for item in self.order:
@@ -178,10 +72,11 @@ class _Planner:
         self._newest_drilled()
         self._heads_and_holds()
         self._doubtful()
+        self._missed()
         self._suspend()
         kept = set(self.reasons)
         locked = {item.artifact_id for item in self.order if self._is_locked(item.locked_until)} - kept
-        self._close_over(kept | locked)
+        self._close_over([self.known[name] for name in kept | locked] + list(self.missed.values()))
         artifacts = self._decisions(locked)
         unmarked = [item for item in artifacts if item.action == "remove" and not item.is_marked]
         log = tuple(self._log({item.name for item in artifacts if item.action == "remove"}))
@@ -210,11 +105,13 @@ class _Planner:
             return
         for artifact_id, reason in wanted(series, self.rules, self._newest_at(series)):
             self._keep(artifact_id, reason)
-        doubted = [item for item in self.doubtful if item.state == "doubted" and item.method == method]
+        doubted = [item for item in self.doubtful if item.state in _MAY_MEND and item.method == method]
         both = sorted([*series, *doubted], key=_age, reverse=True) if doubted else []
-        for artifact_id, reason in wanted(both, self.rules, self._newest_at(series)):
-            if self.known[artifact_id] in doubted:
-                self._keep(artifact_id, reason)
+        for artifact_id, reason in self._wanted(both, series):
+            item = self.known[artifact_id]
+            if item.state in _MAY_MEND:
+                unless = f"{self._word(item)}: it does not count, and would be wanted if it did"
+                self._keep(artifact_id, reason if item.state == "doubted" else unless)
         self._keep(series[0].artifact_id, f"newest {method}")
         self._minimum(series, f"minimum of {self.guards.minimum}")
         for store in sorted({store for item in series for store in item.stores}):
@@ -261,8 +158,8 @@ class _Planner:
         """Keep what does not count, apart from what nobody can want any more.
 
         What failed goes after some days, once something newer is sound; what is doubted, when no rule would want it
-        either if it counted. What is damaged goes when it is older than all that is kept. An impossible date is
-        never removed: it may be later than it says.
+        either if it counted; and so does what is damaged, when it is older than all that is kept: somebody may still
+        mend it from another version or a tape. An impossible date is never removed: it may be later than it says.
         """
         for item in self.doubtful:
             newer = [other for other in self.series[item.method] if other.at > item.at]
@@ -277,6 +174,26 @@ class _Planner:
             return f"{item.state} ({item.doubt})" if item.doubt else item.state
         missing = [parent for parent in item.depends_on if parent not in self.known]
         return f"it builds on {missing[0]}, which is gone" if missing else "of the future"
+
+    def _missed(self) -> None:
+        """Find what is gone unexplained and would be wanted: what it needs stays, because it may come back.
+
+        Another version of its manifest may be in the bucket, or a copy on a tape. Time ends this: what no rule would
+        want any more needs nothing.
+        """
+        for item in self.held.gone:
+            methods = [item.method] if item.method else sorted(self.series)
+            for series in (self.series[method] for method in methods):
+                both = sorted([*series, item], key=_age, reverse=True)
+                if not series or any(name == item.artifact_id for name, _ in self._wanted(both, series)):
+                    self.missed[item.artifact_id] = item
+        for item in list(self.missed.values())[:_NAMED]:
+            self.suspended.append(f"{item.doubt}: what it needs stays as long as a rule would want it")
+        if len(self.missed) > _NAMED:
+            self.suspended.append(f"{len(self.missed) - _NAMED} more are gone like that")
+
+    def _wanted(self, both: Sequence[Candidate], series: Sequence[Candidate]) -> Iterator[tuple[str, str]]:
+        return wanted(both, self.rules, self._newest_at(series) if series else self.now)
 
     def _suspend(self) -> None:
         """Remove nothing when the clock cannot be right, or something outside of the plan forbids it."""
@@ -293,16 +210,16 @@ class _Planner:
     def _is_locked(self, until: datetime | None) -> bool:
         return until is not None and until > self.now
 
-    def _close_over(self, staying: Iterable[str]) -> None:
+    def _close_over(self, staying: Iterable[Candidate]) -> None:
         """Keep what the staying ones build on, and what that builds on."""
-        waiting = sorted(staying)
+        waiting = sorted(staying, key=lambda item: item.artifact_id)
         while waiting:
             child = waiting.pop()
-            for parent in self.known[child].depends_on:
+            for parent in child.depends_on:
                 if parent in self.known:
                     if parent not in self.reasons:
-                        waiting.append(parent)
-                    self._keep(parent, f"{child} builds on it")
+                        waiting.append(self.known[parent])
+                    self._keep(parent, f"{child.artifact_id} builds on it")
 
     def _decisions(self, locked: set[str]) -> tuple[Decision, ...]:
         ends: dict[str, datetime | None] = {}
@@ -342,7 +259,7 @@ class _Planner:
 
     def _log(self, removed: set[str]) -> Iterator[Decision]:
         """Decide about the log: what any base that is still there needs stays until after the base is gone."""
-        bases = [item for item in self.order if item.span is not None]
+        bases = [item for item in [*self.order, *self.missed.values()] if item.span is not None]
         anchors = self._anchors(bases, removed)
         stopped = self.held.obstacles or self.stopped & {item.method for item in bases}
         suspended = stopped or not anchors or not any(self._counts(item) for item in bases)
@@ -367,7 +284,8 @@ class _Planner:
     def _anchors(self, bases: Sequence[Candidate], removed: set[str]) -> list[Candidate]:
         """Return the bases that log is kept behind: those of the recovery window, and those that are about to go.
 
-        Without a window every base is one. One that only a rule such as monthly keeps needs its own stretch alone.
+        Without a window every base is one. One that only a rule such as monthly keeps needs its own stretch alone. The
+        window begins with a sound base, or with a younger one that is damaged or gone: it may be mended or come back.
         """
         if self.rules.recovery_window is None:
             return list(bases)
@@ -375,7 +293,8 @@ class _Planner:
         if not sound:
             return []
         since = self._newest_at(sound) - self.rules.recovery_window
-        oldest = list(in_window(sound, since))[-1].at
+        every = sorted(bases, key=_age, reverse=True)
+        oldest = min(list(in_window(series, since))[-1].at for series in (sound, every))
         return [item for item in bases if item.at >= oldest or item.artifact_id in removed]
 
 

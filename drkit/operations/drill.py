@@ -34,7 +34,6 @@ from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, ins
 from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
 from drkit.operations.signing_key import load_site_signing_key
-from drkit.operations.verify import verify_exists
 from drkit.policy import Policy
 from drkit.sandboxes import ScratchServer
 from drkit.units import format_bytes, format_count, format_duration, format_moment
@@ -180,8 +179,7 @@ class _Drill(DrillFrame):
         entry = self.outcome.entry
         assert entry is not None
         with self.level("exists") as level:
-            for name in entry.stores:
-                verify_exists(self.workplace, self.workplace.stores[name], entry)
+            self.verify_copies(entry)
             objects = format_count(len(entry.manifest.objects), "object")
             level.summary = f"{objects} in {' and '.join(entry.stores)}, signature, sizes and checksums verified"
 

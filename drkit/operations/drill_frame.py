@@ -11,9 +11,11 @@ from drkit.credentials import Secret
 from drkit.engines import Engine
 from drkit.errors import ConfigError, DrkitError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError
 from drkit.keys import KeyFile
+from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
 from drkit.operations.drill_deadline import OutOfTime, call_off
 from drkit.operations.drill_outcome import LEVELS, DrillOutcome, LevelOutcome
+from drkit.operations.verify import verify_exists
 from drkit.units import format_count
 
 _SHOWN_LINES = 10
@@ -101,6 +103,18 @@ class DrillFrame:
         """Record and say that a level failed."""
         self.outcome.levels[name] = LevelOutcome("failed", error.message, list(error.details))
         self.reporter.line(f"  {name.replace('-', ' '):<11} FAILED  {error.message}")
+
+    def verify_copies(self, entry: ArtifactEntry) -> None:
+        """Look at every copy of an artifact; raise IntegrityError for the first that is damaged, if any is."""
+        damaged: list[IntegrityError] = []
+        for name in entry.stores:
+            try:
+                verify_exists(self.workplace, self.workplace.stores[name], entry)
+            except IntegrityError as error:
+                damaged.append(error)
+        if damaged:
+            self.outcome.has_sound_copy = len(damaged) < len(entry.stores)
+            raise damaged[0]
 
     def run_checks(
         self, parts: Mapping[str, Mapping[str, Any]], engine: Engine, url: Secret, level: LevelOutcome

@@ -35,7 +35,6 @@ from drkit.operations.restore_oplog import (
     read_stored_log,
     replay_request,
 )
-from drkit.operations.verify import verify_exists
 from drkit.oplog_windows import find_windows
 from drkit.policy import Policy
 from drkit.sandboxes import ScratchServer
@@ -120,8 +119,7 @@ class OplogDrill(DrillFrame):
     def _exists(self, plan: OplogPlan) -> None:
         entry = plan.restore.entry
         with self.level("exists") as level:
-            for name in entry.stores:
-                verify_exists(self.workplace, self.workplace.stores[name], entry)
+            self.verify_copies(entry)
             objects = format_count(len(entry.manifest.objects), "object")
             slices = format_count(len(plan.slices), "slice")
             level.summary = f"{objects} and {slices} in {' and '.join(entry.stores)}, signatures and sizes verified"

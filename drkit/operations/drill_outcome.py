@@ -80,7 +80,8 @@ class LevelOutcome:
 class DrillOutcome:
     """Everything that a drill found; `drkit.operations.evidence` makes the signed record of it.
 
-    ``ended_in`` is the phase in which a drill was that ran out of its time.
+    ``ended_in`` is the phase in which a drill was that ran out of its time. ``has_sound_copy``: beside the copy that is
+    damaged there is one that is not.
     """
 
     policy: Policy
@@ -100,6 +101,7 @@ class DrillOutcome:
     error: DrkitError | None = None
     verdict: Verdict = "inconclusive"
     ended_in: str | None = None
+    has_sound_copy: bool = False
     scratch: dict[str, str] = field(default_factory=dict)
     teardown: str = "nothing was made"
     leaked: bool = False
@@ -137,6 +139,8 @@ class DrillOutcome:
     @property
     def blames(self) -> str | None:
         """Return what a failed drill failed for, where that is not what the artifact holds: its bytes may be sound."""
+        if self.verdict == "failed" and self.has_sound_copy:
+            return "copy"
         causes = {KeyUnavailable: "key", RecoveryGap: "log", SourceError: "server", StoreError: "store"}
         found = (word for kind, word in causes.items() if isinstance(self.error, kind))
         return next(found, None) if self.verdict == "failed" else None

@@ -33,7 +33,6 @@ from drkit.operations.restore_base import Replayed, ReplaySite, describe_replaye
 from drkit.operations.restore_files import extract, fetch_base, passed_over
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.stored_log import LogReader
-from drkit.operations.verify import verify_exists
 from drkit.policy import Policy
 from drkit.recovery import find_windows
 from drkit.sandboxes import SandboxRequest, ScratchFolder
@@ -124,8 +123,7 @@ class ReplayDrill(DrillFrame):
     def _exists(self, plan: BasePlan) -> None:
         with self.level("exists") as level:
             for member in plan.members:
-                for name in member.entry.stores:
-                    verify_exists(self.workplace, self.workplace.stores[name], member.entry)
+                self.verify_copies(member.entry)
             objects = format_count(sum(len(member.objects) for member in plan.members), "object")
             wal = format_count(len(plan.segments), "WAL segment")
             level.summary = f"{objects} and {wal} in {' and '.join(plan.entry.stores)}, signatures and sizes verified"

@@ -8,7 +8,7 @@ from datetime import datetime
 from drkit import bucket
 from drkit.operations.inventory import StoredArtifact, StoreInventory
 from drkit.policy import Policy
-from drkit.retention import CLOCK_SKEW
+from drkit.retention_facts import CLOCK_SKEW
 from drkit.units import format_duration, format_moment
 
 

@@ -19,18 +19,22 @@ from drkit.operations import Workplace
 from drkit.operations.holds import known_holds
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
 from drkit.operations.prune_doubts import clock_doubts, hold_doubts, manifest_doubts, strange_places, unread_stores
+from drkit.operations.prune_gone import gone_artifacts, log_span
 from drkit.operations.prune_log_pieces import log_pieces
-from drkit.oplog import OplogTs
+from drkit.operations.prune_verdicts import drill_verdicts, found_damaged
 from drkit.policy import Policy
-from drkit.retention import CLOCK_SKEW, Candidate, Holdings, State
 from drkit.retention_documents import BuriedRun, LogTombstone
-from drkit.units import parse_utc
-from drkit.wal import parse_lsn
+from drkit.retention_facts import CLOCK_SKEW, Candidate, Holdings, State
 
 _STRANGE_DATE = timedelta(hours=24)
 """How far the moment in a manifest may be from when its store took it; more, and one of two clocks was wrong."""
 
-_CONCLUSIVE = {"passed": "verified", "passed_with_findings": "verified", "failed": "failed"}
+_DRILLED: Mapping[str, tuple[State, str]] = {
+    "failed": ("failed", "its last drill failed"),
+    # These make no other superfluous, but a wrong key on the host of the drills must not cost them either.
+    "doubted": ("doubted", "its last drill failed for something else than what it holds"),
+    "misread": ("doubted", "its last drill failed as it read a copy, and none was read since that is sound"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Stored:
     known_holds: Sequence[HoldEntry]
     obstacles: tuple[str, ...] = ()
     locks: Mapping[str, datetime] = field(default_factory=dict)
+    gone: tuple[Candidate, ...] = ()
 
     @cached_property
     def holds(self) -> list[HoldEntry]:
@@ -146,7 +151,7 @@ class Stored:
         whole = _whole_in(self)
         named = {parent for copies in self.copies.values() for parent in copies[0].manifest.parents}
         named |= {parent for grave in self.graves.values() for parent in grave.parents}
-        drills = _verdicts(self.inventories.values())
+        drills = drill_verdicts(self.inventories.values(), self.copies)
         artifacts = [
             Candidate(
                 artifact_id=artifact_id,
@@ -156,7 +161,7 @@ class Stored:
                 state=states[artifact_id][0],
                 doubt=states[artifact_id][1],
                 depends_on=manifest.depends_on,
-                span=_span(manifest),
+                span=log_span(manifest),
                 drilled=drills.get(artifact_id) == "verified",
                 head=self.copies[artifact_id][0].sha256 not in named,
                 hold="; ".join(hold.reason for hold in self.held(artifact_id, kind="hold")),
@@ -166,7 +171,7 @@ class Stored:
             )
             for artifact_id, manifest in ((name, self.manifest(name)) for name in self.copies)
         ]
-        return Holdings(self.policy.policy, artifacts, tuple(log_pieces(self)), self.obstacles)
+        return Holdings(self.policy.policy, artifacts, tuple(log_pieces(self)), self.obstacles, self.gone)
 
 
 def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = ()) -> Stored:
@@ -175,8 +180,9 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
     A store that cannot be reached, and is the policy's or had an artifact of it, is an obstacle: a hold may be in it.
     """
     name = policy.policy
+    known = workplace.catalog.artifacts(name)  # before the listing: what is committed meanwhile is not gone
     inventories = take_inventory(workplace.stores, workplace.signers, {name})
-    remembered = {store for entry in workplace.catalog.artifacts(name) for store in entry.stores}
+    remembered = {store for entry in known for store in entry.stores}
     read = {key: item for key, item in inventories.items() if item.error is None}
     copies: dict[str, list[StoredArtifact]] = defaultdict(list)
     for inventory in read.values():
@@ -195,6 +201,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         copies=dict(copies),
         graves=graves,
         log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
+        gone=tuple(gone_artifacts(known, copies, [graves[artifact_id] for artifact_id in graves.keys() - held])),
         known_holds=entries,
         obstacles=(
             *obstacles,
@@ -215,38 +222,10 @@ def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:
     return ends
 
 
-def _span(manifest: Manifest) -> tuple[int, int] | None:
-    """Return from where to where an artifact needs the log, as numbers that its log manifests' keys count in."""
-    if manifest.oplog is not None:
-        return _oplog_position(manifest.oplog.start_ts), _oplog_position(manifest.oplog.stop_ts)
-    position = manifest.position
-    return None if position is None else (parse_lsn(position.start_lsn), parse_lsn(position.stop_lsn))
-
-
-def _oplog_position(text: str) -> int:
-    place = OplogTs.parse(text)
-    return place.seconds << 32 | place.increment
-
-
-def _verdicts(inventories: Iterable[StoreInventory]) -> dict[str, str]:
-    """Return what the newest record that came to a conclusion says of each artifact."""
-    newest: dict[str, tuple[datetime, str]] = {}
-    for inventory in inventories:
-        for item in inventory.evidence:
-            verdict = _CONCLUSIVE.get(str(item.record.get("verdict")))
-            if verdict == "failed" and item.record.get("blames"):
-                verdict = "doubted"
-            artifact_id = item.record.get("artifact_id")
-            if verdict is not None and isinstance(artifact_id, str):
-                said = (parse_utc(str(item.record["ended_at"])), verdict)
-                newest[artifact_id] = max(said, newest.get(artifact_id, said))
-    return {artifact_id: verdict for artifact_id, (_, verdict) in newest.items()}
-
-
 def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
     """Yield what each artifact is worth: only a sound one, whose parents are sound, may make another superfluous."""
-    verdicts = _verdicts(stored.inventories.values())
-    dates, damaged = _misdated(stored), _found_damaged(stored.inventories.values())
+    verdicts = drill_verdicts(stored.inventories.values(), stored.copies)
+    dates, damaged = _misdated(stored), found_damaged(stored.inventories.values())
     whole: set[str] = set()
     for artifact_id in sorted(stored.copies, key=lambda name: (len(stored.manifest(name).depends_on), name)):
         copies = stored.copies[artifact_id]
@@ -267,11 +246,8 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
             state = "unverified", str(missing[0])
         elif broken:
             state = "unverified", f"it builds on {broken[0]}, which is not whole"
-        elif verdicts.get(artifact_id) == "failed":
-            state = "failed", "its last drill failed"
-        elif verdicts.get(artifact_id) == "doubted":
-            # It makes no other superfluous, but a wrong key on the host of the drills must not cost it either.
-            state = "doubted", "its last drill failed for something else than what it holds"
+        else:
+            state = _DRILLED.get(verdicts.get(artifact_id, ""), state)
         if not all(missing) and not broken:
             whole.add(artifact_id)
         yield artifact_id, state
@@ -279,7 +255,7 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
 
 def _whole_in(stored: Stored) -> dict[str, set[str]]:
     """Return in which of the policy's stores each artifact is whole, with all that it builds on."""
-    damaged = _found_damaged(stored.inventories.values())
+    damaged = found_damaged(stored.inventories.values())
     own = {
         artifact_id: {
             copy.store
@@ -295,18 +271,6 @@ def _whole_in(stored: Stored) -> dict[str, set[str]]:
         artifact_id: here.intersection(*(own.get(parent, set()) for parent in stored.manifest(artifact_id).depends_on))
         for artifact_id, here in own.items()
     }
-
-
-def _found_damaged(inventories: Iterable[StoreInventory]) -> dict[tuple[str, str], datetime]:
-    """Return the copies, by artifact id and store, that were not sound when they were read last, and when that was."""
-    newest: dict[tuple[str, str], tuple[datetime, bool]] = {}
-    for inventory in inventories:
-        for item in inventory.evidence:
-            for reading in item.record.get("copies") or () if item.record.get("kind") == "verification" else ():
-                copy = str(reading["subject"]), str(reading["store"])
-                seen = parse_utc(str(reading["verified_at"])), bool(reading["sound"])
-                newest[copy] = max(seen, newest.get(copy, seen))
-    return {copy: at for copy, (at, sound) in newest.items() if not sound}
 
 
 def _first_missing(inventory: StoreInventory, manifest: Manifest, damaged_at: datetime | None) -> str:

@@ -277,8 +277,11 @@ def _fetch_object(
 
 
 def _unusable(entry: ArtifactEntry, failures: Sequence[IntegrityError | StoreError]) -> IntegrityError | StoreError:
-    """Return the first copy's error with those of the others, and what can be done."""
-    first, *others = failures
+    """Return a copy's error with those of the others, and what can be done.
+
+    One that could not be read may be sound, so damage of the others is not the verdict on all.
+    """
+    first, *others = sorted(failures, key=lambda error: isinstance(error, IntegrityError))
     manifest = entry.manifest
     hints = [
         *first.hints,

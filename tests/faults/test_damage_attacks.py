@@ -504,7 +504,7 @@ def test_a_sound_copy_makes_up_for_a_damaged_one_and_hides_nothing(place: Scene,
             assert answer.code == 0
         elif not fresh:
             assert f"artifact {place.pair} in store offsite" in restored.text
-            assert outcome.failed_level == "exists"
+            assert (outcome.failed_level, outcome.blames) == ("exists", "copy")
     assert TARGET in place.databases()
 
 

@@ -558,6 +558,89 @@ def test_a_drill_with_a_wrong_key_costs_no_artifact(world: PruneWorld) -> None:
     assert world.prune().marked == [names(entries)[0]], "here the artifact itself is at fault"
 
 
+READING = {"exists": "passed", "intact": "failed", "loads": "not run"}
+
+
+def read_again(world: PruneWorld, entry: ArtifactEntry, sound: dict[str, bool], *, decrypted: bool = True) -> None:
+    """Store the record of a verification that read the copies named."""
+    record = {
+        "format": "drkit-evidence",
+        "version": 1,
+        "kind": "verification",
+        "run_id": f"read-{world.now:%Y%m%dT%H%M%S}",
+        "repo_id": "repo-1",
+        "policy": "orders",
+        "verdict": "passed" if all(sound.values()) else "failed",
+        "ended_at": format_utc(world.now),
+        "copies": [
+            {
+                "subject": entry.manifest.artifact_id,
+                "store": store,
+                "sound": ok,
+                "decrypted": decrypted,
+                "verified_at": format_utc(world.now),
+            }
+            for store, ok in sound.items()
+        ],
+    }
+    key = bucket.evidence_key("orders", str(record["run_id"]))
+    world.bucket.put_signed(key, canonical_json(record), EVIDENCE_NAMESPACE)
+
+
+@pytest.mark.parametrize("levels", [READING, {"exists": "failed", "intact": "not run"}])
+def test_a_drill_that_hit_a_damaged_copy_costs_nothing_once_another_was_read_and_is_sound(
+    world: PruneWorld, levels: dict[str, str]
+) -> None:
+    entries = world.back_up(6)
+    third = entries[3]
+    world.bucket.prove(third, "failed", at=world.now, levels=levels)
+    world.now += 4 * DAY
+    world.retention = {"last": 3, "max_removed_percent": 100, "stale_after": "30d"}
+    result = world.prune(dry_run=True)
+    assert find(result, names(entries)[3]).action == "keep", "it would be wanted if it counted"
+    assert find(result, names(entries)[2]).action == "keep", "and until that is known it makes no other superfluous"
+    read_again(world, third, {"primary": False, "offsite": True}, decrypted=False)
+    result = world.prune(dry_run=True)
+    assert (find(result, names(entries)[2]).action == "keep") == (levels is READING), "its content was not looked at"
+    world.now += HOUR
+    read_again(world, third, {"primary": False, "offsite": True})
+    result = world.prune(dry_run=True)
+    assert find(result, names(entries)[3]).reasons == ("last 3 of 3",)
+    assert find(result, names(entries)[2]).action == "remove"
+
+
+def test_a_reading_from_before_the_drill_and_one_of_damage_acquit_nobody(world: PruneWorld) -> None:
+    entries = world.back_up(6)
+    read_again(world, entries[3], {"primary": True, "offsite": True})
+    world.now += HOUR
+    world.bucket.prove(entries[3], "failed", at=world.now, levels=READING)
+    assert find(world.prune(dry_run=True), names(entries)[2]).action == "keep"
+    world.now += HOUR
+    read_again(world, entries[3], {"primary": False, "offsite": False})
+    found = find(world.prune(dry_run=True), names(entries)[3])
+    assert "was read and is damaged" in found.reasons[0]
+    assert find(world.prune(dry_run=True), names(entries)[2]).action == "keep"
+
+
+@pytest.mark.parametrize("before", ["passed", "failed"])
+def test_a_drill_that_says_that_another_copy_was_sound_takes_nothing_back(world: PruneWorld, before: str) -> None:
+    entries = world.back_up(6)
+    world.bucket.prove(entries[3], before, at=world.now - HOUR, run_id="earlier")
+    facts = {"levels": {"exists": "failed"}, "blames": "copy"}
+    world.bucket.prove(entries[3], "failed", at=world.now, **facts)
+    result = world.prune(dry_run=True)
+    assert (find(result, names(entries)[2]).action == "remove") == (before == "passed")
+
+
+def test_a_question_of_the_policy_that_gets_another_answer_costs_no_artifact(world: PruneWorld) -> None:
+    """A drill of an old one asks whether orders are fresh: the data are those that were recorded all the same."""
+    world.retention = {"last": 20, "max_removed_percent": 100}
+    entries = world.back_up(8)
+    levels = {"exists": "passed", "intact": "passed", "same-data": "passed", "works": "failed"}
+    world.bucket.prove(entries[0], "failed", at=world.now, levels=levels)
+    assert find(world.prune(dry_run=True), names(entries)[0]).reasons == ("last 8 of 20",)
+
+
 def test_the_newest_link_stays_even_when_its_drill_failed(world: PruneWorld) -> None:
     entries = world.back_up(4)
     world.bucket.prove(entries[3], "failed", at=world.now)

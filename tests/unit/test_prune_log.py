@@ -248,6 +248,43 @@ def test_log_stays_while_a_base_that_is_there_is_not_believed(world: PruneWorld,
     assert logs.stored() == before
 
 
+@pytest.mark.parametrize("known", ["known to the catalog", "named by the chain alone"])
+@pytest.mark.parametrize("rules", [WINDOW, {"last": 2, "minimum": 1, "max_removed_percent": 100}])
+def test_log_stays_while_a_base_is_gone_that_no_tombstone_explains(
+    world: PruneWorld, known: str, rules: dict[str, object]
+) -> None:
+    """Whoever deletes the oldest base of the window outright must not have its log pruned for him: it may come back."""
+    world.retention = rules
+    logs = LogWorld(world)
+    logs.pass_days(10)
+    settle(world)
+    oldest = next(entry for entry in logs.bases if entry.manifest.artifact_id in world.ids())
+    before = logs.stored()
+    assert before[0] == f"{1:08X}{0:08X}{logs.bases.index(oldest) * 4:08X}", "all that is not needed is gone"
+    world.bucket.remove(oldest)
+    if known != "known to the catalog":
+        world.catalog.forget_artifact(oldest.manifest.artifact_id)
+    result = settle(world)
+    assert "gone without a tombstone: what it needs stays" in result.plan.suspended[0]
+    assert (result.state, logs.stored()) == ("suspended", before)
+    logs.pass_days(12)
+    assert settle(world).plan.suspended == (), "what no rule would want any more holds up nothing"
+    assert before[0] not in logs.stored()
+
+
+def test_a_damaged_base_that_begins_the_window_keeps_its_log(logs: LogWorld) -> None:
+    """Its data may come back from another version or a tape; the log could not."""
+    world = logs.world
+    damaged = logs.bases[3]
+    for store in world.stores.values():
+        store.delete(damaged.manifest.objects[0].key)
+    for entry in logs.bases[:3]:
+        world.bucket.remove(entry)
+        world.bucket.bury(entry)
+    settle(world)
+    assert f"{1:08X}{0:08X}{12:08X}" in logs.stored()
+
+
 def test_what_a_crash_left_of_the_log_is_swept_away(logs: LogWorld) -> None:
     world = logs.world
     world.prune()
