@@ -20,6 +20,9 @@ _AT_HELP = "WHEN: ISO 8601 with an offset, or latest; with --into also immediate
 _TABLE_HELP = "With --to: only this table, as schema.table, or collection, as database.collection."
 _RENAME_HELP = "MongoDB: give a database or a collection (database.collection) another name."
 
+_USERS_HELP = "MongoDB: the server's users and roles as well; none that is there already is replaced."
+_EXCLUDE_USER_HELP = "With --with-users: without this user, as database.user; * and ?."
+
 _WAL_TARGETS = ("immediate", "lsn", "name", "xid")
 
 
@@ -39,6 +42,8 @@ class _Options:
     tables: tuple[str, ...]
     exclude_tables: tuple[str, ...]
     renames: tuple[str, ...]
+    with_users: bool
+    exclude_users: tuple[str, ...]
     identity: tuple[Path, ...]
     jobs: int
     plan_only: bool
@@ -57,6 +62,8 @@ class _Options:
 @click.option("--table", "tables", multiple=True, help=_TABLE_HELP)
 @click.option("--exclude-table", "exclude_tables", multiple=True, help="MongoDB: leave this collection out; * and ?.")
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help=_RENAME_HELP)
+@click.option("--with-users", is_flag=True, help=_USERS_HELP)
+@click.option("--exclude-user", "exclude_users", multiple=True, help=_EXCLUDE_USER_HELP)
 @click.option(
     "--identity", type=click.Path(path_type=Path), multiple=True, help="An identity file, instead of the site's."
 )
@@ -93,15 +100,20 @@ def _check_usage(ctx: click.Context, options: _Options) -> None:
         )
     if options.into and _narrows(options):
         raise click.UsageError(
-            "--database, --table, --exclude-table and --rename go with --to; a base backup comes back as a whole",
+            "--database, --table, --exclude-table, --rename and --with-users go with --to; a base backup comes back"
+            " as a whole",
             ctx,
         )
+    if options.with_users and (options.tables or options.renames):
+        raise click.UsageError("--with-users goes with neither --table nor --rename: roles name what they are for", ctx)
+    if options.exclude_users and not options.with_users:
+        raise click.UsageError("--exclude-user goes with --with-users", ctx)
     if any(not all(pair.partition("=")) for pair in options.renames):
         raise click.UsageError("write --rename like OLD=NEW", ctx)
 
 
 def _narrows(options: _Options) -> bool:
-    chosen = (options.databases, options.tables, options.exclude_tables, options.renames)
+    chosen = (options.databases, options.tables, options.exclude_tables, options.renames, options.with_users)
     return any(chosen)
 
 
@@ -147,6 +159,8 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
         options.tables,
         options.exclude_tables,
         dict(_pair(text) for text in options.renames),
+        options.with_users,
+        options.exclude_users,
         jobs=options.jobs,
     )
     keys = identities_in_reach(workplace, options.identity, ask_passphrase)

@@ -155,8 +155,9 @@ class RestoreOptions:
 
     Of a part that holds several databases only ``databases`` are loaded; all without any.
     ``tables`` limits the load to the named ones (``schema.table``, ``database.collection``), ``exclude_tables`` leaves
-    some out, ``renames`` gives databases or collections other names; `registry.restore_choices` says which of these an
-    engine knows. ``scratch`` says that the server is a sandbox of
+    some out, ``renames`` gives databases or collections other names; ``with_users`` makes the server's users and roles
+    as well, without those users that ``exclude_users`` names; `registry.restore_choices` says which of these an engine
+    knows. ``scratch`` says that the server is a sandbox of
     ours: globals are loaded as its superuser and a full-speed load may trade durability. ``via`` is as for a backup;
     None leaves it to the engine. With ``stage_folder``, a
     private folder with room for the plain bytes, parts may be staged there for a parallel load; without it they are
@@ -169,6 +170,8 @@ class RestoreOptions:
     tables: tuple[str, ...] = ()
     exclude_tables: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
+    with_users: bool = False
+    exclude_users: tuple[str, ...] = ()
     jobs: int = 2
     scratch: bool = False
     via: Via | None = None

@@ -17,6 +17,8 @@ from drkit.engines import Planned, RestoreOptions
 from drkit.engines.mongodb_fingerprint import collection_of_index
 from drkit.errors import SourceError
 
+USERS_PART = "users"
+"""Name and kind of the part that has the server's users and roles."""
 _KINDS = ("collection", "view")
 _SYSTEM_DATABASES = ("admin", "config", "local")
 _NO_DATABASE_NAME = frozenset('/\\. "$*<>:|?\0')
@@ -136,7 +138,7 @@ def _renamed(name: str, renames: Mapping[str, str]) -> str:
 
 
 def plan_contents(options: RestoreOptions) -> Iterator[Planned]:
-    """Yield the collections and views that a restore will make."""
+    """Yield the collections and views that a restore will make, and users and roles where they are asked for."""
     for part, placing in place_parts(options).items():
         facts = options.details["parts"][part]
         recorded, sizes = facts.get("fingerprint", {}), facts.get("sizes_bytes", {})
@@ -148,6 +150,34 @@ def plan_contents(options: RestoreOptions) -> Iterator[Planned]:
             yield Planned(part, "collection", source, target, rows, sizes.get(source), indexes)
         for source, target in placing.views.items():
             yield Planned(part, "view", source, target, None, None)
+    for kind, names in zip(("user", "role"), chosen_names(options), strict=True):
+        yield from (Planned(USERS_PART, kind, name, name, None, None) for name in names)
+
+
+def chosen_names(options: RestoreOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return which users and roles of the backup a restore makes, by ``database.name``: none unless asked for.
+
+    Raise SourceError where the backup has none at all, or nobody of a name that is to be left out.
+    """
+    if not options.with_users:
+        return (), ()
+    facts = next((item for item in options.details["parts"].values() if item.get("kind") == USERS_PART), None)
+    if facts is None:
+        raise SourceError(
+            "the backup has no users and roles",
+            details=["there were none, or drkit could not read them: then a warning of the backup said so"],
+            hints=["restore without --with-users"],
+        )
+    users, roles = list(map(str, facts["users"])), list(map(str, facts["roles"]))
+    unknown = [pattern for pattern in options.exclude_users if not _any_matches(users, [pattern])]
+    if unknown:
+        raise SourceError(f"the backup has no user {', '.join(unknown)}", hints=["drkit restore --with-users --plan"])
+    kept = [name for name in users if not _any_matches([name], options.exclude_users)]
+    return _in_databases(kept, options), _in_databases(roles, options)
+
+
+def _in_databases(names: Iterable[str], options: RestoreOptions) -> tuple[str, ...]:
+    return tuple(name for name in names if not options.databases or name.partition(".")[0] in options.databases)
 
 
 def tool_arguments(placing: Placing, renames: Mapping[str, str]) -> list[str]:

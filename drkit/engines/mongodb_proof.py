@@ -26,7 +26,9 @@ from drkit.engines.mongodb_client import (
 )
 from drkit.engines.mongodb_fingerprint import fingerprint_of, has_digests
 from drkit.engines.mongodb_native import PARALLEL, open_archive, read_dumpable
+from drkit.engines.mongodb_placing import USERS_PART
 from drkit.engines.mongodb_reading import Reading
+from drkit.engines.mongodb_users import read_users_archive
 from drkit.errors import IntegrityError, SourceError
 from drkit.fingerprint import compare_fingerprints, describe_difference
 from drkit.model import Difference, Fingerprint
@@ -107,6 +109,9 @@ def verify_part(facts: Mapping[str, Any] | None, chunks: Iterator[bytes]) -> Seq
     ``facts`` are the part's of the artifact's details, None where they could not be opened. Return what could not be
     looked at.
     """
+    if facts is not None and facts.get("kind") == USERS_PART:
+        read_users_archive(chunks, facts)
+        return ()
     recorded = (facts or {}).get("fingerprint")
     identifiers = Identifiers()
     summary = read_archive(chunks, digests=recorded is not None and has_digests(recorded), identifiers=identifiers)

@@ -29,6 +29,7 @@ from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.engines.mongodb_replay_proof import expected_fingerprint
 from drkit.engines.mongodb_replay_scope import catalog_at_dump, name_in_target, totals_at_dump
 from drkit.engines.mongodb_restore import LoadSession, found_in_the_way, open_load, require_empty, take_back
+from drkit.engines.mongodb_users_restore import UsersLoad
 from drkit.errors import SourceError
 from drkit.model import Fingerprint
 from drkit.oplog import OplogTs
@@ -67,6 +68,7 @@ def open_replay(url: Secret, options: RestoreOptions, request: ReplayRequest) ->
         if marker is None:
             for placing in placings.values():
                 require_empty(client, endpoint, placing)
+            UsersLoad(endpoint, options).require_absent(client)
         else:
             require_same(marker, request.artifact_id, choice, endpoint.server)
     with open_load(endpoint, options, server, placings) as load:
@@ -76,6 +78,7 @@ def open_replay(url: Secret, options: RestoreOptions, request: ReplayRequest) ->
 def _choice_of(options: RestoreOptions) -> str:
     """Return what two restores have in common if and only if they restore the same things to the same names."""
     facts = [list(options.parts), list(options.tables), list(options.exclude_tables), dict(options.renames)]
+    facts += [list(options.exclude_users)] if options.with_users else []
     return hashlib.sha256(canonical_json(facts)).hexdigest()
 
 
@@ -165,13 +168,13 @@ class ReplaySession:
         return database, collection
 
     def finish(self) -> LoadResult:
-        """Build indexes, then views, one by one; then nothing is unfinished any more.
+        """Build indexes, then views, then roles and users; then nothing is unfinished any more.
 
         Raise SourceError naming those that could not be built: the documents stay, and the same command tries again.
         """
         result = self._load.result
         with connect(self._endpoint) as client:
-            outcomes = [*self._build_indexes(client), *self._build_views(client)]
+            outcomes = [*self._build_indexes(client), *self._build_views(client), *self._load.make_users(client)]
             for outcome in outcomes:
                 result.built[outcome.label] = outcome.words
                 result.warnings += [f"{outcome.label}: {change}" for change in outcome.changed]

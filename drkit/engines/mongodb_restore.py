@@ -25,7 +25,8 @@ from drkit.engines.mongodb_fingerprint import collection_name
 from drkit.engines.mongodb_indexes import BuildOutcome, build_indexes, build_view, indexes_to_build, require_built
 from drkit.engines.mongodb_load import load_archive
 from drkit.engines.mongodb_mongorestore import Mongorestore
-from drkit.engines.mongodb_placing import Placing, place_parts
+from drkit.engines.mongodb_placing import USERS_PART, Placing, place_parts
+from drkit.engines.mongodb_users_restore import UsersLoad
 from drkit.errors import SourceError
 from drkit.fingerprint import total_rows
 from drkit.mongo_archive import ArchiveSummary
@@ -47,6 +48,7 @@ def open_restore(url: Secret, options: RestoreOptions) -> Iterator[RestoreSessio
         server = read_server(client)
         for placing in placings.values():
             require_empty(client, endpoint, placing)
+        UsersLoad(endpoint, options).require_absent(client)
     with open_load(endpoint, options, server, placings) as load:
         yield load
 
@@ -121,6 +123,7 @@ class LoadSession:
         self.placings = placings
         self._load_documents = load_documents
         self._loaded: list[tuple[Placing, ArchiveSummary]] = []
+        self._users = UsersLoad(endpoint, options)
         self.result = LoadResult()
         source = options.details["server"]
         if source["major"] != server.major:
@@ -136,6 +139,10 @@ class LoadSession:
 
     def load(self, part: str, chunks: Iterator[bytes]) -> None:
         """Load the documents of one part; whatever goes wrong, none of them stays behind."""
+        if part == USERS_PART:
+            self._users.read(chunks)
+            self.result.loaded[part] = self._users.words
+            return
         placing = self.placings[part]
         try:
             with translated(self._endpoint):
@@ -158,17 +165,21 @@ class LoadSession:
             raise SourceError(f"database {names}: {restored:,} of {dumped:,} documents were restored")
 
     def finish(self) -> LoadResult:
-        """Build indexes, then views, one by one; raise SourceError naming those that could not be built.
+        """Build indexes, then views, then roles and users; raise SourceError naming those that could not be built.
 
         The documents stay in that case: they took the time.
         """
         with connect(self._endpoint) as client:
-            outcomes = [*self._build_indexes(client), *self._build_views(client)]
+            outcomes = [*self._build_indexes(client), *self._build_views(client), *self.make_users(client)]
         for outcome in outcomes:
             self.result.built[outcome.label] = outcome.words
             self.result.warnings += [f"{outcome.label}: {change}" for change in outcome.changed]
         require_built(outcomes)
         return self.result
+
+    def make_users(self, client: Client) -> Iterator[BuildOutcome]:
+        """Make the roles and users that were read; see `UsersLoad.make`."""
+        return self._users.make(client)
 
     def _build_indexes(self, client: Client) -> Iterator[BuildOutcome]:
         for placing, summary in self._loaded:

@@ -33,7 +33,7 @@ Planner = Callable[[RestoreOptions], Iterable[Planned]]
 
 _RESTORE_CHOICES = {
     ("postgres", "dump"): frozenset({"tables"}),
-    ("mongodb", "dump"): frozenset({"tables", "exclude_tables", "renames"}),
+    ("mongodb", "dump"): frozenset({"tables", "exclude_tables", "renames", "with_users", "exclude_users"}),
 }
 
 

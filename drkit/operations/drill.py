@@ -30,7 +30,7 @@ from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutc
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
 from drkit.operations.drill_scratch import open_scratch
 from drkit.operations.evidence import record_drill
-from drkit.operations.restore import RestorePlan, copies_passed_over, fetch, inspect, load, way_of
+from drkit.operations.restore import RestorePlan, copies_passed_over, data_objects, fetch, inspect, load, way_of
 from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
 from drkit.operations.signing_key import load_site_signing_key
@@ -173,7 +173,7 @@ class _Drill(DrillFrame):
             f"  artifact {manifest.artifact_id}  {manifest.method} of {format_moment(manifest.covers.to_at)},"
             f" {age} old, opened by {opens}"
         )
-        return RestorePlan(entry, details, manifest.objects, tuple(self.identities))
+        return RestorePlan(entry, details, data_objects(manifest), tuple(self.identities))
 
     def _exists(self) -> None:
         entry = self.outcome.entry

@@ -29,14 +29,15 @@ from drkit.stream import Marks, Meter, drain, prefetch
 from drkit.units import MIB, format_bytes, format_count, format_duration, format_moment
 
 _SPARE_BYTES = 256 * MIB
+USERS_KIND = "users"
 
 
 @dataclass(frozen=True)
 class RestoreRequest:
     """What to bring back: an artifact by the start of its id, or the newest not after ``at``, or the newest.
 
-    ``databases``, ``tables`` and ``exclude_tables`` narrow it down; empty means everything. ``renames`` are
-    as in `RestoreOptions`.
+    ``databases``, ``tables`` and ``exclude_tables`` narrow it down; empty means everything. ``renames``,
+    ``with_users`` and ``exclude_users`` are as in `RestoreOptions`.
     """
 
     policy: str
@@ -46,17 +47,21 @@ class RestoreRequest:
     tables: tuple[str, ...] = ()
     exclude_tables: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
+    with_users: bool = False
+    exclude_users: tuple[str, ...] = ()
     jobs: int = 2
 
     def options(self, details: Mapping[str, Any], parts: tuple[str, ...]) -> RestoreOptions:
-        """Return what an engine is told of it."""
+        """Return what an engine is told of it; users and roles are no part with data."""
         return RestoreOptions(
             details=details,
-            parts=parts,
+            parts=tuple(part for part in parts if details["parts"].get(part, {}).get("kind") != USERS_KIND),
             databases=self.databases,
             tables=self.tables,
             exclude_tables=self.exclude_tables,
             renames=self.renames,
+            with_users=self.with_users,
+            exclude_users=self.exclude_users,
             jobs=self.jobs,
         )
 
@@ -175,11 +180,12 @@ def believed_copies(workplace: Workplace, entry: ArtifactEntry) -> tuple[Artifac
 
 
 def _wanted(entry: ArtifactEntry, details: dict[str, Any], request: RestoreRequest) -> tuple[ObjectRecord, ...]:
-    """Narrow the objects down to the databases asked for; the globals always come along."""
+    """Narrow the objects down to the databases asked for; the globals always come along, users when asked for."""
+    objects = entry.manifest.objects if request.with_users else data_objects(entry.manifest)
     if not request.databases:
-        return entry.manifest.objects
+        return objects
     names = {part: set(facts.get("databases") or [facts.get("label")]) for part, facts in details["parts"].items()}
-    there = {str(name) for part, held in names.items() if part != "globals" for name in held}
+    there = {str(name) for part, held in names.items() if part not in ("globals", USERS_KIND) for name in held}
     missing = sorted(set(request.databases) - there)
     if missing:
         raise ConfigError(
@@ -187,10 +193,13 @@ def _wanted(entry: ArtifactEntry, details: dict[str, Any], request: RestoreReque
             details=[f"it has {', '.join(sorted(there))}"],
         )
     return tuple(
-        item
-        for item in entry.manifest.objects
-        if item.kind != "database" or names.get(item.part, set()) & {*request.databases}
+        item for item in objects if item.kind != "database" or names.get(item.part, set()) & {*request.databases}
     )
+
+
+def data_objects(manifest: Manifest) -> tuple[ObjectRecord, ...]:
+    """Return an artifact's objects without the server's users and roles, which come back only when asked for."""
+    return tuple(item for item in manifest.objects if item.kind != USERS_KIND)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ _OPTIONS = {
     "tables": "--table",
     "exclude_tables": "--exclude-table",
     "renames": "--rename",
+    "with_users": "--with-users",
+    "exclude_users": "--exclude-user",
 }
 
 

@@ -23,6 +23,7 @@ from drkit.keys import KeyFile
 from drkit.operations import Reporter, Workplace
 from drkit.operations.oplog_log import StoredOplog, StoredSlice, dump_points, open_slice, stored_oplog
 from drkit.operations.restore import (
+    USERS_KIND,
     FetchedObject,
     RestorePlan,
     RestoreRequest,
@@ -67,6 +68,13 @@ class OplogPlan:
         )
 
     @property
+    def users_note(self) -> str:
+        """Say that users and roles are older than the data; empty where none come."""
+        if not any(item.kind == USERS_KIND for item in self.restore.objects):
+            return ""
+        return "users and roles are those of the dump: what the oplog says of them is not replayed"
+
+    @property
     def stored_bytes(self) -> int:
         """Return the bytes of the slices in a store."""
         return sum(item.record.stored_bytes for item in self.slices)
@@ -101,7 +109,7 @@ class OplogPlan:
             **self.restore.document(),
             "restores_to": restores_to,
             "replay": replay,
-            "notes": [note for note in (*self.notes, self.newer_history) if note],
+            "notes": [note for note in (*self.notes, self.newer_history, self.users_note) if note],
         }
 
     def describe(self) -> str:
@@ -118,7 +126,7 @@ class OplogPlan:
             f"  replay     {own}; {slices} with {entries}, {format_bytes(self.stored_bytes)} stored,"
             f" up to {path.reaches_ts} ({format_moment(path.reaches_ts.moment)})"
         )
-        lines += [f"  note       {note}" for note in (*self.notes, self.newer_history) if note]
+        lines += [f"  note       {note}" for note in (*self.notes, self.newer_history, self.users_note) if note]
         return "\n".join(lines)
 
 
@@ -218,6 +226,7 @@ def restore_oplog(
             warnings = steps.verify()
             if session.resumes:
                 reporter.line("  load        done before; going on with the replay")
+                steps.load_users(session)
             else:
                 warnings += _leave_timeline(workplace, plan, url)
                 steps.load(session)
@@ -277,6 +286,14 @@ class ReplaySteps:
         session.begin()
         load_parts(self.plan.restore, self.fetched, session, self.reporter)
 
+    def load_users(self, session: ReplaySession) -> None:
+        """Read users and roles once more, where they were asked for: they are made at the very end."""
+        load_parts(self.plan.restore, self._users, session, self.reporter)
+
+    @property
+    def _users(self) -> list[FetchedObject]:
+        return [item for item in self.fetched if item.record.kind == USERS_KIND]
+
     def replay(self, session: ReplaySession) -> Replayed:
         """Replay the dump's own piece of the oplog, and the slices behind it."""
         with self.reporter.progress("replay", self.plan.plain_bytes) as progress:
@@ -298,7 +315,7 @@ class ReplaySteps:
         path, plan = self.plan.path, self.plan.restore
         reached_ts: OplogTs | None = None
         if path.dump.included:
-            for item in self.fetched:
+            for item in (item for item in self.fetched if item not in self._users):
                 with item.open(plan, Meter()) as chunks:
                     yield from archived_entries(chunks)
             reached_ts = path.dump.stop_ts
@@ -336,6 +353,8 @@ def _require_as_signed(stored: StoredSlice, span: OplogSpan) -> None:
 def describe_doubts(plan: OplogPlan, replayed: Replayed) -> list[str]:
     """Say what somebody should know of a replay that came to its end."""
     said = [f"a copy was passed over: {note}" for note in plan.notes]
+    if plan.users_note:
+        said.append(plan.users_note)
     if plan.newer_history:
         said.append(plan.newer_history)
     if replayed.split:
