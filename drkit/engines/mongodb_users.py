@@ -52,8 +52,10 @@ class ServerUsers:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Return what an artifact's details say of them: names, and nothing else."""
-        return {"label": _LABEL, "kind": USERS_PART, "users": sorted(self.users), "roles": sorted(self.roles)}
+        """Return what an artifact's details say of them: names, and the version of their form."""
+        named = {"users": sorted(self.users), "roles": sorted(self.roles)}
+        version = None if self.schema is None else int(bson.decode(self.schema)["currentVersion"])
+        return {"label": _LABEL, "kind": USERS_PART, **named, "auth_schema": version}
 
     @property
     def size_bytes(self) -> int:

@@ -31,6 +31,8 @@ _MERGE = {"_mergeAuthzCollections": 1, "drop": False, "db": ""}
 _UNAUTHORIZED, _NO_SUCH_COMMAND = 13, 59
 _COMPARED = ("credentials", "customData", "authenticationRestrictions")
 _MAJORITY = {"w": "majority"}
+_AUTH_SCHEMA = 5
+"""Of MongoDB 3.0 and later; from 8.1 on no server says so any more (SERVER-83663)."""
 _SHOWN_NAMES = 5
 
 
@@ -52,24 +54,33 @@ class UsersLoad:
         """Raise SourceError naming who is there already, before anything is written, and what drkit may not do."""
         if not (self._user_names or self._role_names):
             return
+        schema = self._options.details["parts"][USERS_PART].get("auth_schema")
+        if schema not in (None, _AUTH_SCHEMA):
+            raise SourceError(
+                f"the users of the backup are of auth schema {schema}, and servers now take {_AUTH_SCHEMA} alone",
+                hints=["restore without --with-users, and make them anew"],
+            )
         with _allowed(self._endpoint):
             connected = {_name(item, "user") for item in _connected(client)}
-            users = {_name(item, "user") for item in read_named(client, "user", self._user_names)}
-            roles = {_name(item, "role") for item in read_named(client, "role", self._role_names)}
+            mine = sorted(connected & {*self._user_names})
+            if mine:
+                raise SourceError(
+                    f"refused: the backup has user {mine[0]}, as whom drkit is connected to {self._endpoint.server}",
+                    hints=[f"leave it out: --exclude-user {mine[0]}", "or connect as another user"],
+                )
+            self._require_new(client)
             self._require_merge(client)
-        mine = sorted(connected & {*self._user_names})
-        if mine:
-            raise SourceError(
-                f"refused: the backup has user {mine[0]}, as whom drkit is connected to {self._endpoint.server}",
-                hints=[f"leave it out: --exclude-user {mine[0]}", "or connect as another user"],
-            )
-        there = [f"user {name}" for name in sorted(users)] + [f"role {name}" for name in sorted(roles)]
+
+    def _require_new(self, client: Client) -> None:
+        users = sorted(_name(item, "user") for item in read_named(client, "user", self._user_names))
+        roles = sorted(_name(item, "role") for item in read_named(client, "role", self._role_names))
+        there = [f"user {name}" for name in users] + [f"role {name}" for name in roles]
         if there:
             shown = ", ".join(there[:_SHOWN_NAMES]) + (", …" if len(there) > _SHOWN_NAMES else "")
             raise SourceError(
                 f"refused: {self._endpoint.server} has {shown} already, and nobody who is there is replaced",
                 hints=[
-                    *[f"leave a user out: --exclude-user {name}" for name in sorted(users)[:1]],
+                    *[f"leave a user out: --exclude-user {name}" for name in users[:1]],
                     "or restore without --with-users",
                 ],
             )

@@ -211,6 +211,12 @@ def test_nobody_is_replaced_and_what_is_not_allowed_is_named_before_anything_is_
     assert not {"insert", "createRole"} & {*server.said}
 
 
+def test_users_of_an_older_form_are_refused() -> None:
+    old = ServerUsers(held().users, held().roles, bson.encode({"_id": "authSchema", "currentVersion": 3}))
+    with pytest.raises(SourceError, match="are of auth schema 3"):
+        prepared(old).require_absent(cast("Any", Mongod()))
+
+
 def test_the_connected_user_is_left_out_when_asked_and_stays_as_it_was() -> None:
     mine = {**user("root", database="admin"), "credentials": {"SCRAM-SHA-256": {"storedKey": "mine"}}}
     server = Mongod(users={"admin.root": mine}, connected=[{"user": "root", "db": "admin"}])
