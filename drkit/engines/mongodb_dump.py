@@ -37,7 +37,7 @@ from drkit.engines.mongodb_counts import Counts, SaidCounts, mark_counts, read_c
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.engines.mongodb_oplog import read_newest, require_reach
 from drkit.engines.mongodb_oplog_watch import OplogWatch, forecast
-from drkit.engines.mongodb_users import UsersAlong, look_for_users
+from drkit.engines.mongodb_users import along, look_for_users
 from drkit.errors import SourceError
 from drkit.model import ChildRecord, Difference, Fingerprint
 from drkit.mongo_archive import ArchiveReader
@@ -67,11 +67,11 @@ class MongodbDump:
                 from drkit.engines.mongodb_native import NativeDump
 
                 dump = NativeDump(client, endpoint, options, server, plans)
-                yield UsersAlong(dump, look_for_users(client, server, options.databases))
+                yield along(dump, look_for_users(client, server, options.databases))
                 return
             users = look_for_users(client, server, options.databases)
         with tool_config(endpoint, options.work_folder) as config:
-            yield UsersAlong(_DumpSession(endpoint, options, server, plans, config), users)
+            yield along(_DumpSession(endpoint, options, server, plans, config), users)
 
     def open_restore(self, url: Secret, options: RestoreOptions) -> AbstractContextManager[RestoreSession]:
         """Connect to the target and check that the load can work."""

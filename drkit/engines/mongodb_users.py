@@ -235,3 +235,8 @@ class UsersAlong:
         if self._held:
             details["parts"] = {**details["parts"], USERS_PART: self._held.details}
         return details
+
+
+def along(dump: BackupSession, found: UsersFound) -> BackupSession:
+    """Add what was found to a dump; it stays as it is where there is nobody, and nothing to say."""
+    return UsersAlong(dump, found) if found.held or found.why_not else dump
