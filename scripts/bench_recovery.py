@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from bench_place import DRKIT, Bench, bench, make_database, report, write_policy
@@ -238,18 +239,18 @@ def bench_replay(scale: int, repeats: int) -> None:
             drain(place, both, segments)
 
         shares: list[float] = []
+        # Each into a folder of its own: inodes that were deleted just before make ext4 search long for others.
+        numbers = count()
 
         def backrest() -> float:
-            data = rest.folder / "restored"
-            shutil.rmtree(data, ignore_errors=True)
+            data = rest.folder / f"restored-{next(numbers)}"
             started = time.perf_counter()
             rest.run("restore", f"--pg1-path={data}", "--archive-mode=off", "--type=default")
             first_query(place, data, as_server_user())
             return time.perf_counter() - started
 
         def drkit() -> float:
-            data = place.server.folder / "drkit-restored"
-            shutil.rmtree(data, ignore_errors=True)
+            data = place.server.folder / f"drkit-restored-{next(numbers)}"
             data.mkdir(mode=0o700)
             shutil.chown(data, "postgres", "postgres")
             started = time.perf_counter()

@@ -151,6 +151,7 @@ def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: in
         "maintenance_io_concurrency": "64",
         "max_parallel_maintenance_workers": str(max(cores - 1, 1)),
         "wal_compression": "off",
+        "wal_recycle": "off",
     }
     settings.pop("archive_command")
     if str(recorded.get("track_commit_timestamp")) == "on":

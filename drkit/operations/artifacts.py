@@ -145,13 +145,13 @@ def recorded_version(store: Store, manifest: Manifest, record: ObjectRecord) -> 
 
 @contextmanager
 def open_plain(
-    sealed: Iterator[bytes], record: ObjectRecord, identities: Sequence[age.Identity]
+    sealed: Iterator[bytes], record: ObjectRecord, identities: Sequence[age.Identity], meter: Meter | None = None
 ) -> Iterator[Iterator[bytes]]:
     """Decrypt and decompress one object in threads of its own; the plain bytes are compared at the end as well."""
     what = f"the content of object {record.key}"
     with prefetch(sealed) as ahead, prefetch(age.decrypt(ahead, identities)) as packed:
         plain = _named(decompress(packed), what)
-        yield checked(plain, Meter(), size_bytes=record.plain_bytes, sha256=record.plain_sha256, what=what)
+        yield checked(plain, meter or Meter(), size_bytes=record.plain_bytes, sha256=record.plain_sha256, what=what)
 
 
 def _named(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,6 +207,17 @@ class Extraction:
             self._make_folder(path.parent)
             self._write_file(path, [memoryview(self._control)])
 
+    @contextmanager
+    def syncing(self) -> Iterator[None]:
+        """Make durable what is there while the body goes on, so that `sync` finds little left to do.
+
+        Raise SourceError after the body when that fails.
+        """
+        with ThreadPoolExecutor(1, "sync") as pool:
+            early = pool.submit(self.sync)
+            yield
+            early.result()
+
     def sync(self) -> None:
         """Make everything durable, several files at once; returns when the last is."""
         roots = [self.data]
@@ -214,15 +226,20 @@ class Extraction:
         with _written(self.data), ThreadPoolExecutor(_SYNC_THREADS, "sync") as pool:
             for root in roots:
                 for folder, _, names in os.walk(root):
-                    list(pool.map(sync_path, [Path(folder) / name for name in names]))
-                    sync_path(Path(folder))
+                    list(pool.map(_sync_if_there, [*(Path(folder) / name for name in names), Path(folder)]))
+
+
+def _sync_if_there(path: Path) -> None:
+    """Make a file or folder durable, unless the server that runs in the folder has removed it meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        sync_path(path)
 
 
 def sync_path(path: Path) -> None:
     """Make one file or folder durable."""
     if path.is_symlink():
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:

@@ -219,8 +219,8 @@ class FetchedObject:
     def open(self, plan: RestorePlan, meter: Meter) -> Iterator[Iterator[bytes]]:
         """Read the plain bytes, every digest compared once more on the way."""
         identities = [key.identity for key in plan.identities]
-        with self._open_sealed(plan) as sealed, open_plain(sealed, self.record, identities) as plain:
-            yield meter.measure(plain)
+        with self._open_sealed(plan) as sealed, open_plain(sealed, self.record, identities, meter) as plain:
+            yield plain
 
     @contextmanager
     def _open_sealed(self, plan: RestorePlan) -> Iterator[Iterator[bytes]]:

@@ -171,6 +171,7 @@ class _FolderJob:
             extraction.write_control_file()
             hand_over(self.target)
             with ExitStack() as stack:
+                stack.enter_context(extraction.syncing())
                 with self.phases.timed("replay"):
                     lent = open_replay(self.workplace, self.plan, site, self.reporter)
                     server, replayed = stack.enter_context(lent)

@@ -26,7 +26,7 @@ SOCKET_NAME = ".s.PGSQL.5432"
 _STOP_TIMEOUT_S = 30.0
 _SHOWN_LINES = 15
 _STATUS_LINE = 7
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.05
 
 WATCH = """
 if read -r _; then exec "$0" -D "$1" -m immediate -w stop; fi
