@@ -21,7 +21,7 @@ from drkit.chain import Link, next_link
 from drkit.credentials import resolve
 from drkit.engines import BackupOptions, BackupSession, Engine, ParentBase, Part
 from drkit.engines.registry import find_engine
-from drkit.errors import ConfigError, IntegrityError, StoreError
+from drkit.errors import ConfigError, IntegrityError
 from drkit.fingerprint import data_words, total_rows
 from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.model import (
@@ -39,7 +39,6 @@ from drkit.model import (
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import ForeignManifest, open_sealed, recorded_version
 from drkit.operations.base_states import BaseState, BaseStates, base_states
-from drkit.operations.copying import copy_artifact
 from drkit.operations.parent_base import (
     BASE,
     MANIFEST_KIND,
@@ -49,7 +48,7 @@ from drkit.operations.parent_base import (
     kept_manifest,
     planned_parent,
 )
-from drkit.operations.repository import ensure_repository, join_repository, publish_trust, sweep_leftovers
+from drkit.operations.repository import ensure_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.selection import find_artifacts
 from drkit.operations.side_by_side import Stop, side_by_side
@@ -172,7 +171,11 @@ class _Job:
         entry = self._commit(manifest, details)
         self._reach("complete")
         took_s = {self.sealing.store.name: time.monotonic() - clock_s}
-        entry = self._copy(entry, took_s, clock_s)
+        if self.policy.stores[1:]:
+            from drkit.operations.artifact_copying import copy_to_all
+
+            entry, copied_s = copy_to_all(self.workplace, entry, self.policy.stores[1:], self.reporter)
+            took_s |= {name: took_s[self.sealing.store.name] + seconds for name, seconds in copied_s.items()}
         for name in self.policy.stores:
             sweep_leftovers(self.workplace.stores[name], self.workplace.clock())
         timings = ", ".join(f"{name} {format_duration(timedelta(seconds=took))}" for name, took in took_s.items())
@@ -384,27 +387,6 @@ class _Job:
         self.workplace.catalog.index_artifact(entry)
         if manifest.method == BASE:
             forget_older(self._kept_manifest)
-        return entry
-
-    def _copy(self, entry: ArtifactEntry, took_s: dict[str, float], clock_s: float) -> ArtifactEntry:
-        """Copy the sealed bytes to the policy's other stores; try them all before the first failure is raised."""
-        failures: list[StoreError | IntegrityError] = []
-        for name in self.policy.stores[1:]:
-            try:
-                join_repository(self.sealing.store, self.workplace.stores[name])
-                with self.reporter.progress(f"copy {name}", entry.manifest.stored_bytes) as progress:
-                    entry = copy_artifact(self.workplace, entry, name, progress.advance)
-            except (StoreError, IntegrityError) as error:
-                failures.append(error)
-            else:
-                took_s[name] = time.monotonic() - clock_s
-        if failures:
-            raise type(failures[0])(
-                f"artifact {entry.manifest.artifact_id} is committed in {', '.join(entry.stores)}, but a copy failed:"
-                f" {failures[0].message}",
-                details=failures[0].details,
-                hints=["drkit store copy"],
-            )
         return entry
 
 

@@ -7,63 +7,19 @@ the object that was on its way is sent again, because a store keeps nothing of a
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Iterator, Sequence
 
-from drkit import bucket
-from drkit.errors import Busy, DrkitError, IntegrityError, StoreError
-from drkit.model import ArtifactEntry, ObjectRecord
+from drkit.errors import Busy, IntegrityError, StoreError
+from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
-from drkit.operations.artifacts import TrustedManifest, open_sealed, read_recorded
+from drkit.operations.artifact_copying import copy_artifact
 from drkit.operations.copy_result import Copied, CopyResult, NotCopied
 from drkit.operations.document_copying import copy_documents
 from drkit.operations.log_copying import copy_logs
 from drkit.operations.repository import ensure_repository, join_repository
 from drkit.operations.running import recorded_run
-from drkit.operations.sealed_copy import copy_sealed
 from drkit.operations.selection import find_artifacts
 from drkit.policy import Policy
-from drkit.stores import Store
-
-
-def copy_artifact(
-    workplace: Workplace, entry: ArtifactEntry, store_name: str, advance: Callable[[int], object]
-) -> ArtifactEntry:
-    """Copy one artifact into another store, in write order, and return it with that store among its own.
-
-    The bytes are compared with the signed digests while they move, so damage is not copied on: the next store is tried,
-    and the first error raised when none is left. The manifest comes last: it stands for what is there.
-    """
-    target = workplace.stores[store_name]
-    sources = [workplace.stores[name] for name in entry.stores if name != store_name]
-    trusted = _read_manifest(workplace, sources, entry)
-    for item in entry.manifest.objects:
-        opening = partial(_open_object, trusted, item)
-        copy_sealed(sources, target, item, opening, advance)
-    key = bucket.manifest_key(entry.manifest.policy, entry.manifest.artifact_id)
-    target.put(bucket.signature_key(key), [trusted.signature])
-    target.put(key, [trusted.data])
-    copied = dataclasses.replace(entry, stores=tuple(dict.fromkeys((*entry.stores, store_name))))
-    workplace.catalog.index_artifact(copied)
-    workplace.catalog.verified.forget(entry.manifest.artifact_id, store_name)
-    return copied
-
-
-def _open_object(trusted: TrustedManifest, item: ObjectRecord, store: Store) -> AbstractContextManager[Iterator[bytes]]:
-    return open_sealed(store, trusted.manifest, item)
-
-
-def _read_manifest(workplace: Workplace, sources: Sequence[Store], entry: ArtifactEntry) -> TrustedManifest:
-    failure: DrkitError | None = None
-    for source in sources:
-        try:
-            return read_recorded(source, workplace.signers, entry)
-        except (IntegrityError, StoreError) as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
 
 
 def catch_up(workplace: Workplace, policies: Sequence[Policy], reporter: Reporter) -> CopyResult:
