@@ -10,6 +10,7 @@ from drkit.catalog import Catalog, EvidenceEntry
 from drkit.catalog.holds import HoldEntry
 from drkit.model import ArtifactEntry, Finding, Run
 from drkit.operations.inventory import StoreInventory, take_inventory
+from drkit.operations.log_audit import LogLink
 from drkit.reading_plan import ReadingFact
 from drkit.signing import Signer
 from drkit.stores import Store
@@ -19,12 +20,14 @@ from drkit.stores import Store
 class LogSummary:
     """How the log of one policy stands: its end, what is wrong with it, and for how long some is not stored.
 
-    ``exposed`` is what `drkit serve` on this host saw a moment ago, None when it does not run here.
+    ``exposed`` is what `drkit serve` on this host saw a moment ago, None when it does not run here. ``links`` are of
+    the manifests of every store, None where one could not be read or is not believed: then nothing is known missing.
     """
 
     restorable_to_at: datetime | None
     findings: tuple[Finding, ...]
     exposed: timedelta | None
+    links: Sequence[LogLink] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from drkit import bucket
 from drkit.chain import Link, audit_chain
 from drkit.model import Finding, Manifest
 from drkit.operations.inventory import StoreInventory
+from drkit.operations.log_audit import audit_log_chain
 from drkit.operations.policy_facts import PolicyFacts
 
 
@@ -40,6 +41,7 @@ def find_damage(facts: PolicyFacts) -> Damage:
         *_gone_copies(facts),
         *_gone_evidence(facts),
         *_gone_holds(facts),
+        *_gone_log(facts),
         *_parents_lost(facts, unusable),
     )
     return Damage(findings, tuple(manifest for manifest in whole if manifest.artifact_id not in unusable))
@@ -137,6 +139,17 @@ def _gone_holds(facts: PolicyFacts) -> Iterator[Finding]:
         if not any(key in inventory.objects for inventory in facts.inventories):
             message = f"the hold on artifact {hold.artifact_id} ({hold.reason}) was in the stores and is gone"
             yield Finding("hold-gone", hold.artifact_id, message, f"drkit hold {hold.artifact_id}")
+
+
+def _gone_log(facts: PolicyFacts) -> Iterator[Finding]:
+    """Find log manifests that were taken away: a store that could not be read may have them, or what explains it."""
+    if facts.log is not None and facts.log.links is not None and not facts.unread:
+        graves = {
+            grave.tombstone_id: grave
+            for inventory in facts.inventories
+            for grave in inventory.log_graves.get(facts.policy, ())
+        }
+        yield from audit_log_chain(facts.policy, facts.log.links, list(graves.values()))
 
 
 def _broken(manifest: Manifest, inventory: StoreInventory) -> Iterator[tuple[str, str]]:

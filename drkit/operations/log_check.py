@@ -20,7 +20,8 @@ def summarize_log(workplace: Workplace, policy: str) -> LogSummary:
         return LogSummary(None, (), None)
     newest_at = max((window.to_at for window in found.windows), default=None)
     exposed = found.exposure.duration if found.exposure else None
-    return LogSummary(newest_at, tuple(_findings(found)), exposed)
+    links = None if found.distrusted or found.unreached else found.links
+    return LogSummary(newest_at, tuple(_findings(found)), exposed, links)
 
 
 def _findings(found: Timeline) -> Iterator[Finding]:

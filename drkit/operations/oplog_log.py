@@ -14,6 +14,7 @@ from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissin
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, OplogManifest, SliceRecord
 from drkit.operations import Workplace
+from drkit.operations.log_audit import LogLink
 from drkit.operations.logs import list_log_manifests, read_logs
 from drkit.operations.stored_log import named
 from drkit.oplog import OplogTs
@@ -58,6 +59,7 @@ class StoredOplog:
     branches: list[Branch] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     unreachable: list[StoreError] = field(default_factory=list)
+    links: list[LogLink] = field(default_factory=list)
 
     @property
     def timeline(self) -> int:
@@ -90,6 +92,7 @@ def stored_oplog(workplace: Workplace, policy: str, repo_ids: Iterable[str] = ()
                 found.doubts.append(f"not believed: a log manifest of repository {other} lies in this one")
             else:
                 manifests[log.key] = log.manifest
+                found.links.append(LogLink(log.key, log.sha256, log.manifest.previous))
     for manifest in manifests.values():
         _note(found, manifest, places)
     found.slices.sort(key=lambda item: (item.slice.timeline, item.slice.from_ts, item.slice.to_ts))

@@ -14,6 +14,7 @@ from drkit.model import Finding
 from drkit.operations import Workplace
 from drkit.operations.check import LogSummary
 from drkit.operations.lineage import restorable
+from drkit.operations.log_audit import LogLink
 from drkit.operations.oplog_log import FIRST_TIMELINE, Branch, dump_points, stored_oplog
 from drkit.operations.oplog_spool import read_oplog_state
 from drkit.operations.selection import find_artifacts
@@ -60,6 +61,7 @@ class OplogTimeline:
     seen_at: datetime | None
     distrusted: Sequence[str]
     unreached: Sequence[str]
+    links: Sequence[LogLink] = ()
 
     @property
     def doubts(self) -> list[str]:
@@ -98,6 +100,7 @@ def read_oplog_timeline(workplace: Workplace, policy: str) -> OplogTimeline:
         seen_at=exposure.seen_at if exposure else None,
         distrusted=oplog.doubts,
         unreached=[f"not reached: {error.message}" for error in oplog.unreachable],
+        links=oplog.links,
     )
 
 
@@ -124,7 +127,8 @@ def summarize_oplog(workplace: Workplace, policy: str) -> LogSummary:
         return LogSummary(None, (), None)
     newest_at = max((window.to_at for window in found.windows), default=None)
     exposed = found.exposure.duration if found.exposure else None
-    return LogSummary(newest_at, tuple(_findings(found)), exposed)
+    links = None if found.distrusted or found.unreached else found.links
+    return LogSummary(newest_at, tuple(_findings(found)), exposed, links)
 
 
 def _findings(found: OplogTimeline) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ last minute, R12 of docs/format.md) counts too, and whoever uses it says so.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissin
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, LogManifest, LogRecord, SignedLog
 from drkit.operations import Workplace
+from drkit.operations.log_audit import LogLink
 from drkit.operations.signed import Form, read_signed
 from drkit.recovery import BasePoint, LogFile, LogState, log_file
 from drkit.signing import Signer
@@ -64,6 +66,7 @@ class PolicyLogs:
     segment_bytes: int
     doubts: Sequence[str] = ()
     unreachable: Sequence[StoreError] = ()
+    links: Sequence[LogLink] = ()
 
     @property
     def unsigned(self) -> list[str]:
@@ -79,6 +82,7 @@ class _Collected:
     places: dict[str, list[tuple[str, ObjectInfo]]] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     unreachable: list[StoreError] = field(default_factory=list)
+    links: dict[str, LogLink] = field(default_factory=dict)
 
 
 def read_logs(workplace: Workplace, policy: str, repo_ids: Iterable[str] = ()) -> PolicyLogs:
@@ -88,12 +92,11 @@ def read_logs(workplace: Workplace, policy: str, repo_ids: Iterable[str] = ()) -
     other, become a doubt, and what only they speak of counts as unsigned or not at all.
     """
     found = _Collected()
-    believed: dict[str, LogManifest] = {}
     for name, store in workplace.stores.items():
         try:
             infos = list(store.list(bucket.logs_prefix(policy)))
             _note_objects(found, name, infos)
-            for manifest in _manifests(store, workplace.signers, policy, infos, believed, found.doubts):
+            for manifest in _manifests(store, workplace.signers, policy, infos, found):
                 _note_manifest(found, manifest, frozenset(repo_ids))
         except StoreError as error:
             found.unreachable.append(error)
@@ -101,7 +104,7 @@ def read_logs(workplace: Workplace, policy: str, repo_ids: Iterable[str] = ()) -
     sizes = [manifest.segment_bytes for _, manifest in found.records.values()]
     segment_bytes = max(sizes, default=DEFAULT_SEGMENT_BYTES)
     files = dict(_files(found, segment_bytes))
-    return PolicyLogs(files, segment_bytes, found.doubts, found.unreachable)
+    return PolicyLogs(files, segment_bytes, found.doubts, found.unreachable, list(found.links.values()))
 
 
 def _note_objects(found: _Collected, store: str, infos: Sequence[ObjectInfo]) -> None:
@@ -112,27 +115,23 @@ def _note_objects(found: _Collected, store: str, infos: Sequence[ObjectInfo]) ->
 
 
 def _manifests(
-    store: Store,
-    signers: Sequence[Signer],
-    policy: str,
-    infos: Sequence[ObjectInfo],
-    believed: dict[str, LogManifest],
-    doubts: list[str],
+    store: Store, signers: Sequence[Signer], policy: str, infos: Sequence[ObjectInfo], found: _Collected
 ) -> Iterator[LogManifest]:
-    """Yield the manifests of one store that are new, read several at once; add those not believed to ``doubts``."""
-    keys = [info.key for info in infos if bucket.parse_log_manifest_key(info.key) and info.key not in believed]
+    """Yield the manifests of one store that are new, read several at once; note those not believed as doubts."""
+    keys = [info.key for info in infos if bucket.parse_log_manifest_key(info.key) and info.key not in found.links]
     with ThreadPoolExecutor(_READERS, "log") as pool:
         for key, outcome in zip(keys, pool.map(lambda key: _read(store, signers, policy, key), keys), strict=True):
-            if isinstance(outcome, LogManifest):
-                believed[key] = outcome
-                yield outcome
+            if isinstance(outcome, IntegrityError):
+                found.doubts.append(f"not believed: {outcome.message}")
             else:
-                doubts.append(f"not believed: {outcome.message}")
+                manifest, data = outcome
+                found.links[key] = LogLink(key, hashlib.sha256(data).hexdigest(), manifest.previous)
+                yield manifest
 
 
-def _read(store: Store, signers: Sequence[Signer], policy: str, key: str) -> LogManifest | IntegrityError:
+def _read(store: Store, signers: Sequence[Signer], policy: str, key: str) -> tuple[LogManifest, bytes] | IntegrityError:
     try:
-        return read_log_manifest(store, signers, policy, key)
+        return read_trusted_log(store, signers, policy, key, LogManifest)
     except IntegrityError as error:
         return error
 

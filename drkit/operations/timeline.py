@@ -14,6 +14,7 @@ from drkit.catalog import Catalog
 from drkit.model import Finding
 from drkit.operations import Workplace
 from drkit.operations.lineage import restorable
+from drkit.operations.log_audit import LogLink
 from drkit.operations.policy_facts import CLOCK_MARGIN
 from drkit.operations.selection import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
@@ -73,6 +74,7 @@ class Timeline:
     unsigned: Sequence[str]
     distrusted: Sequence[str]
     unreached: Sequence[str]
+    links: Sequence[LogLink] = ()
 
     @property
     def doubts(self) -> list[str]:
@@ -107,6 +109,7 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
         unsigned=logs.unsigned,
         distrusted=[doubt for doubt in logs.doubts if doubt not in unreached],
         unreached=unreached,
+        links=logs.links,
     )
 
 

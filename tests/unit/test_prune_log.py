@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from drkit.model import (
     SignedLog,
     SliceRecord,
 )
+from drkit.operations.check import gather
+from drkit.operations.judgement import judge
+from drkit.operations.log_check import summarize_log
 from drkit.operations.prune import PruneResult
 from drkit.operations.prune_reach import reach_of
 from drkit.oplog import OplogTs, slice_name
@@ -283,6 +287,45 @@ def test_a_damaged_base_that_begins_the_window_keeps_its_log(logs: LogWorld) -> 
         world.bucket.bury(entry)
     settle(world)
     assert f"{1:08X}{0:08X}{12:08X}" in logs.stored()
+
+
+def log_findings(world: PruneWorld) -> list[str]:
+    """Return what `drkit check` says of the log."""
+    observed = gather(world.stores, world.bucket.signers, world.catalog, {"orders"})
+    logs = {"orders": summarize_log(world.workplace, "orders")}
+    (verdict,) = judge(replace(observed, logs=logs), {}, world.now).policies
+    return [item.message for item in verdict.findings if item.code.startswith("log-")]
+
+
+def test_what_was_pruned_is_explained_and_what_was_taken_away_beside_it_is_not(logs: LogWorld) -> None:
+    """What goes before the first base leaves no gap in what can be restored: nothing else would tell of it."""
+    world = logs.world
+    settle(world)
+    assert log_findings(world) == []
+    first, second = sorted(logs.listed(), key=lambda key: key[-31:])[:2]
+    kept = {(name, key): read_object(store, key) for name, store in world.stores.items() for key in (first,)}
+    for store in world.stores.values():
+        store.delete(first)
+    (said,) = log_findings(world)
+    assert f"the log manifest before log manifest {second} is gone without a tombstone" in said
+    for (name, key), data in kept.items():
+        world.stores[name].put(key, [data])
+    assert log_findings(world) == []
+    for store in world.stores.values():
+        for item in list(store.list(bucket.log_tombstones_prefix("orders"))):
+            store.delete(item.key)
+    (said,) = log_findings(world)
+    assert f"before log manifest {first} is gone" in said, "a tombstone is missed as well"
+
+
+def test_no_log_is_missed_while_a_store_is_out_of_reach_or_something_is_not_believed(logs: LogWorld) -> None:
+    world = logs.world
+    first = sorted(logs.listed(), key=lambda key: key[-31:])[0]
+    world.stores["primary"].delete(first)
+    assert log_findings(world) == [], "the other store has it"
+    world.stores["offsite"].delete(bucket.signature_key(first))
+    (said,) = log_findings(world)
+    assert "is not signed" in said
 
 
 def test_what_a_crash_left_of_the_log_is_swept_away(logs: LogWorld) -> None:
