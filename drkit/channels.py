@@ -12,12 +12,14 @@ import http.client
 import json
 import logging
 import re
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +27,11 @@ from drkit import __version__
 from drkit.credentials import is_reference, mask_url, resolve, scheme_of
 from drkit.errors import ConfigError
 
-TIMEOUT_S = 10.0
+DELIVERED_WITHIN_S = 10.0
+"""How long a delivery may take in all: whoever answers a byte at a time must not hold up what others are told."""
+
+_TIMEOUT_S = 8.0
+_LATE_KEPT = 100
 _STATUS = re.compile(r"error=(\d{3})\b")
 
 
@@ -60,9 +66,9 @@ def channel_of(address: str, kind: Literal["apprise", "webhook", "ping"] = "appr
 
 
 def deliver(channel: Channel, notice: Notice, folder: Path, now: datetime) -> str:
-    """Send a notice; return nothing when it arrived, else why not. ``folder`` is the site's; takes about 10 s at most.
+    """Send a notice; return nothing when it arrived, else why not. ``folder`` is the site's.
 
-    A ping is a bare request: the notice's words are not sent.
+    A ping is a bare request: the notice's words are not sent. Who answers without end holds it up: see `Courier`.
     """
     try:
         address = resolve(channel.address, folder=folder).reveal()
@@ -75,6 +81,61 @@ def deliver(channel: Channel, notice: Notice, folder: Path, now: datetime) -> st
         return _request(address, None, {})
     body = json.dumps({"schema": "drkit/notification/1", **notice.document}, ensure_ascii=False).encode()
     return _request(address, body, signed_headers(body, secret, now) | {"Drkit-Delivery": notice.notice_id})
+
+
+Deliver = Callable[[Channel, Notice, Path, datetime], str]
+"""As `deliver`."""
+
+
+class _Attempt(threading.Thread):
+    """One delivery that may outlast the wait for it; ``error`` is empty once it arrived."""
+
+    def __init__(self, send: Callable[[], str], notice: Notice) -> None:
+        super().__init__(name="delivery", daemon=True)
+        self._send = send
+        self.notice = notice
+        self.error = "the delivery failed"
+
+    def run(self) -> None:
+        self.error = self._send()
+
+
+class Courier:
+    """Delivers, and waits for each delivery no longer than ``within_s``; for one thread.
+
+    No call of a library can be ended from outside. What takes longer goes on alone: nothing more is sent to its channel
+    until it has ended, and a notice that arrived late is not sent again.
+    """
+
+    def __init__(self, send: Deliver = deliver, within_s: float = DELIVERED_WITHIN_S) -> None:
+        self._send = send
+        self._within_s = within_s
+        self._late: dict[str, _Attempt] = {}
+        self._arrived: dict[tuple[str, str], Notice] = {}
+
+    def deliver(self, channel: Channel, notice: Notice, folder: Path, now: datetime) -> str:
+        """Send a notice as `deliver` does, within the time."""
+        late = self._late.get(channel.name)
+        if late is not None:
+            if late.is_alive():
+                return "it has not answered an earlier message yet"
+            del self._late[channel.name]
+            if not late.error:
+                self._keep(channel, late.notice)
+        if self._arrived.pop((channel.name, notice.notice_id), None) == notice:
+            return ""
+        attempt = _Attempt(partial(self._send, channel, notice, folder, now), notice)
+        attempt.start()
+        attempt.join(self._within_s)
+        if attempt.is_alive():
+            self._late[channel.name] = attempt
+            return f"it did not answer within {self._within_s:g} s"
+        return attempt.error
+
+    def _keep(self, channel: Channel, notice: Notice) -> None:
+        self._arrived[channel.name, notice.notice_id] = notice
+        if len(self._arrived) > _LATE_KEPT:
+            del self._arrived[next(iter(self._arrived))]
 
 
 def signed_headers(body: bytes, secret: str, now: datetime) -> dict[str, str]:
@@ -109,7 +170,7 @@ def _request(address: str, body: bytes | None, headers: Mapping[str, str]) -> st
         request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
             address, data=body, headers={"User-Agent": f"drkit/{__version__}", **kind, **headers}
         )
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S) as answer:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=_TIMEOUT_S) as answer:
             answer.read(1024)
     except urllib.error.HTTPError as error:
         with error:
@@ -149,19 +210,20 @@ def _by_apprise(address: str, notice: Notice) -> str:
 
 @contextmanager
 def _apprise_says() -> Iterator[list[str]]:
-    """Collect what apprise logs, which may hold the address, and let nobody else have it."""
+    """Collect what apprise logs in this thread, which may hold the address, and let nobody else have it, ever."""
     lines: list[str] = []
+    own = threading.get_ident()
 
     class _Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
+            if record.thread == own:
+                lines.append(record.getMessage())
 
     logger = logging.getLogger("apprise")
-    collector, propagate = _Collector(), logger.propagate
+    collector = _Collector()
     logger.addHandler(collector)
     logger.propagate = False
     try:
         yield lines
     finally:
         logger.removeHandler(collector)
-        logger.propagate = propagate

@@ -262,6 +262,12 @@ def _verified(db: Database) -> None:
         db.execute(statement)
 
 
+@MIGRATIONS(name="008_channel_waits")
+def _channel_waits(db: Database) -> None:
+    """Let a channel that fails wait, and not each of its messages."""
+    db.execute("alter table channel_failures add column not_before text")
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

@@ -20,6 +20,9 @@ from drkit.units import format_utc, parse_utc
 CLAIM = timedelta(minutes=2)
 """How long a process has to deliver what it took; then another one may."""
 
+_CLOCK_SKEW = timedelta(minutes=5)
+_POSTPONED_AT_MOST = timedelta(hours=1)
+
 MessageKind = Literal["opened", "resolved", "news", "ping", "test"]
 
 
@@ -111,7 +114,10 @@ class Outbox(Protocol):
         """Return the problems that are open, oldest first."""
 
     def take_due(self, now: datetime, limit: int) -> list[Message]:
-        """Take messages that are due, so that no other process does; those that were tried least come first."""
+        """Take messages that are due, so that no other process does; those that were tried least come first.
+
+        A moment that only a clock which was ahead can have set counts as over.
+        """
 
     def sent(self, messages: Sequence[Message], at: datetime) -> None:
         """Note that messages arrived."""
@@ -119,8 +125,8 @@ class Outbox(Protocol):
     def give_up(self, message: Message, at: datetime, error: str) -> None:
         """Note that a message will not be tried again."""
 
-    def postpone(self, message: Message, until: datetime, error: str) -> None:
-        """Note that a message did not arrive; nothing is tried on its channel until then."""
+    def postpone(self, messages: Sequence[Message], until: datetime, error: str) -> None:
+        """Note that the first did not arrive; these and all others of its channel wait until then, an hour at most."""
 
     def waiting(self) -> int:
         """Return how many messages wait."""
@@ -149,6 +155,17 @@ _UNTOLD = (
 )
 
 
+_DUE = " ".join(
+    (
+        f"{_MESSAGES} o where ended_at is null and (due_at <= :now or made_at > :ahead)",
+        "and (claimed_until is null or claimed_until not between :after and :claimed)",
+        "and not exists (select 1 from channel_failures c where c.channel = o.channel",
+        f"and c.not_before between :after and :postponed) and not {_UNTOLD}",
+        "order by attempts, rowid limit :limit",
+    )
+)
+
+
 class SqliteOutbox(Tables, Outbox):
     """The outbox over a SQLite catalog's connection."""
 
@@ -171,10 +188,15 @@ class SqliteOutbox(Tables, Outbox):
         """Take messages that are due; one that ends a problem waits for the one that told it."""
         with self._transaction() as connection:
             found = connection.execute(
-                f"{_MESSAGES} o where ended_at is null and due_at <= :now"
-                f" and (claimed_until is null or claimed_until <= :now) and not {_UNTOLD}"
-                " order by attempts, rowid limit :limit",
-                {"now": format_utc(now), "limit": limit},
+                _DUE,
+                {
+                    "now": format_utc(now),
+                    "after": format_utc(now + timedelta(microseconds=1)),
+                    "ahead": format_utc(now + _CLOCK_SKEW),
+                    "claimed": format_utc(now + CLAIM + _CLOCK_SKEW),
+                    "postponed": format_utc(now + _POSTPONED_AT_MOST),
+                    "limit": limit,
+                },
             ).fetchall()
             messages = [_message_of(row) for row in found]
             connection.executemany(
@@ -191,10 +213,6 @@ class SqliteOutbox(Tables, Outbox):
                 [(format_utc(at), message.message_id) for message in messages],
             )
             for channel in {message.channel for message in messages}:
-                connection.execute(
-                    "update outbox set due_at = ? where channel = ? and ended_at is null and attempts > 0",
-                    (format_utc(at), channel),
-                )
                 connection.execute("delete from channel_failures where channel = ?", (channel,))
 
     def give_up(self, message: Message, at: datetime, error: str) -> None:
@@ -206,22 +224,21 @@ class SqliteOutbox(Tables, Outbox):
                 (format_utc(at), error, message.message_id),
             )
 
-    def postpone(self, message: Message, until: datetime, error: str) -> None:
-        """Note that a message did not arrive; nothing is tried on its channel until then."""
+    def postpone(self, messages: Sequence[Message], until: datetime, error: str) -> None:
+        """Note that the first did not arrive; what another process has taken meanwhile stays its own."""
+        first = messages[0]
         with self._transaction() as connection:
             connection.execute(
-                "update outbox set attempts = attempts + 1, error = ? where message_id = ?",
-                (error, message.message_id),
+                "update outbox set attempts = attempts + 1, error = ? where message_id = ?", (error, first.message_id)
+            )
+            connection.executemany(
+                "update outbox set claimed_until = null where message_id = ?",
+                [(message.message_id,) for message in messages],
             )
             connection.execute(
-                "update outbox set due_at = max(due_at, ?), claimed_until = null"
-                " where channel = ? and ended_at is null",
-                (format_utc(until), message.channel),
-            )
-            connection.execute(
-                "insert into channel_failures (channel, failures) values (?, 1)"
-                " on conflict (channel) do update set failures = failures + 1",
-                (message.channel,),
+                "insert into channel_failures (channel, failures, not_before) values (?, 1, ?)"
+                " on conflict (channel) do update set failures = failures + 1, not_before = excluded.not_before",
+                (first.channel, format_utc(until)),
             )
 
     def waiting(self) -> int:

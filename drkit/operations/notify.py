@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import groupby
-from pathlib import Path
 
-from drkit.catalog.outbox import CatalogEvent, Message, Problem, Turn
-from drkit.channels import Channel, Notice, deliver, masked
+from drkit.catalog.outbox import CLAIM, CatalogEvent, Message, Problem, Turn
+from drkit.channels import DELIVERED_WITHIN_S, Channel, Courier, Deliver, Notice, deliver, masked
 from drkit.operations import Workplace
 from drkit.operations.routes import Routes
 from drkit.operations.running import new_id
 from drkit.problems import Change, changes_of, notifier_identity
 from drkit.units import format_count, format_moment, format_utc, parse_utc
-
-Deliver = Callable[[Channel, Notice, Path, datetime], str]
-"""As `channels.deliver`."""
 
 _EVERY_S = 2.0
 _FIRST_WAIT = timedelta(seconds=5)
@@ -37,7 +34,9 @@ _TOLD_WITHIN = timedelta(days=1)
 
 _FAILS_AFTER = 3
 _EVENTS_A_TURN = 200
-_MESSAGES_A_ROUND = 10  # what is taken has to be tried before the claim on it ends
+_MESSAGES_A_ROUND = 10
+_SENT_WITHIN_S = CLAIM.total_seconds() - DELIVERED_WITHIN_S
+"""Nothing that was taken is sent later than this: another process may take it, and it would be told twice."""
 
 
 class Notifier:
@@ -52,7 +51,8 @@ class Notifier:
         self._tick = tick
         self._outbox = workplace.catalog.outbox
         self._routes = Routes(workplace.site, workplace.policies)
-        self._send = send
+        self._courier = Courier(send)
+        self._send_until_s = 0.0
         self._forgot_at: datetime | None = None
 
     def run(self, stopping: threading.Event) -> None:
@@ -162,24 +162,30 @@ class Notifier:
         return masked(text, self._routes.literal_addresses())
 
     def _deliver(self, now: datetime) -> None:
+        self._send_until_s = time.monotonic() + _SENT_WITHIN_S
         messages = self._outbox.take_due(now, _MESSAGES_A_ROUND)
         order = sorted(messages, key=lambda message: message.channel)
         for name, group in groupby(order, key=lambda message: message.channel):
-            self._deliver_to(name, list(group), now)
+            self._deliver_to(name, list(group))
 
-    def _deliver_to(self, name: str, messages: Sequence[Message], now: datetime) -> None:
+    def _deliver_to(self, name: str, messages: Sequence[Message]) -> None:
         """Deliver to one channel until it fails once; the rest waits with what failed."""
         channel = self._routes.by_name.get(name)
+        waiting = list(messages)
         for batch in _batches(messages):
+            if time.monotonic() > self._send_until_s:
+                return
             if channel is None:
                 for message in batch:
-                    self._outbox.give_up(message, now, "the site names no such channel any more")
+                    self._outbox.give_up(message, self._workplace.clock(), "the site names no such channel any more")
                 continue
-            error = self._send(channel, self._notice(batch), self._workplace.site.folder, self._workplace.clock())
+            folder, now = self._workplace.site.folder, self._workplace.clock()
+            error = self._courier.deliver(channel, self._notice(batch), folder, now)
             if error:
-                self._failed(batch, error)
+                self._failed(batch, waiting, error)
                 return
             self._arrived(channel, batch)
+            waiting = [message for message in waiting if message not in batch]
 
     def _arrived(self, channel: Channel, batch: Sequence[Message]) -> None:
         now = self._workplace.clock()
@@ -188,7 +194,7 @@ class Notifier:
         if failures >= _FAILS_AFTER:
             self._workplace.catalog.add_event("notifier.working", now, {"channel": channel.name})
 
-    def _failed(self, batch: Sequence[Message], error: str) -> None:
+    def _failed(self, batch: Sequence[Message], waiting: Sequence[Message], error: str) -> None:
         now = self._workplace.clock()
         first = batch[0]
         failures = self._outbox.failures_of(first.channel)
@@ -197,7 +203,7 @@ class Notifier:
             patience = _PINGS_COUNT_FOR if message.kind == "ping" else _TRIED_FOR
             if now - message.made_at > patience:
                 self._outbox.give_up(message, now, error)
-        self._outbox.postpone(first, now + wait, error)
+        self._outbox.postpone(waiting, now + wait, error)
         if failures + 1 == _FAILS_AFTER:
             self._workplace.catalog.add_event("notifier.failing", now, {"channel": first.channel, "error": error})
 
@@ -252,12 +258,13 @@ def _document(message: Message) -> dict[str, object]:
 def send_test(workplace: Workplace, policy: str, send: Deliver = deliver) -> list[tuple[str, str]]:
     """Send a test to every channel of a policy (or of the site, ``""``); return each name and why it did not arrive."""
     now = workplace.clock()
+    courier = Courier(send)
     results = []
     for channel in Routes(workplace.site, workplace.policies).channels(policy):
         title = "test message of drkit"
         text = "if you read this, notifications arrive"
         message = Message(new_id(now), channel.name, "test", "", "test", policy, title, text, now, due_at=now)
-        error = send(channel, notice_of(message), workplace.site.folder, now)
+        error = courier.deliver(channel, notice_of(message), workplace.site.folder, now)
         with workplace.catalog.outbox.turn() as turn:
             turn.add(message)
         if error:

@@ -7,16 +7,17 @@ import hmac
 import sqlite3
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from drkit.channels import Channel, Notice, deliver
+from drkit.channels import Channel, Courier, Notice, deliver
 from drkit.operations.notify import Notifier
 from drkit.problems import changes_of
 from tests.fixtures.bucket import NOW
-from tests.fixtures.receiver import receiving
+from tests.fixtures.receiver import dripping, receiving
 from tests.fixtures.site import ReadySite
 from tests.fixtures.telling import SECRET, Telling, telling
 
@@ -223,6 +224,124 @@ class TestDeadChannel:
         told.receiver.status = status
         told.event("run.failed", **FAILED)
         assert told.catalog.outbox.waiting() == 1
+
+
+class Held:
+    """A channel that answers when it is let go, or refuses; it counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.asked: list[str] = []
+        self.refuses = ""
+
+    def __call__(self, channel: Channel, notice: Notice, folder: Path, now: datetime) -> str:
+        self.asked.append(notice.title)
+        self.open.wait()
+        return self.refuses
+
+
+class TestWithoutEnd:
+    """Who answers a byte at a time, for ever, within each time-out of a library."""
+
+    def courier(self, told: Telling, held: Held) -> None:
+        told.notifier._courier = Courier(held, within_s=0.05)
+
+    def test_who_drips_is_left_and_the_others_are_told(self, ready_site: ReadySite) -> None:
+        with dripping() as drip:
+            drips = [ready_site.write_secret(kind, drip.url.replace("http:", kind)) for kind in ("json:", "form:")]
+            with telling(ready_site, f"  default: [{', '.join(drips)}]") as told:
+                told.notifier._courier = Courier(within_s=0.3)
+                told.event("run.failed", **FAILED)
+                assert told.receiver.states() == [("opened", DUMP)]
+                assert told.catalog.outbox.waiting() == 2
+                kept = told.catalog._read("select error from outbox where ended_at is null")
+                assert [row["error"] for row in kept] == ["it did not answer within 0.3 s"] * 2
+                told.rounds(3, minutes=1)
+                assert drip.connections == 2, "no second one while the first still drips"
+
+    def test_what_arrived_late_is_not_told_twice(self, told: Telling) -> None:
+        held = Held()
+        self.courier(told, held)
+        told.event("run.failed", **FAILED)
+        told.rounds(2, minutes=1)
+        assert (len(held.asked), told.catalog.outbox.waiting()) == (1, 1)
+        held.open.set()
+        for attempt in list(told.notifier._courier._late.values()):
+            attempt.join()
+        told.rounds(minutes=20)
+        assert (held.asked, told.catalog.outbox.waiting()) == (["dump of orders failed"], 0)
+
+    def test_what_was_refused_late_is_told_again(self, told: Telling) -> None:
+        held = Held()
+        held.refuses = "it answered 500"
+        self.courier(told, held)
+        told.event("run.failed", **FAILED)
+        held.open.set()
+        for attempt in list(told.notifier._courier._late.values()):
+            attempt.join()
+        held.refuses = ""
+        told.rounds(minutes=1)
+        assert (len(held.asked), told.catalog.outbox.waiting()) == (2, 0)
+
+    def test_nothing_is_sent_after_the_claim_on_it_has_ended(
+        self, told: Telling, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for method in ("dump", "base", "wal"):
+            told.catalog.add_event("run.failed", told.clock(), {**FAILED, "method": method})
+        passed = iter([0.0, 1.0, 111.0, 112.0])
+        monkeypatch.setattr("drkit.operations.notify.time.monotonic", lambda: next(passed))
+        told.notifier.round()
+        assert len(told.receiver.requests) == 1
+        monkeypatch.undo()
+        told.rounds(minutes=1)
+        assert len(told.receiver.requests) == 1, "they are claimed still"
+        told.rounds(minutes=2)
+        assert len(told.receiver.requests) == 3
+
+    def test_a_failure_gives_back_only_what_was_taken_for_it(self, told: Telling) -> None:
+        told.receiver.status = 500
+        told.event("run.failed", **FAILED)
+        told.clock.forward(minutes=1)
+        told.catalog.add_event("run.failed", told.clock(), {**FAILED, "method": "base"})
+        told.notifier._look(told.clock())
+        first, other = told.catalog.outbox.take_due(told.clock(), 2)
+        told.catalog.outbox.postpone([other], told.clock(), "no")
+        assert [item.message_id for item in told.catalog.outbox.take_due(told.clock(), 9)] == [other.message_id]
+        assert first.message_id != other.message_id
+
+
+class TestWrongClock:
+    """What was written down while the clock was a year ahead must not wait for a year."""
+
+    def test_what_was_postponed_then_is_tried_now(self, told: Telling) -> None:
+        told.event("run.failed", **FAILED)
+        told.receiver.status = 500
+        told.event("run.failed", **{**FAILED, "method": "base"})
+        told.clock.forward(days=365)
+        told.notifier.round()
+        told.event("run.failed", **{**FAILED, "method": "wal"})
+        told.clock.forward(days=-365)
+        told.receiver.status = 200
+        told.rounds(2, minutes=1)
+        assert told.catalog.outbox.waiting() == 0
+
+    def test_what_was_taken_then_by_a_process_that_died_is_taken_again(self, told: Telling) -> None:
+        told.receiver.status = 500
+        told.event("run.failed", **FAILED)
+        assert told.catalog.outbox.take_due(told.clock() + timedelta(days=365), 9)
+        told.receiver.status = 200
+        told.rounds(minutes=1)
+        assert told.receiver.states() == [("opened", DUMP)]
+
+    def test_what_was_held_back_or_kept_for_a_digest_then_is_told_now(self, ready_site: ReadySite) -> None:
+        digest = '  digest: {schedule: "0 7 * * *", timezone: UTC, on: [failed]}'
+        with telling(ready_site, digest) as told:
+            told.clock.forward(days=365)
+            told.event("run.failed", **FAILED)
+            told.event("wal.state", **GONE)
+            told.clock.forward(days=-365)
+            told.notifier.round()
+            assert told.catalog.outbox.waiting() == 0
 
 
 class TestLevels:
