@@ -210,14 +210,12 @@ def _by_apprise(address: str, notice: Notice) -> str:
 
 @contextmanager
 def _apprise_says() -> Iterator[list[str]]:
-    """Collect what apprise logs in this thread, which may hold the address, and let nobody else have it, ever."""
+    """Collect what apprise logs, which may hold the address, and let nobody else have it, ever."""
     lines: list[str] = []
-    own = threading.get_ident()
 
     class _Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == own:
-                lines.append(record.getMessage())
+            lines.append(record.getMessage())
 
     logger = logging.getLogger("apprise")
     collector = _Collector()

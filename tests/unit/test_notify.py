@@ -247,7 +247,7 @@ class TestWithoutEnd:
         told.notifier._courier = Courier(held, within_s=0.05)
 
     def test_who_drips_is_left_and_the_others_are_told(self, ready_site: ReadySite) -> None:
-        with dripping() as drip:
+        with dripping(expected=2) as drip:
             drips = [ready_site.write_secret(kind, drip.url.replace("http:", kind)) for kind in ("json:", "form:")]
             with telling(ready_site, f"  default: [{', '.join(drips)}]") as told:
                 told.notifier._courier = Courier(within_s=0.3)
@@ -256,6 +256,7 @@ class TestWithoutEnd:
                 assert told.catalog.outbox.waiting() == 2
                 kept = told.catalog._read("select error from outbox where ended_at is null")
                 assert [row["error"] for row in kept] == ["it did not answer within 0.3 s"] * 2
+                assert drip.reached.wait(60)
                 told.rounds(3, minutes=1)
                 assert drip.connections == 2, "no second one while the first still drips"
 
