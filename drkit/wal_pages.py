@@ -21,7 +21,11 @@ _LONG_HEADER_BYTES = 40
 _SHORT = struct.Struct("<HHIQI")
 _LONG = struct.Struct("<QII")
 _RECORD = struct.Struct("<IIQBB2xI")
+_HEADERS = struct.Struct(f"<HHIQ{PAGE_BYTES - 16}x")
+_CROSSINGS = struct.Struct(f"<16xI{PAGE_BYTES - 36}xI4xI4x")
+"""How much of a record a page continues, and what begins 16 and 8 bytes before its end."""
 _MANAGER_AT = 17
+_BLOCK_PAGES = 8
 _CONTINUED = 0x0001
 _IS_LONG = 0x0002
 
@@ -82,9 +86,10 @@ def inspect(content: Buffer, name: str) -> WalFacts:
     # Where it ends is asked first, and nothing behind it is looked at: a segment may grow while it is read.
     end_lsn = pages.end_lsn()
     pages.cut(end_lsn)
-    first = next((found for page in range(pages.count) for found in pages.commits(page)), None)
+    blocks = range(0, pages.count, _BLOCK_PAGES)
+    first = next((found for block in blocks for page in pages.suspects(block) for found in pages.commits(page)), None)
     last = None
-    for page in reversed(range(pages.count)) if first else ():
+    for page in (page for block in reversed(blocks) for page in reversed(pages.suspects(block))) if first else ():
         for last in pages.commits(page):  # noqa: B007 - the last one of the last page that has any
             pass
         if last:
@@ -114,12 +119,14 @@ class _Pages:
         self.count = self._count()
 
     def _count(self) -> int:
-        for page in range(len(self.content) // PAGE_BYTES):
-            magic, _, timeline, address, _ = _SHORT.unpack_from(self.content, page * PAGE_BYTES)
-            expected = self.segment.start_lsn + page * PAGE_BYTES
-            if (magic, address) != (self.magic, expected) or timeline > self.segment.timeline:
+        whole = len(self.content) // PAGE_BYTES
+        address = self.segment.start_lsn
+        headers = _HEADERS.iter_unpack(self.content[: whole * PAGE_BYTES])
+        for page, (magic, _, timeline, found) in enumerate(headers):
+            if magic != self.magic or found != address or timeline > self.segment.timeline:
                 return page
-        return len(self.content) // PAGE_BYTES
+            address += PAGE_BYTES
+        return whole
 
     def cut(self, end_lsn: int) -> None:
         """Forget what is in the segment from a position on."""
@@ -142,34 +149,48 @@ class _Pages:
 
     def commits(self, page: int) -> Iterator[datetime]:
         """Yield the stamps of the commits that begin in a page."""
-        for record in self._records(page) if self._may_commit(page) else ():
+        for record in self._records(page):
             stamp = _commit_stamp(record)
             if stamp is not None:
                 yield stamp
 
-    def _may_commit(self, page: int) -> bool:
-        """Tell whether a commit can begin in a page, without looking at its records one by one.
+    def suspects(self, block: int) -> list[int]:
+        """Return those of the pages from ``block`` on in which a commit can begin, without looking at each record.
 
         A bulk load fills segments with nothing but rows, and records begin at multiples of 8: so info and manager of
         whatever begins here are among every eighth byte, unless the record's header reaches into the next page.
         """
-        content = self.content[page * PAGE_BYTES : (page + 1) * PAGE_BYTES].tobytes()
+        start = block * PAGE_BYTES
+        content = self.content[start : start + _BLOCK_PAGES * PAGE_BYTES + _SHORT_HEADER_BYTES].tobytes()
+        found = {block + page for page in self._crossing(block, content)}
         managers = content[_MANAGER_AT::8]
-        found = managers.find(_TRANSACTION, self._header_bytes(page) // 8)
-        while found >= 0:
-            if _may_be_commit(content, 8 * found):
-                return True
-            found = managers.find(_TRANSACTION, found + 1)
-        return any(_may_be_commit(self._header_across(page, begun), 0) for begun in (8, 16))
+        place = managers.find(_TRANSACTION)
+        while place >= 0:
+            page, position = divmod(8 * place, PAGE_BYTES)
+            if position >= _SHORT_HEADER_BYTES and _may_be_commit(content, 8 * place):
+                found.add(block + page)
+                place = (page + 1) * PAGE_BYTES // 8 - 1
+            place = managers.find(_TRANSACTION, place + 1)
+        return sorted(found)
+
+    def _crossing(self, block: int, content: bytes) -> Iterator[int]:
+        """Yield which pages of a block end with the beginning of a commit's header that reaches into the next page.
+
+        As much is missing of such a record as the next page says that it continues.
+        """
+        whole = len(content) // PAGE_BYTES * PAGE_BYTES
+        pages = list(_CROSSINGS.iter_unpack(memoryview(content)[:whole]))
+        remaining = [rest for rest, _, _ in pages[1:]]
+        if len(content) > whole:
+            remaining.append(_SHORT.unpack_from(content, whole)[4])
+        for page, ((_, at_16, at_8), rest) in enumerate(zip(pages, remaining, strict=False)):
+            if at_16 == 16 + rest and _may_be_commit(self._header_across(block + page, 16), 0):
+                yield page
+            elif at_8 == 8 + rest and _may_be_commit(self._header_across(block + page, 8), 0):
+                yield page
 
     def _header_across(self, page: int, begun: int) -> bytes:
-        """Return the header of a record of which only the first 8 or 16 bytes lie in a page; empty if there is none."""
-        end = (page + 1) * PAGE_BYTES
-        if page + 1 >= self.count:
-            return b""
-        remaining = _SHORT.unpack_from(self.content, end)[4]
-        if int.from_bytes(self.content[end - begun : end - begun + 4], "little") != begun + remaining:
-            return b""
+        """Return the header of a record of which only the first 8 or 16 bytes lie in a page."""
         return self._bytes_at(page, PAGE_BYTES - self._header_bytes(page) - begun, _RECORD.size)
 
     def _records(self, page: int) -> Iterator[bytes]:

@@ -20,10 +20,10 @@ from pathlib import Path
 from drkit.errors import CatalogError, DrkitError, IntegrityError, SourceError
 from drkit.operations.line_requests import read_request
 from drkit.operations.receive import Setting
-from drkit.wal import classify
+from drkit.wal import Segment, classify
 
 LOOK_AHEAD = 8
-_WORKERS = 2
+_WORKERS = min(max(os.cpu_count() or 1, 2), LOOK_AHEAD // 2)
 _POLL_S = 0.5
 _LINE_TIMEOUT_S = 30.0
 _LONGEST_SOCKET_PATH = 100
@@ -93,18 +93,25 @@ class PushServer:
     def _push(self, path: Path, pool: ThreadPoolExecutor) -> None:
         if classify(path.name) is None:
             raise IntegrityError(f"{path.name} is not a name that PostgreSQL gives to a file of its log")
-        self._look_ahead(path, pool)
-        self._shipper.ship(path, keep_source=True)
+        if self._is_known(path.name):
+            self._look_ahead(path, pool)
+            self._shipper.ship(path, keep_source=True)
+        else:  # PostgreSQL waits for this one: nothing else is begun before it is done
+            self._shipper.ship(path, keep_source=True)
+            self._look_ahead(path, pool)
+
+    def _is_known(self, name: str) -> bool:
+        with self._lock:
+            return name in self._ahead or self._shipper.has(name)
 
     def _look_ahead(self, path: Path, pool: ThreadPoolExecutor) -> None:
-        """Start on the files that PostgreSQL will hand over next, unless something is wrong already."""
-        if self._shipper.errors():
+        """Start on the segments that PostgreSQL will hand over next, unless something is wrong already."""
+        identity = self._setting.spool.identity()
+        if identity is None or self._shipper.errors():
             return
-        with contextlib.suppress(OSError):  # nobody is served worse for not looking ahead
-            for name in ready_names(path)[:LOOK_AHEAD]:
+        for name in ready_names(path, identity.segment_bytes):
+            if not self._is_known(name):
                 with self._lock:
-                    if name in self._ahead or self._shipper.has(name) or len(self._ahead) >= LOOK_AHEAD:
-                        continue
                     self._ahead.add(name)
                 pool.submit(self._ship_ahead, path.with_name(name))
 
@@ -129,11 +136,20 @@ class PushServer:
             self._setting.workplace.catalog.add_event("wal.refused", self._setting.workplace.clock(), facts)
 
 
-def ready_names(path: Path) -> list[str]:
-    """Return what lies ready behind a file that PostgreSQL hands over now, in the order in which it will come."""
-    names = [item.name.removesuffix(".ready") for item in (path.parent / "archive_status").glob("*.ready")]
-    later = (name for name in names if classify(name) == "history" or (classify(name) and name > path.name))
-    return [name for name in sorted(later, key=lambda name: (classify(name) != "history", name)) if name != path.name]
+def ready_names(path: Path, segment_bytes: int) -> list[str]:
+    """Return which of the next segments lie ready behind the one that PostgreSQL hands over now, in their order.
+
+    They are asked for by name: after hours without an archiver the folder has thousands, too many to list each time.
+    """
+    if classify(path.name) != "segment":
+        return []
+    names = []
+    segment = Segment.parse(path.name, segment_bytes)
+    for _ in range(LOOK_AHEAD):
+        segment = segment.next()
+        if (path.parent / "archive_status" / f"{segment.name}.ready").exists():
+            names.append(segment.name)
+    return names
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,14 +37,21 @@ class Sealing:
     level: int
 
 
-def seal_file(path: Path, chunks: Iterable[bytes], sealing: Sealing) -> tuple[Meter, Meter]:
+def seal_file(
+    path: Path, chunks: Iterable[bytes], sealing: Sealing, *, in_parallel: bool = True
+) -> tuple[Meter, Meter]:
     """Write ``chunks`` sealed to ``path``, durably; return what was measured of the plain and of the sealed bytes.
 
+    With ``in_parallel`` a second thread reads and hashes, which is worth its while where a core has nothing to do.
     Nobody counts on the file before its note is written. Raise SourceError when the folder cannot hold it.
     """
     plain, stored = Meter(), Meter()
     with translated(path), _unfinished(path) as unfinished:
-        with prefetch(plain.measure(chunks)) as ahead, unfinished.open("wb", buffering=0) as target:
+        measured = plain.measure(chunks)
+        with (
+            prefetch(measured) if in_parallel else nullcontext(measured) as ahead,
+            unfinished.open("wb", buffering=0) as target,
+        ):
             os.fchmod(target.fileno(), 0o600)
             for chunk in stored.measure(age.encrypt(compress(ahead, sealing.level), sealing.recipients)):
                 _write_all(target.fileno(), chunk)

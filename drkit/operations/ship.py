@@ -319,9 +319,11 @@ class Shipper:
             with self._lock:
                 stored_in = {name: item.stored_in for name, item in self._sealed.items()}
             for pending in self._chain.deliver(stored_in):
-                with self._lock:
-                    for name in sorted(pending.names & self._sealed.keys()):
-                        self._let_go(self._sealed[name])
+                for name in sorted(pending.names):
+                    with self._lock:
+                        sealed = self._sealed.get(name)
+                    if sealed is not None:
+                        self._let_go(sealed)
                 self._chain.forget(pending)
             return count
 
@@ -347,11 +349,12 @@ class Shipper:
         return next_batch(ready, identity.segment_bytes, LIST_EVERY)
 
     def _let_go(self, sealed: Sealed) -> None:
-        """Remove a file whose manifest stands everywhere."""
+        """Remove a file whose manifest stands everywhere; what takes long is done before the lock is taken."""
         if sealed.source is not None:
             self._remove_source(sealed.source)
         self._spool.forget(sealed)
-        self._sealed.pop(sealed.name, None)
+        with self._lock:
+            self._sealed.pop(sealed.name, None)
 
     def _remove_source(self, path: Path) -> None:
         """Remove a received file, except the newest: it tells pg_receivewal where to go on."""

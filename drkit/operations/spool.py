@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import mmap
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -52,6 +54,9 @@ from drkit.wal import (
 from drkit.wal_pages import WalFacts, inspect
 
 _BACKUP_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
+
+_READ_BYTES = CHUNK_BYTES // 4
+"""What a core's own cache holds while it is read, hashed and compressed: larger chunks go through memory twice."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ class Spool:
         self.sealed = folder / "sealed"
         self.manifests = folder / "manifests"
         self.socket = folder / "socket"
+        self._lock = threading.Lock()
+        self._busy = 0
         with translated(folder):
             for path in (folder.parent, folder, self.received, self.left, self.sealed, self.manifests):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -161,7 +168,8 @@ class Spool:
         self._check_cluster(facts, name)
         path = self.sealed / name
         with translated(source), source.open("rb", buffering=0) as file:
-            plain, stored = seal_file(path, _chunks(file, facts.held_bytes), sealing)
+            with self._one_more() as alone:
+                plain, stored = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
         record = LogRecord(
             part=name,
             kind=facts.kind,
@@ -178,6 +186,18 @@ class Spool:
         sealed = Sealed(facts.timeline, facts.begin_lsn, record, path, None if keep_source else source)
         self.note(sealed)
         return sealed
+
+    @contextmanager
+    def _one_more(self) -> Iterator[bool]:
+        """Count what is being sealed meanwhile; say whether it is the only one."""
+        with self._lock:
+            self._busy += 1
+            alone = self._busy == 1
+        try:
+            yield alone
+        finally:
+            with self._lock:
+                self._busy -= 1
 
     def _check_cluster(self, facts: FileFacts, name: str) -> None:
         identity = self.identity()
@@ -285,7 +305,7 @@ def _chunks(file: Any, held_bytes: int | None) -> Iterator[bytes]:
     An unfinished segment is still being written: only what was looked at belongs to what is said of it.
     """
     position = 0
-    while chunk := file.read(CHUNK_BYTES):
+    while chunk := file.read(_READ_BYTES):
         if held_bytes is not None and position + len(chunk) > held_bytes:
             chunk = chunk[: max(held_bytes - position, 0)].ljust(len(chunk), b"\0")
         position += len(chunk)
