@@ -184,14 +184,11 @@ class _Pages:
         if len(content) > whole:
             remaining.append(_SHORT.unpack_from(content, whole)[4])
         for page, ((_, at_16, at_8), rest) in enumerate(zip(pages, remaining, strict=False)):
-            if at_16 == 16 + rest and _may_be_commit(self._header_across(block + page, 16), 0):
-                yield page
-            elif at_8 == 8 + rest and _may_be_commit(self._header_across(block + page, 8), 0):
-                yield page
-
-    def _header_across(self, page: int, begun: int) -> bytes:
-        """Return the header of a record of which only the first 8 or 16 bytes lie in a page."""
-        return self._bytes_at(page, PAGE_BYTES - self._header_bytes(page) - begun, _RECORD.size)
+            if at_16 == 16 + rest or at_8 == 8 + rest:
+                payload_bytes = PAGE_BYTES - self._header_bytes(block + page)
+                headers = (self._bytes_at(block + page, payload_bytes - begun, _RECORD.size) for begun in (16, 8))
+                if any(_may_be_commit(header, 0) for header in headers):
+                    yield page
 
     def _records(self, page: int) -> Iterator[bytes]:
         """Yield the whole records that begin in a page; one may reach into the next pages."""

@@ -23,7 +23,8 @@ from drkit.operations.receive import Setting
 from drkit.wal import Segment, classify
 
 LOOK_AHEAD = 8
-_WORKERS = min(max(os.cpu_count() or 1, 2), LOOK_AHEAD // 2)
+_WORKERS = min((os.cpu_count() or 1) + 1, LOOK_AHEAD // 2)
+"""One more than there are cores: while one waits for a disk, another computes."""
 _POLL_S = 0.5
 _LINE_TIMEOUT_S = 30.0
 _LONGEST_SOCKET_PATH = 100

@@ -167,9 +167,8 @@ class Spool:
         facts = read_facts(source, name)
         self._check_cluster(facts, name)
         path = self.sealed / name
-        with translated(source), source.open("rb", buffering=0) as file:
-            with self._one_more() as alone:
-                plain, stored = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
+        with translated(source), source.open("rb", buffering=0) as file, self._one_more() as alone:
+            plain, stored = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
         record = LogRecord(
             part=name,
             kind=facts.kind,

@@ -139,7 +139,7 @@ def test_a_long_path_to_the_socket_is_no_hindrance(tmp_path: Path) -> None:
 def test_it_imports_next_to_nothing() -> None:
     program = (
         "import sys; before = set(sys.modules); sys.argv = ['x']; "
-        f"exec(compile(open({wal_client.__file__!r}).read().replace('sys.exit(main', '(main'), 'client', 'exec')); "
+        f"exec(compile(open({wal_client.__file__!r}).read().replace('os._exit(main', '(main'), 'client', 'exec')); "
         "print(*sorted(set(sys.modules) - before))"
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drkit.errors import IntegrityError
@@ -107,6 +107,7 @@ def test_a_segment_that_grows_while_it_is_read(monkeypatch: pytest.MonkeyPatch) 
     assert facts.last_commit_at == NOON
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.integers(min_value=0, max_value=2 * PAGE)), min_size=1, max_size=40))
 def test_no_commit_is_overlooked_wherever_it_lies(sizes: list[int | None]) -> None:
     records, commits = [], []
