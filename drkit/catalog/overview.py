@@ -142,7 +142,7 @@ _COUNTS = """
 # comes from the row with the least moment (sqlite.org/lang_select.html, bare columns).
 _COPIES = """
     select a.policy, s.store, count(*) as artifacts, sum(a.stored_bytes) as stored_bytes, a.artifact_id,
-        min(coalesce(v.at, a.restorable_to_at)) as oldest_at
+        min(coalesce(case when v.at <= :until then v.at end, a.restorable_to_at)) as oldest_at
     from artifacts a join artifact_stores s on s.artifact_id = a.artifact_id and s.store = :store
     left join verified v on v.subject = a.artifact_id and v.store = :store
     where (:policy is null or a.policy = :policy) group by a.policy"""
@@ -162,11 +162,12 @@ _LAST_RUN = "select * from runs where policy = :policy and kind = 'backup' order
 _DRILLS = """
     select a.policy, json_extract(a.record, '$.drill') as drill, a.verdict, max(a.ended_at) from evidence a
     where (:policy is null or a.policy = :policy) and a.kind = 'drill'
-        and a.verdict in ('passed', 'passed_with_findings', 'failed')
+        and a.verdict in ('passed', 'passed_with_findings', 'failed') and a.ended_at <= :until
     group by a.policy, drill"""
 _VERIFICATIONS = """
     select a.policy, a.verdict, max(a.ended_at) from evidence a
-    where (:policy is null or a.policy = :policy) and a.kind = 'verification' group by a.policy"""
+    where (:policy is null or a.policy = :policy) and a.kind = 'verification' and a.ended_at <= :until
+    group by a.policy"""
 _DAMAGED = """
     select a.policy, a.subject, a.store from verified a
     where (:policy is null or a.policy = :policy) and a.sound = 0 order by a.subject, a.store"""

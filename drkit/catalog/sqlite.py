@@ -46,6 +46,10 @@ def open_catalog(path: Path, *, create: bool = False) -> SqliteCatalog:
     return SqliteCatalog(path, files.connect(path))
 
 
+_CLOCKS_APART = timedelta(hours=1)
+"""Hosts that share a catalog and whose clocks differ by less do not take each other's leases."""
+
+
 class SqliteCatalog(Catalog):
     """A catalog over one connection, which threads take in turn."""
 
@@ -157,13 +161,16 @@ class SqliteCatalog(Catalog):
         return [{**json.loads(row["facts"]), "at": row["at"], "name": row["name"]} for row in found]
 
     def acquire_lease(self, name: str, holder: str, ttl: timedelta, now: datetime) -> Lease:
-        """Take a lease that is free, expired or already ours; raise Busy with its holder otherwise."""
+        """Take a lease that is free, expired or already ours; raise Busy with its holder otherwise.
+
+        One that ends later than any could, by a clock that was ahead, is nobody's.
+        """
         from drkit.model import Lease
 
         with self._transaction() as connection:
             row = connection.execute("select holder, fence, expires_at from leases where name = ?", (name,)).fetchone()
             seen, fence = (row["holder"], row["fence"]) if row else ("", 0)
-            if seen not in ("", holder) and parse_utc(row["expires_at"]) > now:
+            if seen not in ("", holder) and now < parse_utc(row["expires_at"]) <= now + ttl + _CLOCKS_APART:
                 raise _busy(name, row)
             lease = Lease(name, holder, fence if seen == holder else fence + 1, now + ttl)
             connection.execute(

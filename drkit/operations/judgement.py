@@ -18,8 +18,8 @@ from drkit.operations.damage import find_damage
 from drkit.operations.expectations import Expectation
 from drkit.operations.inventory import StoreInventory
 from drkit.operations.policy_facts import CLOCK_MARGIN, PolicyFacts, sort_facts
-from drkit.operations.promises import Missing, Standing, broken_promises, copy_rule, drill_fact, summarize
-from drkit.units import format_bytes, format_count, format_duration, format_moment
+from drkit.operations.promises import DrillFact, Missing, Standing, broken_promises, copy_rule, drill_fact, summarize
+from drkit.units import format_bytes, format_count, format_duration, format_moment, parse_utc
 
 ORPHAN_MARGIN = timedelta(hours=24)
 """Data without a manifest that is younger than this may be a backup in progress, on any host."""
@@ -144,7 +144,7 @@ def _standing(facts: PolicyFacts, sound: Sequence[Manifest]) -> Standing:
         newest=newest,
         last_run=facts.last_run,
         log=facts.log,
-        drills=[drill for item in facts.evidence.values() if (drill := drill_fact(item.record))],
+        drills=[drill for drill in _drills(facts) if drill.ended_at <= facts.now + CLOCK_MARGIN],
         missing=dict(_missing(facts, sound)),
         is_readable=facts.is_readable,
         taken_at=last.covers.to_at if last else None,
@@ -153,6 +153,13 @@ def _standing(facts: PolicyFacts, sound: Sequence[Manifest]) -> Standing:
         damaged=facts.damaged,
         reading=facts.reading,
     )
+
+
+def _drills(facts: PolicyFacts) -> Iterator[DrillFact]:
+    for item in facts.evidence.values():
+        drill = drill_fact(item.record)
+        if drill is not None:
+            yield drill
 
 
 def _holders(facts: PolicyFacts, manifest: Manifest) -> list[str]:
@@ -171,7 +178,8 @@ def _holders(facts: PolicyFacts, manifest: Manifest) -> list[str]:
 
 def _verified(facts: PolicyFacts) -> bool | None:
     """Return whether the newest verification passed, None where there was none."""
-    records = [item.record for item in facts.evidence.values() if item.record.get("kind") == "verification"]
+    read = (item.record for item in facts.evidence.values() if item.record.get("kind") == "verification")
+    records = [record for record in read if parse_utc(str(record["ended_at"])) <= facts.now + CLOCK_MARGIN]
     newest = max(records, key=lambda record: str(record["ended_at"]), default=None)
     return None if newest is None else newest.get("verdict") == "passed"
 

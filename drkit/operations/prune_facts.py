@@ -151,7 +151,7 @@ class Stored:
         whole = _whole_in(self)
         named = {parent for copies in self.copies.values() for parent in copies[0].manifest.parents}
         named |= {parent for grave in self.graves.values() for parent in grave.parents}
-        drills = drill_verdicts(self.inventories.values(), self.copies)
+        drills = drill_verdicts(self.inventories.values(), self.copies, self.now)
         artifacts = [
             Candidate(
                 artifact_id=artifact_id,
@@ -224,8 +224,8 @@ def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:
 
 def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
     """Yield what each artifact is worth: only a sound one, whose parents are sound, may make another superfluous."""
-    verdicts = drill_verdicts(stored.inventories.values(), stored.copies)
-    dates, damaged = _misdated(stored), found_damaged(stored.inventories.values())
+    verdicts = drill_verdicts(stored.inventories.values(), stored.copies, stored.now)
+    dates, damaged = _misdated(stored), found_damaged(stored.inventories.values(), stored.now)
     whole: set[str] = set()
     for artifact_id in sorted(stored.copies, key=lambda name: (len(stored.manifest(name).depends_on), name)):
         copies = stored.copies[artifact_id]
@@ -255,7 +255,7 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
 
 def _whole_in(stored: Stored) -> dict[str, set[str]]:
     """Return in which of the policy's stores each artifact is whole, with all that it builds on."""
-    damaged = found_damaged(stored.inventories.values())
+    damaged = found_damaged(stored.inventories.values(), stored.now)
     own = {
         artifact_id: {
             copy.store

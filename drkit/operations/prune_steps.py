@@ -208,7 +208,7 @@ class Pruning:
     def _reader(self) -> str:
         """Say what reads artifacts of the policy right now (pgmoneta#371 deleted what was being restored)."""
         for run in self.workplace.catalog.runs(policy=self.policy.policy, state="running"):
-            if run.kind in _READERS and self.stored.now - run.started_at < _READ_AT_MOST:
+            if run.kind in _READERS and abs(self.stored.now - run.started_at) < _READ_AT_MOST:
                 return f"a {run.kind} runs since {format_moment(run.started_at)}; the next prune deletes them"
         return ""
 

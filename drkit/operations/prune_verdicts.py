@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from drkit import bucket
 from drkit.operations.inventory import StoredArtifact, StoreInventory
+from drkit.retention_facts import CLOCK_SKEW
 from drkit.units import parse_utc
 
 _CONCLUSIVE = {"passed": "verified", "passed_with_findings": "verified", "failed": "failed"}
@@ -15,38 +17,39 @@ _Copy = tuple[str, str]
 
 
 def drill_verdicts(
-    inventories: Collection[StoreInventory], copies: Mapping[str, Sequence[StoredArtifact]]
+    inventories: Collection[StoreInventory], copies: Mapping[str, Sequence[StoredArtifact]], now: datetime
 ) -> dict[str, str]:
     """Return what the newest drill that judged an artifact says of it: verified, failed, doubted or misread.
 
     ``misread``: it failed as it read a copy, and since then no copy that is still there was read and found to be sound.
+    Good news of the future is none: whatever came after it would be older.
     """
-    acquitted = _sound_since(inventories, copies)
+    acquitted = _sound_since(_newest_readings(inventories, now), copies)
     newest: dict[str, tuple[datetime, str]] = {}
-    for record in _records(inventories):
+    for record, at in _records(inventories):
         verdict, artifact_id = _verdict_of(record), record.get("artifact_id")
-        if verdict and isinstance(artifact_id, str):
-            said = (parse_utc(str(record["ended_at"])), verdict)
+        if verdict and isinstance(artifact_id, str) and (verdict != "verified" or at <= now + CLOCK_SKEW):
+            said = at, verdict
             if verdict != "misread" or acquitted.get((artifact_id, _failed_level(record)), said[0]) <= said[0]:
                 newest[artifact_id] = max(said, newest.get(artifact_id, said))
     return {artifact_id: verdict for artifact_id, (_, verdict) in newest.items()}
 
 
 def _sound_since(
-    inventories: Collection[StoreInventory], copies: Mapping[str, Sequence[StoredArtifact]]
+    readings: Mapping[_Copy, _Reading], copies: Mapping[str, Sequence[StoredArtifact]]
 ) -> dict[tuple[str, str], datetime]:
     """Return when a reading found a copy sound, by artifact and by the level that this proves; intact takes a key."""
     proven: dict[tuple[str, str], datetime] = {}
-    for (artifact_id, store), reading in _newest_readings(inventories).items():
+    for (artifact_id, store), reading in readings.items():
         if reading.sound and store in {copy.store for copy in copies.get(artifact_id, ())}:
             for level in _READING if reading.decrypted else _READING[:1]:
                 proven[artifact_id, level] = max(reading.at, proven.get((artifact_id, level), reading.at))
     return proven
 
 
-def found_damaged(inventories: Iterable[StoreInventory]) -> dict[_Copy, datetime]:
+def found_damaged(inventories: Iterable[StoreInventory], now: datetime) -> dict[_Copy, datetime]:
     """Return the copies, by artifact id and store, that were not sound when they were read last, and when that was."""
-    return {copy: reading.at for copy, reading in _newest_readings(inventories).items() if not reading.sound}
+    return {copy: reading.at for copy, reading in _newest_readings(inventories, now).items() if not reading.sound}
 
 
 class _Reading(NamedTuple):
@@ -55,20 +58,26 @@ class _Reading(NamedTuple):
     decrypted: bool
 
 
-def _newest_readings(inventories: Iterable[StoreInventory]) -> dict[_Copy, _Reading]:
+def _newest_readings(inventories: Iterable[StoreInventory], now: datetime) -> dict[_Copy, _Reading]:
     newest: dict[_Copy, _Reading] = {}
-    for record in _records(inventories):
+    for record, recorded_at in _records(inventories):
         for reading in record.get("copies") or () if record.get("kind") == "verification" else ():
             copy = str(reading["subject"]), str(reading["store"])
             decrypted = bool(reading.get("decrypted"))
-            seen = _Reading(parse_utc(str(reading["verified_at"])), bool(reading["sound"]), decrypted)
+            read_at = min(recorded_at, parse_utc(str(reading["verified_at"])))
+            seen = _Reading(read_at, bool(reading["sound"]), decrypted)
+            if seen.sound and read_at > now + CLOCK_SKEW:
+                continue
             newest[copy] = max(seen, newest.get(copy, seen))
     return newest
 
 
-def _records(inventories: Iterable[StoreInventory]) -> Iterator[Mapping[str, Any]]:
+def _records(inventories: Iterable[StoreInventory]) -> Iterator[tuple[Mapping[str, Any], datetime]]:
+    """Yield each record and when it was made: by its own clock, or by the store's where that is earlier."""
     for inventory in inventories:
-        yield from (item.record for item in inventory.evidence)
+        for item in inventory.evidence:
+            stored = inventory.objects[bucket.evidence_key(item.policy, str(item.record["run_id"]))]
+            yield item.record, min(parse_utc(str(item.record["ended_at"])), stored.modified_at)
 
 
 def _verdict_of(record: Mapping[str, Any]) -> str | None:

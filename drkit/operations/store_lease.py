@@ -33,9 +33,12 @@ class StoreLease:
     store_now: datetime
 
     def keep(self) -> None:
-        """Make sure that it is still ours, renewing it in time; raise Busy when somebody else has it by now."""
+        """Make sure that it is still ours, renewing it in time; raise Busy when somebody else has it by now.
+
+        One that ends later than any can, because our clock went back, holds for nobody else: it is renewed as well.
+        """
         now = self.clock()
-        if self.expires_at - now < _TTL / 2:
+        if not _TTL / 2 <= self.expires_at - now <= _TTL:
             self._write(now + _TTL)
 
     def give_back(self) -> None:

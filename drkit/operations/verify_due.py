@@ -10,11 +10,13 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from drkit.errors import Busy, CatalogError, DrkitError, IntegrityError, StoreError
 from drkit.keys import KeyFile
 from drkit.model import Finding
 from drkit.operations import Reporter, Workplace
+from drkit.operations.policy_facts import CLOCK_MARGIN
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.verification_record import CopyReading, Stretch, record_verification
@@ -84,15 +86,22 @@ def plan_readings(workplace: Workplace, policies: Sequence[Policy]) -> Mapping[s
 def stored_copies(workplace: Workplace, policies: Sequence[Policy]) -> Iterator[StoredCopy]:
     """Yield every copy that the stores of the site hold of some policies, artifacts and log, with its last reading.
 
+    One of the future, by a clock that was ahead, is none: the copy would not be read again until then.
     Artifacts are those of the catalog; the log is listed, and a store that cannot be listed now has none.
     """
-    names = [policy.policy for policy in policies]
-    for copy in workplace.catalog.verified.copies(names):
+    latest = workplace.clock() + CLOCK_MARGIN
+    copies = chain(
+        workplace.catalog.verified.copies([policy.policy for policy in policies]),
+        *(_log_copies(workplace, policy) for policy in policies if _has_log(policy)),
+    )
+    for copy in copies:
         if copy.store in workplace.stores:
-            yield copy
-    for policy in policies:
-        if any(METHODS[policy.target.engine][rule.method].continuous for rule in policy.backups):
-            yield from _log_copies(workplace, policy)
+            wrong = copy.verified_at is not None and copy.verified_at > latest
+            yield copy._replace(verified_at=None) if wrong else copy
+
+
+def _has_log(policy: Policy) -> bool:
+    return any(METHODS[policy.target.engine][rule.method].continuous for rule in policy.backups)
 
 
 def _log_copies(workplace: Workplace, policy: Policy) -> Iterator[StoredCopy]:

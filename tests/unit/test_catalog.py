@@ -230,6 +230,10 @@ class TestLeases:
             catalog.acquire_lease("backup/orders", "db1:43", TTL, NOW + TTL / 2)
         assert catalog.acquire_lease("backup/ledger", "db1:43", TTL, NOW).fence == 1
 
+    def test_one_of_a_clock_that_was_ahead_holds_nobody_up(self, catalog: SqliteCatalog) -> None:
+        catalog.acquire_lease("l", "db1:42", TTL, NOW + timedelta(days=365))
+        assert catalog.acquire_lease("l", "db2:43", TTL, NOW).fence == 2
+
     def test_an_expired_lease_is_free_and_its_fence_grows(self, catalog: SqliteCatalog) -> None:
         first = catalog.acquire_lease("l", "a", TTL, NOW)
         second = catalog.acquire_lease("l", "b", TTL, NOW + TTL)

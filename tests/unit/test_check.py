@@ -282,6 +282,12 @@ class TestProblems:
         assert (verdicts["ledger"].state, verdicts["ledger"].summary) == ("UNPROVEN", "never drilled; 1 artifact")
         assert verdicts["orders"].state == "ok"
 
+    def test_a_drill_that_passed_in_the_future_hides_none_that_failed(self, scene: Scene) -> None:
+        for verdict, at, run_id in (("passed", NOW + 365 * DAY, "ahead"), ("failed", NOW - HOUR / 2, "now")):
+            record, digest = scene.held.prove(scene.artifacts[-1], verdict, at=at, run_id=run_id)
+            scene.catalog.index_evidence(record, digest, ["offsite", "primary"])
+        assert self.expect(scene, "drill-failed", "FAILED") == "last drill failed 0:30:00 ago"
+
     def test_the_last_drill_failed(self, scene: Scene) -> None:
         scene.held.prove(scene.artifacts[1], "failed", at=NOW - HOUR / 2)
         assert self.expect(scene, "drill-failed", "FAILED") == "last drill failed 0:30:00 ago"

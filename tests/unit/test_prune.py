@@ -19,6 +19,7 @@ from drkit.operations.judgement import judge
 from drkit.operations.prune import PruneResult, guards_of, prune
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import find_artifacts
+from drkit.operations.store_lease import store_lease
 from drkit.retention import Decision
 from drkit.retention_documents import Hold
 from drkit.signing import EVIDENCE_NAMESPACE, TOMBSTONE_NAMESPACE
@@ -630,6 +631,33 @@ def test_a_drill_that_says_that_another_copy_was_sound_takes_nothing_back(world:
     world.bucket.prove(entries[3], "failed", at=world.now, **facts)
     result = world.prune(dry_run=True)
     assert (find(result, names(entries)[2]).action == "remove") == (before == "passed")
+
+
+def test_good_news_of_the_future_hides_no_bad_news_of_today(world: PruneWorld) -> None:
+    """A clock was a year ahead on one day: what drills and readings found since then is older for a year."""
+    entries = world.back_up(6)
+    year = 365 * DAY
+    world.bucket.prove(entries[3], "passed", at=world.now + year, run_id="ahead")
+    world.now += year
+    read_again(world, entries[4], {"primary": True, "offsite": True})
+    world.now -= year
+    for store in world.bucket.stores.values():
+        for key, item in list(store._objects.items()):
+            store._objects[key] = replace(item, modified_at=min(item.modified_at, world.now))
+    assert [item.action for item in world.prune(dry_run=True).plan.artifacts] == ["keep"] * 3 + ["remove"] * 3
+    world.now += HOUR
+    world.bucket.prove(entries[3], "failed", at=world.now)
+    read_again(world, entries[4], {"primary": False, "offsite": False})
+    assert find(world.prune(dry_run=True), names(entries)[1]).action == "keep"
+
+
+def test_a_lease_of_a_clock_that_was_ahead_is_renewed_and_holds(world: PruneWorld) -> None:
+    store, right = world.stores["primary"], world.now
+    world.now += 365 * DAY
+    with store_lease(store, "prune-orders", lambda: world.now) as lease:
+        world.now = right
+        lease.keep()
+        assert right < lease.expires_at <= right + HOUR
 
 
 def test_a_question_of_the_policy_that_gets_another_answer_costs_no_artifact(world: PruneWorld) -> None:

@@ -101,6 +101,18 @@ def test_every_copy_is_read_within_the_time_and_recorded(make: Callable[[str], S
     assert read == {(entry.manifest.artifact_id, name) for entry in entries for name in ("primary", "offsite")}
 
 
+def test_a_reading_of_the_future_keeps_no_copy_from_being_read(make: Callable[[str], Scene]) -> None:
+    scene = make("{full_coverage_within: 10d}")
+    entry = scene.add(20)
+    scene.now += 365 * DAY
+    assert len(scene.read().read) == 2
+    scene.now -= 365 * DAY
+    assert "verify-late" in scene.codes()
+    (standing,) = read_status(scene.workplace, [scene.workplace.policies["orders"]], everything=False).policies
+    assert "verify-late" in {finding.code for finding in standing.findings}
+    assert {subject for subject, _ in subjects(scene.read())} == {entry.manifest.artifact_id}
+
+
 def test_the_record_is_signed_and_in_every_store_and_says_what_was_read(make: Callable[[str], Scene]) -> None:
     scene = make("{full_coverage_within: 10d}")
     scene.add(20)
