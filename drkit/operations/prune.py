@@ -15,6 +15,7 @@ from drkit import bucket
 from drkit.errors import ConfigError, StoreError, StoreMissing
 from drkit.operations import Reporter, Workplace
 from drkit.operations.prune_facts import Stored, take_stock
+from drkit.operations.prune_locks import extend_locks
 from drkit.operations.prune_steps import Pruning
 from drkit.operations.running import recorded_run
 from drkit.operations.store_lease import StoreLease, store_lease
@@ -85,6 +86,7 @@ def prune(workplace: Workplace, policy: Policy, reporter: Reporter, options: Pru
         stored, plan = plan_prune(workplace, policy, [*_clocks_apart(leases), *unheld])
         blocked = _blocked(plan, options)
         pruning = Pruning(workplace, stored, plan, running, leases)
+        extend_locks(workplace, stored, plan, pruning.attempt)
         if not blocked:
             pruning.carry_out(reporter)
         result = _result(plan, stored, pruning, blocked)

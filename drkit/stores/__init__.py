@@ -92,6 +92,12 @@ class Store(Protocol):
     def delete(self, key: str, *, version_id: str | None = None) -> None:
         """Remove one object; it is no error when it is not there."""
 
+    def extend_lock(self, key: str, until: datetime, *, version_id: str | None = None) -> None:
+        """Lock an object until then, if it is not locked for longer; a store that locks nothing does nothing.
+
+        Raise StoreMissing when it is not there.
+        """
+
     def abort_leftovers(self, *, older_than: datetime) -> int:
         """Remove what unfinished puts left before that moment (temporary files, uploads); return how many."""
 

@@ -112,6 +112,9 @@ class FileStore:
                 if folder == self._root or not _remove_empty(folder):
                     return
 
+    def extend_lock(self, key: str, until: datetime, *, version_id: str | None = None) -> None:
+        """Do nothing: a folder has no locks (`Store.extend_lock`)."""
+
     def abort_leftovers(self, *, older_than: datetime) -> int:
         """Remove temporary files that were last written before ``older_than``; return how many."""
         removed = 0

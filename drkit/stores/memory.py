@@ -88,6 +88,9 @@ class MemoryStore:
         with self._lock:
             self._objects.pop(key, None)
 
+    def extend_lock(self, key: str, until: datetime, *, version_id: str | None = None) -> None:
+        """Do nothing: memory has no locks (`Store.extend_lock`)."""
+
     def abort_leftovers(self, *, older_than: datetime) -> int:  # noqa: ARG002
         """Return 0: an unfinished put leaves nothing behind here."""
         return 0

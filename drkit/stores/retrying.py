@@ -85,6 +85,10 @@ class RetryingStore:
         """Remove an object (`Store.delete`)."""
         self._backoff.retry(lambda: self._store.delete(key, version_id=version_id))
 
+    def extend_lock(self, key: str, until: datetime, *, version_id: str | None = None) -> None:
+        """Lock an object for longer (`Store.extend_lock`)."""
+        self._backoff.retry(lambda: self._store.extend_lock(key, until, version_id=version_id))
+
     def abort_leftovers(self, *, older_than: datetime) -> int:
         """Remove what unfinished puts left (`Store.abort_leftovers`)."""
         return self._backoff.retry(lambda: self._store.abort_leftovers(older_than=older_than))

@@ -71,8 +71,10 @@ class S3Store:
             create_only = {"IfNoneMatch": "*", **self._connection.lock_arguments()}
             return self._with_algorithm(lambda algorithm: self._write_whole(key, beginning[0], algorithm, create_only))
         written = self._put_large(key, itertools.chain(_drained(beginning), parts))
-        if self._options.lock:
-            self._lock(key, written.version_id)
+        if self._options.lock:  # once more: some servers forget what was asked for when an upload began
+            arguments = self._connection.lock_arguments()
+            retention = {name.removeprefix("ObjectLock"): value for name, value in arguments.items()}
+            self._lock(key, written.version_id, retention)
         return written
 
     def replace(self, key: str, content: bytes, *, expected: str | None) -> ObjectInfo:
@@ -136,6 +138,14 @@ class S3Store:
         version = {"VersionId": version_id} if version_id else {}
         with self._connection.translated(key):
             self._connection.call("delete_object", Key=f"{self._folder}{key}", **version)
+
+    def extend_lock(self, key: str, until: datetime, *, version_id: str | None = None) -> None:
+        """Lock a version for longer, where the site wants locks (`Store.extend_lock`)."""
+        if self._options.lock is None:
+            return
+        found = self.head(key, version_id=version_id)
+        if found.locked_until is None or found.locked_until < until:
+            self._lock(key, found.version_id, {"Mode": self._options.lock.mode.upper(), "RetainUntilDate": until})
 
     def abort_leftovers(self, *, older_than: datetime) -> int:
         """Abort uploads under the prefix that began before ``older_than``; return how many."""
@@ -303,12 +313,10 @@ class S3Store:
                 raise self._connection.no_bucket() from error
         self._bucket_seen = True
 
-    def _lock(self, key: str, version_id: str | None) -> None:
-        """Lock what an upload made once more: some servers forget what was asked for when it began."""
-        until = {name.removeprefix("ObjectLock"): value for name, value in self._connection.lock_arguments().items()}
+    def _lock(self, key: str, version_id: str | None, retention: Mapping[str, Any]) -> None:
         version = {"VersionId": version_id} if version_id else {}
         with self._connection.translated(key):
-            self._connection.call("put_object_retention", Key=f"{self._folder}{key}", Retention=until, **version)
+            self._connection.call("put_object_retention", Key=f"{self._folder}{key}", Retention=retention, **version)
 
     def _check_lock(self) -> None:
         """Raise StoreError when the site wants locks and the bucket has none: what is not locked can be removed."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from botocore.exceptions import ClientError
 
-from drkit.errors import StoreError
+from drkit.errors import StoreError, StoreMissing
 from drkit.operations.sparing import erase
 from drkit.stores.s3 import S3Store
 from drkit.stores.s3_connection import ObjectLock
@@ -70,6 +70,27 @@ def test_until_when_an_object_is_locked_can_be_asked(server: S3Server) -> None:
     free = server.store(server.bucket(versions=True))
     free.put(KEY, CONTENTS["small"])
     assert free.head(KEY).locked_until is None
+
+
+@pytest.mark.parametrize("size", CONTENTS)
+def test_a_lock_is_extended_and_never_shortened(server: S3Server, size: str) -> None:
+    store = server.store(server.bucket(object_lock=True), lock=LOCK)
+    written = store.put(KEY, CONTENTS[size])
+    now = datetime.now(UTC).replace(microsecond=0)
+    for until, expected in ((now + 3 * DAY, now + 3 * DAY), (now + 2 * DAY, now + 3 * DAY)):
+        store.extend_lock(KEY, until, version_id=written.version_id)
+        assert store.head(KEY).locked_until == expected
+    with pytest.raises(StoreError, match=f"store bucket failed at {KEY}"):
+        store.delete(KEY, version_id=written.version_id)
+    with pytest.raises(StoreMissing):
+        store.extend_lock("policies/orders/nothing", now)
+
+
+def test_a_store_whose_site_wants_no_locks_makes_none(server: S3Server) -> None:
+    store = server.store(server.bucket(object_lock=True))
+    store.put(KEY, CONTENTS["small"])
+    store.extend_lock(KEY, datetime.now(UTC) + DAY)
+    assert store.head(KEY).locked_until is None
 
 
 def test_erasing_frees_every_version_and_is_refused_while_one_is_locked(server: S3Server) -> None:

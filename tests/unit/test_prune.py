@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,73 @@ def test_what_is_locked_is_deferred_with_all_that_it_builds_on_and_is_no_error(w
     assert len(world.prune().marked) == 4
     world.now += 25 * HOUR
     assert len(world.prune().removed) == 4
+
+
+class Locking(MemoryStore):
+    """A store that locks what is put for thirty days, and for longer when it is asked to."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self.locks: dict[str, datetime] = {}
+        self.heads = 0
+
+    def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo:
+        self.heads += 1
+        found = super().head(key, version_id=version_id)
+        return replace(found, locked_until=self.locks.get(key, found.modified_at + 30 * DAY))
+
+    def extend_lock(self, key: str, until: datetime, *, version_id: str | None = None) -> None:
+        self.locks[key] = max(until, self.head(key).locked_until or until)
+
+
+@pytest.fixture
+def locking(world: PruneWorld) -> Locking:
+    """Lend a world's offsite store that locks, as the site says."""
+    store = Locking("offsite", now=lambda: world.now)
+    world.stores["offsite"] = world.bucket.stores["offsite"] = store
+    world.bucket.__post_init__()
+    lock = world.site.stores["primary"].model_copy(update={"object_lock": "compliance"})
+    world.site = world.site.model_copy(update={"stores": {**world.site.stores, "offsite": lock}})
+    return store
+
+
+def test_what_is_kept_stays_locked_and_what_is_marked_runs_out(world: PruneWorld, locking: Locking) -> None:
+    world.retention = {"last": 3, "minimum": 1, "max_removed_percent": 100, "stale_after": "1000d"}
+    (full,) = world.back_up()
+    (child,) = world.back_up(1, depends_on=names([full]))
+    entries = [full, child, *world.back_up(2)]
+    assert world.prune().removed == []
+    assert locking.locks == {}, "they are young"
+    for _ in range(20):
+        world.now += 10 * DAY
+        world.prune()
+        for entry in entries:
+            prefix = bucket.artifact_prefix("orders", entry.manifest.artifact_id)
+            for item in locking.list(prefix):
+                until = locking.head(item.key).locked_until
+                assert until is not None
+                assert until >= world.now + 15 * DAY, item.key
+    world.back_up(3, every=HOUR)
+    held = dict(locking.locks)
+    assert sorted(world.prune().marked) == sorted(names(entries))
+    world.now += 40 * DAY
+    world.prune()
+    gone = {key: until for key, until in locking.locks.items() if any(name in key for name in names(entries))}
+    assert all(gone[key] == held[key] for key in gone)
+
+
+def test_locks_are_extended_although_nothing_is_removed_and_one_look_tells_of_a_whole_artifact(
+    world: PruneWorld, locking: Locking
+) -> None:
+    world.retention = {"last": 1, "minimum": 1, "max_removed_percent": 1, "stale_after": "1d"}
+    world.back_up(6)
+    world.now += 20 * DAY
+    world.stores["third"] = Down("third")
+    assert world.prune().state == "suspended"
+    assert len(locking.locks) == 6 * 3
+    locking.heads = 0
+    world.prune()
+    assert locking.heads == 6 + 1, "a manifest of each, and the lease"
 
 
 # Holds, and taking back.
