@@ -1,4 +1,4 @@
-"""Fixtures of the fault tests: one forking process a session, and roomy folders that every user may pass through."""
+"""Fixtures of the fault tests: the forking process, and roomy folders that every user may pass through."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.faults.damage_scene import place, scene
-from tests.faults.forking import Forker, running_forker
+from tests.faults.forking import Forker, shared_forker
 
 __all__ = ["place", "scene"]
 
 
 @pytest.fixture(scope="session")
-def forker() -> Iterator[Forker]:
-    """Lend the process that forks commands."""
-    with running_forker() as forker:
-        yield forker
+def forker() -> Forker:
+    """Return the process that forks commands."""
+    return shared_forker()
 
 
 @pytest.fixture

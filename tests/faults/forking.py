@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -9,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,17 +58,21 @@ class Forker:
         """
         self.count += 1
         files = {name: host.folder / f"{name}-{self.count}" for name in ("stdout", "stderr", "trace")}
-        job = {
-            "arguments": arguments,
-            "env": host.environment,
-            "folder": str(host.site_folder),
+        how = {
             "stop_at": stop_at,
             "signal": int(stop_by),
             "impatient": impatient,
             "largest_file_bytes": largest_file_bytes,
             "clock_offset_s": clock_offset_s,
-            **{name: str(path) for name, path in files.items()},
         }
+        return self.fork(arguments, host.site_folder, host.environment, files, **how)
+
+    def fork(
+        self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], files: Mapping[str, Path], **how: object
+    ) -> StartedCommand:
+        """Start a command that writes to ``files``: its stdout, its stderr and, if it is watched, its trace."""
+        names = {name: str(path) for name, path in files.items()}
+        job = {"arguments": arguments, "env": dict(env), "folder": str(cwd), **names, **how}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
@@ -97,6 +103,14 @@ class StartedCommand:
         said = {name: path.read_text() for name, path in self.files.items() if path.exists()}
         passed = said.get("trace", "").splitlines()
         return Ended(self.pid, status, said.get("stdout", ""), said.get("stderr", ""), passed, peak_bytes)
+
+
+@functools.cache
+def shared_forker() -> Forker:
+    """Return the forking process of all tests; it is started when the first asks, and ends with them."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(running_forker())
 
 
 @contextmanager

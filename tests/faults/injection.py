@@ -5,7 +5,7 @@ process all the same: own pid, own files, nobody waiting for its threads. Points
 of a drill and the starts of child processes; product code has no hook for them, its functions are wrapped in the child.
 
 Run as ``python -m tests.faults.injection`` it reads one job per line (JSON) and answers with the child's pid and, at
-its end, its status and its largest resident size.
+its end, its status and its largest resident size. A job without a trace is the command line and nothing else.
 """
 
 from __future__ import annotations
@@ -183,15 +183,27 @@ def watch_children(trigger: Trigger) -> None:
 
 
 def _import_everything() -> None:
-    """Import what any command would; only then is forking cheap."""
+    """Import and build what any command would; only then is forking cheap."""
     import drkit
 
     for module in pkgutil.walk_packages(drkit.__path__, "drkit."):
         importlib.import_module(module.name)
+    from drkit.stores.s3_connection import _shared_session
+    from drkit.validation import Section
+
+    for model in _kinds_of(Section):
+        model.model_rebuild()
+    _shared_session().client("s3", region_name="us-east-1")
     from drkit.binaries import newest_server_major, postgres_binary
 
     for tool in ("pg_dump", "pg_dumpall", "pg_restore", "psql", "initdb", "pg_ctl", "postgres"):
         postgres_binary(tool, newest_server_major())
+
+
+def _kinds_of(model: type) -> Iterator[Any]:
+    for kind in model.__subclasses__():
+        yield kind
+        yield from _kinds_of(kind)
 
 
 def _run(job: dict[str, Any]) -> None:
@@ -205,14 +217,15 @@ def _run(job: dict[str, Any]) -> None:
     for number, name in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(name, flags, 0o600), number)
-    if job["largest_file_bytes"]:
+    if job.get("largest_file_bytes"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file_bytes"], resource.RLIM_INFINITY))
-    trace = os.open(job["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    trigger = Trigger(trace, job["stop_at"], job["signal"])
-    watch_stores(trigger, impatient=job["impatient"])
-    watch_phases(trigger)
-    watch_children(trigger)
-    shift_clock(job["clock_offset_s"])
+    if "trace" in job:
+        trace = os.open(job["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        trigger = Trigger(trace, job["stop_at"], job["signal"])
+        watch_stores(trigger, impatient=job["impatient"])
+        watch_phases(trigger)
+        watch_children(trigger)
+        shift_clock(job["clock_offset_s"])
     try:
         main(job["arguments"])
     except SystemExit as stop:

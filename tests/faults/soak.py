@@ -32,7 +32,7 @@ from drkit.schedule import Recurrence
 from tests.faults.shop import BUCKET_VARIABLES, bucket_lines
 from tests.fixtures.postgres import PostgresServer, _start, running_postgres
 from tests.fixtures.s3 import ACCESS_KEY, SECRET_KEY, S3Server, _free_port, _versitygw, _wait_for_port
-from tests.fixtures.site import ReadySite, run_drkit
+from tests.fixtures.site import ReadySite, fork_drkit
 
 ROOT = Path(__file__).parents[2]
 SPEED = 432
@@ -249,7 +249,7 @@ class Soak:
 
     def drkit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
-        return run_drkit(*arguments, cwd=self.site.folder, env={**BUCKET_VARIABLES}, timeout_s=300)
+        return fork_drkit(*arguments, cwd=self.site.folder, env={**BUCKET_VARIABLES}, timeout_s=300)
 
 
 def settle(soak: Soak) -> None:
