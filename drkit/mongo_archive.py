@@ -17,15 +17,16 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import bson
-import numpy as np
 from bson.errors import BSONError
 from fastcrc import crc64
 
 from drkit.errors import IntegrityError
-from drkit.mongo_ids import Identifiers
+
+if TYPE_CHECKING:
+    from drkit.mongo_ids import Identifiers
 
 MAGIC = b"\x6d\xe2\x99\x81"
 TERMINATOR = -1
@@ -289,15 +290,13 @@ class ArchiveReader:
             position += length
             if position > available:
                 break
+            if buffer[position - 1]:
+                raise self._damage(f"a document of collection {self._current_name} has no end", position - length)
             note(position)
         return ends, False
 
     def _take_documents(self, content: _Content, documents: bytes, ends: list[int]) -> None:
-        """Count, check and hash whole documents that lie one after another."""
-        endings = np.frombuffer(documents, np.uint8)[np.array(ends) - 1]
-        if endings.any():
-            place = ends[int(endings.argmax()) - 1] if endings[0] == 0 else 0
-            raise self._damage(f"a document of collection {self._current_name} has no end", place)
+        """Count and hash whole documents that lie one after another."""
         content.crc = crc64.xz(documents, content.crc)
         content.documents += len(ends)
         content.size_bytes += len(documents)
@@ -357,9 +356,7 @@ class ArchiveReader:
 def sum_of_digests(documents: bytes, ends: Sequence[int]) -> int:
     """Return the sum of the SHA-256 of each document, read as big-endian numbers; ``ends`` are where they end."""
     sha256 = hashlib.sha256
-    digests = b"".join([sha256(documents[start:end]).digest() for start, end in pairwise((0, *ends))])
-    limbs = np.frombuffer(digests, ">u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
-    return sum(limb << 32 * place for place, limb in enumerate(reversed(limbs.tolist())))
+    return sum(map(int.from_bytes, [sha256(documents[start:end]).digest() for start, end in pairwise((0, *ends))]))
 
 
 def _label(namespace: Namespace) -> str:
