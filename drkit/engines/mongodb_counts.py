@@ -1,10 +1,10 @@
 """Whether a dump has as many documents as the server had: mongodump's own word is not enough.
 
-Before mongodump reads a collection it asks the server how many documents it has, by its metadata, and says the answer.
-Where that is the number that it wrote then, two that do not know of each other agree, and nothing is left to ask. Else
-documents are counted exactly (an aggregation): metadata are wrong after a crash. That costs a scan, so one is enough
-where an oplog says what came and went: with it the count after the dump gives the one before. What a full capped
-collection drops is in no oplog, so it is counted twice all the same.
+Before mongodump reads a collection it asks the server how many documents it has, by its metadata, and says the answer;
+drkit's own reading asks as well. Where that is the number that was written then, two that do not know of each other
+agree, and nothing is left to ask. Else documents are counted exactly (an aggregation): metadata are wrong after a
+crash. That costs a scan, so one is enough where an oplog says what came and went: with it the count after the dump
+gives the one before. What a full capped collection drops is in no oplog, so it is counted twice all the same.
 """
 
 from __future__ import annotations
@@ -49,8 +49,13 @@ class SaidCounts:
 
     def agreeing(self, summary: ArchiveSummary) -> frozenset[str]:
         """Return the collections of which as many documents were written as the server had."""
-        dumped = {collection_name(item): item.documents for item in summary.collections}
-        return frozenset(name for name, count in self._documents.items() if dumped.get(name) == count)
+        return agreeing(self._documents, summary)
+
+
+def agreeing(said: Mapping[str, int], summary: ArchiveSummary) -> frozenset[str]:
+    """Return the collections of which as many documents were written as a server's metadata said before."""
+    dumped = {collection_name(item): item.documents for item in summary.collections}
+    return frozenset(name for name, count in said.items() if dumped.get(name) == count)
 
 
 def read_counts(client: Client, database: str, collections: Iterable[str]) -> Counts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pymongo
@@ -17,12 +17,12 @@ from drkit import __version__
 from drkit.engines import BackupOptions, OplogRange, Part, Preflight
 from drkit.engines.logical_dump import LogicalDump
 from drkit.engines.mongodb_client import Client, Endpoint, ServerFacts, read_clock, translated
-from drkit.engines.mongodb_counts import Counts, mark_counts, read_counts, require_whole
+from drkit.engines.mongodb_counts import Counts, agreeing, mark_counts, read_counts, require_whole
 from drkit.engines.mongodb_dump import DatabasePlan
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.engines.mongodb_oplog import read_newest
 from drkit.engines.mongodb_oplog_watch import OplogWatch
-from drkit.engines.mongodb_raw import RawCollection, read_collections
+from drkit.engines.mongodb_raw import RawCollection, estimate, read_collections
 from drkit.engines.mongodb_reading import Reading, open_batches
 from drkit.engines.mongodb_snapshot import Sentinel, Snapshot, find_snapshot, moved, read_sentinels
 from drkit.errors import SourceError
@@ -71,6 +71,10 @@ class _View:
     def unpinned(self) -> frozenset[Namespace]:
         return frozenset((self.database, name) for name in self.live)
 
+    def without(self, known: frozenset[str]) -> Sequence[str]:
+        """Return the live collections whose count is not known yet."""
+        return [name for name in self.live if f"{self.database}.{name}" not in known]
+
 
 @dataclass(frozen=True)
 class _Look:
@@ -79,6 +83,8 @@ class _Look:
     view: _View
     counts: Counts
     sentinels: Mapping[str, Sentinel]
+    said: Mapping[str, int] = field(default_factory=dict)
+    """How many documents the server's metadata say that a collection has."""
 
 
 def _require_names(client: Client, database: str, uuids: Mapping[str, str], oplog_ts: Any) -> None:
@@ -181,6 +187,8 @@ class NativeDump(LogicalDump):
             self._oplog.begin(read_newest(self._client))
             view = self._view(plan, collections)
             before = self._look(view, mark_counts(self._client, plan.name, view.live, view.capped))
+            estimates = estimate(self._client, collections)
+            before = replace(before, said={".".join(name): said.documents for name, said in estimates.items()})
             self._snapshots.append(snapshot_at)
             facts = {
                 "label": plan.name,
@@ -189,7 +197,8 @@ class NativeDump(LogicalDump):
                 "size_bytes": plan.size_bytes,
                 "excluded": list(plan.excluded),
             }
-            reading = Reading(self._options.parallel or PARALLEL, self._snapshot.concern, view.unpinned)
+            parallel = self._options.parallel or PARALLEL
+            reading = Reading(parallel, self._snapshot.concern, view.unpinned, estimates=estimates)
             with open_archive(self._client, self._server, collections, reading) as chunks:
                 yield self._watched(part.name, chunks, facts, before)
 
@@ -202,12 +211,13 @@ class NativeDump(LogicalDump):
                 yield chunk
             summary = reader.finish()
             view = before.view
-            live_counts = read_counts(self._client, view.database, view.live)
-            after = self._look(view, live_counts)
+            uncounted = view.without(agreeing(before.said, summary))
+            after = self._look(view, read_counts(self._client, view.database, uncounted))
             self._moved += moved(before.sentinels, after.sentinels)
             require_whole(self._client, summary, before.counts, after.counts, "drkit")
             # What the snapshot holds was counted in it, by the same name.
-            live = {name: uuid for name, uuid in uuids_of(summary).items() if name in live_counts.documents}
+            unpinned = {".".join(name) for name in view.unpinned}
+            live = {name: uuid for name, uuid in uuids_of(summary).items() if name in unpinned}
             _require_names(self._client, view.database, live, before.counts.oplog_ts)
             self._oplog_range = self._needed_oplog()
         self._part_details[part] = {

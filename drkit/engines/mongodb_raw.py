@@ -7,7 +7,7 @@ metadata_dump.go), and nothing is decoded on the way.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from drkit.mongo_archive_writer import CollectionMetadata
 
 RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 _NAMESPACE_NOT_FOUND = 26
-_SAMPLE = 20
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,25 @@ def _cursor(client: Client, database: str, command: Mapping[str, Any]) -> Iterat
             yield from reply["nextBatch"]
 
 
-def estimate(client: Client, namespace: Namespace) -> tuple[int, int]:
-    """Return about how many documents a collection has, and how large they are on average: by its metadata, a sample.
+@dataclass(frozen=True)
+class Estimate:
+    """What a server's metadata say that a collection has; ``size_bytes`` is None where they do not tell."""
 
-    Nothing else than ``find`` is needed of the user's rights, and nothing but speed depends on it.
+    documents: int
+    size_bytes: int | None = None
+
+
+def estimate(client: Client, collections: Iterable[RawCollection]) -> dict[Namespace, Estimate]:
+    """Return about how much each collection has; only those with documents of their own.
+
+    No document is read, and no more than ``find`` is needed of the user's rights (MongoDB manual, privilege actions).
     """
-    database, name = namespace
-    collection = client[database][name]
-    sample_bytes = sum(map(len, collection.find_raw_batches(limit=_SAMPLE, batch_size=_SAMPLE)))
-    documents = collection.estimated_document_count()
-    return documents, max(sample_bytes // max(min(documents, _SAMPLE), 1), 1)
+    return {item.namespace: _estimate(client, *item.namespace) for item in collections if item.has_documents}
+
+
+def _estimate(client: Client, database: str, name: str) -> Estimate:
+    try:
+        said = client[database].command({"dataSize": f"{database}.{name}", "estimate": True})
+        return Estimate(int(said["numObjects"]), int(said["size"]))
+    except (OperationFailure, KeyError):
+        return Estimate(client[database][name].estimated_document_count())

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from drkit.engines.mongodb_client import Client
-from drkit.engines.mongodb_raw import RawCollection, estimate
+from drkit.engines.mongodb_raw import Estimate, RawCollection
 from drkit.mongo_archive import Namespace
 from drkit.mongo_archive_writer import Batch
 from drkit.stream import Abandoned
@@ -30,6 +30,8 @@ from drkit.units import MIB
 
 _BATCH_BYTES = 2 * MIB
 _MOST_DOCUMENTS = 20_000
+_DOCUMENTS_OF_ANY_SIZE = 500
+"""A batch where nothing is known of the size of a document."""
 SPLIT_BYTES = 64 * MIB
 _SAMPLES_PER_RANGE = 20
 _POLL_S = 0.1
@@ -43,13 +45,15 @@ _NOT_SPLIT = frozenset({"capped", "collation", "clusteredIndex", "timeseries"})
 class Reading:
     """How to read: ``parallel`` cursors at once, with which read concern; None for the server's own.
 
-    ``unpinned`` are collections that cannot be read with it. Those of ``split_bytes`` and more are read in ranges.
+    ``unpinned`` are collections that cannot be read with it. Those of ``split_bytes`` and more are read in ranges, if
+    their ``estimates`` say so: they decide about nothing but speed and memory.
     """
 
     parallel: int
     concern: ReadConcern | None = None
     unpinned: frozenset[Namespace] = frozenset()
     split_bytes: int = SPLIT_BYTES
+    estimates: Mapping[Namespace, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class _Failure:
 def open_batches(client: Client, collections: Sequence[RawCollection], reading: Reading) -> Iterator[Iterator[Batch]]:
     """Lend the batches of all collections, and after the last of each a mark; the readers end with the context.
 
-    Up to two batches for each cursor are in memory, of 2 MiB or one document. Errors of a reader are raised to the
-    taker.
+    Up to two batches for each cursor are in memory, of 2 MiB or one document by the estimate, never of more than a
+    server sends (16 MiB). Errors of a reader are raised to the taker.
     """
     readers = _Readers(client, reading, _plan(client, collections, reading))
     try:
@@ -84,21 +88,27 @@ def open_batches(client: Client, collections: Sequence[RawCollection], reading: 
 
 
 def _plan(client: Client, collections: Sequence[RawCollection], reading: Reading) -> list[_Task]:
-    """Return the cursors to open, the largest first."""
+    """Return the cursors to open, the largest first; where sizes are not told, those of most documents."""
     sized: list[tuple[int, _Task]] = []
     for collection in collections:
         if not collection.has_documents:
             sized.append((0, _Task(collection.namespace, 0)))
             continue
-        documents, average_bytes = estimate(client, collection.namespace)
-        batch_documents = max(1, min(_MOST_DOCUMENTS, _BATCH_BYTES // average_bytes))
-        size_bytes = documents * average_bytes
+        said = reading.estimates.get(collection.namespace, Estimate(0))
+        size_bytes = said.size_bytes or 0
         ranges = min(reading.parallel, size_bytes // max(reading.split_bytes // 2, 1))
         bounds = _bounds(client, collection, ranges) if size_bytes >= reading.split_bytes else []
         edges = [None, *bounds, None]
         for lower, upper in pairwise(edges):
-            sized.append((size_bytes // (len(edges) - 1), _Task(collection.namespace, batch_documents, lower, upper)))
+            task = _Task(collection.namespace, _batch_documents(said), lower, upper)
+            sized.append(((size_bytes or said.documents) // (len(edges) - 1), task))
     return [task for _, task in sorted(sized, key=lambda pair: -pair[0])]
+
+
+def _batch_documents(said: Estimate) -> int:
+    if not said.size_bytes or not said.documents:
+        return _DOCUMENTS_OF_ANY_SIZE
+    return max(1, min(_MOST_DOCUMENTS, _BATCH_BYTES * said.documents // said.size_bytes))
 
 
 def _bounds(client: Client, collection: RawCollection, ranges: int) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from drkit.engines import mongodb_load as loading
 from drkit.engines import mongodb_snapshot as snapshots
 from drkit.engines.mongodb_client import connect, parse_url
 from drkit.engines.mongodb_dump import MongodbDump
-from drkit.engines.mongodb_raw import read_collections
+from drkit.engines.mongodb_raw import Estimate, estimate, read_collections
 from drkit.engines.mongodb_reading import Reading, open_batches
 from drkit.errors import SourceError
 from drkit.fingerprint import compare_fingerprints
@@ -125,8 +125,11 @@ def test_ranges_of_ids_of_many_types_make_up_the_whole(mongodb: MongoServer, tmp
     documents += [{"_id": {"a": number}} for number in range(100)] + [{"_id": None}, {"_id": 1.5}, {"_id": MaxKey()}]
     mongodb.client["many"]["all"].insert_many(documents)
     with connect(parse_url(mongodb.url)) as client:
-        reading = Reading(parallel, split_bytes=10_000)
-        with open_batches(client, read_collections(client, "many"), reading) as batches:
+        collections = read_collections(client, "many")
+        assert estimate(client, collections) == {("many", "all"): Estimate(len(documents))}
+        told = {("many", "all"): Estimate(len(documents), sum(len(bson.encode(document)) for document in documents))}
+        reading = Reading(parallel, split_bytes=10_000, estimates=told)
+        with open_batches(client, collections, reading) as batches:
             read = [batch for batch in batches]  # noqa: C416 - it is a stream
     found = [document for _, data in read if data for document in split_documents(data)]
     assert sorted(found) == sorted(bson.encode(document) for document in documents)
@@ -185,6 +188,28 @@ def test_a_collection_that_is_emptied_while_it_is_read_is_missed(
     monkeypatch.setattr(mongodb_native, "open_batches", losing)
     with pytest.raises(SourceError, match=r"drkit wrote \d+ documents"):
         dump(mongodb.url, tmp_path, via="native", databases=(shop,))
+
+
+def test_what_was_read_is_counted_again_only_where_the_server_said_another_number(
+    mongodb: MongoServer, shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drkit.engines import mongodb_native
+
+    counted: list[list[str]] = []
+    real_counts, real_estimate = mongodb_native.read_counts, mongodb_native.estimate
+
+    def counting(client: Any, database: str, names: Any) -> Any:
+        counted.append([*names])
+        return real_counts(client, database, counted[-1])
+
+    def mistaken(*arguments: Any) -> Any:
+        return {**real_estimate(*arguments), (shop, "Genre"): Estimate(24)}
+
+    monkeypatch.setattr(mongodb_native, "read_counts", counting)
+    dump(mongodb.url, tmp_path, via="native", databases=(shop,))
+    monkeypatch.setattr(mongodb_native, "estimate", mistaken)
+    dump(mongodb.url, tmp_path, via="native", databases=(shop,))
+    assert counted == [[], ["Genre"]]
 
 
 def test_a_collection_that_is_renamed_before_it_is_read_is_no_empty_one(
