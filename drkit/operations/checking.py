@@ -9,8 +9,7 @@ from drkit.operations import Workplace
 from drkit.operations.check import gather
 from drkit.operations.expectations import expectation_of
 from drkit.operations.judgement import CheckReport, judge
-from drkit.operations.log_check import summarize_log
-from drkit.operations.oplog_timeline import summarize_oplog
+from drkit.operations.log_check import summarize_oplog, summarize_wal
 from drkit.operations.promises import shared_limit
 from drkit.operations.verify_due import stored_copies
 from drkit.policy import Policy
@@ -26,7 +25,7 @@ def check_stores(workplace: Workplace, policies: Sequence[Policy], *, everything
         stores = {name: store for name, store in stores.items() if name in wanted}
     asked = None if everything else {policy.policy for policy in policies}
     observed = gather(stores, workplace.signers, workplace.catalog, asked)
-    logs = {policy.policy: summarize_log(workplace, policy.policy) for policy in policies if policy.rule("wal")}
+    logs = {policy.policy: summarize_wal(workplace, policy.policy) for policy in policies if policy.rule("wal")}
     logs |= {policy.policy: summarize_oplog(workplace, policy.policy) for policy in policies if policy.rule("oplog")}
     readings = _readings(workplace, policies)
     expectations = {policy.policy: expectation_of(policy, now, workplace.site) for policy in policies}

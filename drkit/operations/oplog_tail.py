@@ -18,19 +18,18 @@ from typing import Any
 from drkit.credentials import resolve
 from drkit.engines.mongodb_client import Client, connect, parse_url
 from drkit.engines.mongodb_oplog import OplogReach, Reading, read_after, require_reach
-from drkit.errors import DrkitError, IntegrityError, SourceError, StoreError
+from drkit.errors import DrkitError, StoreError
 from drkit.model import Finding
 from drkit.operations import Workplace
 from drkit.operations.oplog_log import dump_points
 from drkit.operations.oplog_ship import OplogShipper
 from drkit.operations.oplog_spool import OplogSpool, Position
+from drkit.operations.persistence import Persistence
 from drkit.operations.selection import find_artifacts
 from drkit.oplog import Anchor, OplogDisorder, OplogSpan, OplogTs
 from drkit.policy import BackupRule, Policy
 from drkit.units import MIB, format_bytes, format_duration, format_moment
 
-_FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 15.0
 _POLL_S = 1.0
 _SHIP_S = 0.5
 _RECOVERY_S = 5.0
@@ -89,24 +88,13 @@ class OplogTail:
         self._shipper = setting.shipper
         self._buffer: _Buffer | None = None
         self._lost_at: Anchor | None = None
-        self._wait_s = _FIRST_WAIT_S
+        self._persistence = Persistence(self._tell, damaged="failed")
         self._reach: OplogReach | None = None
         self._reach_s = 0.0
 
     def run(self, stopping: threading.Event) -> None:
         """Tail until ``stopping``; whatever ends it is told and tried again, later each time."""
-        while not stopping.is_set():
-            try:
-                self._tail(stopping)
-            except IntegrityError as error:
-                self._tell("failed", error.message)
-            except StoreError as error:
-                self._tell("waiting", error.message)
-            except DrkitError as error:
-                self._tell("server-gone" if isinstance(error, SourceError) else "refused", error.message)
-            if stopping.wait(self._wait_s):
-                break
-            self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+        self._persistence.run(self._tail, stopping)
         with contextlib.suppress(DrkitError):
             self._cut()
         self._tell("stopped", "tailing was stopped")
@@ -125,7 +113,7 @@ class OplogTail:
                     return
                 self._poll(client, stopping)
                 self._look(client)
-                self._wait_s = _FIRST_WAIT_S
+                self._persistence.progress()
                 stopping.wait(_POLL_S)
 
     # Where to read --------------------------------------------------------------------------------------------------

@@ -1,27 +1,25 @@
-"""What of a MongoDB policy can be restored, and what was proven: the facts of `drkit timeline`, and of `drkit check`.
+"""What of a MongoDB policy can be restored, and what was proven: the facts of `drkit timeline`.
 
 Needs no identity: the places of slices and dumps are signed in the clear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from drkit.errors import StoreError
 from drkit.model import Finding
 from drkit.operations import Workplace
-from drkit.operations.check import LogSummary
 from drkit.operations.lineage import restorable
 from drkit.operations.log_audit import LogLink
-from drkit.operations.oplog_log import FIRST_TIMELINE, Branch, dump_points, stored_oplog
+from drkit.operations.oplog_log import Branch, dump_points, stored_oplog
 from drkit.operations.oplog_spool import read_oplog_state
 from drkit.operations.selection import find_artifacts
 from drkit.operations.timeline import FRESH, ProvenMoment, clock_doubts, finding_of, proofs_of, proven_spans
 from drkit.oplog_windows import DumpPoint, OplogGap, OplogWindow, find_gaps, find_windows
 from drkit.recovery_coverage import Coverage, measure_coverage
-from drkit.units import format_duration, format_moment, parse_utc
+from drkit.units import parse_utc
 
 ENGINE = "mongodb"
 
@@ -117,35 +115,3 @@ def _last_seen(workplace: Workplace, policy: str) -> OplogExposure | None:
         window=None if window_s is None else timedelta(seconds=int(window_s)),
         findings=tuple(finding_of(item) for item in state.get("findings", ())),
     )
-
-
-def summarize_oplog(workplace: Workplace, policy: str) -> LogSummary:
-    """Say for `drkit check` how a policy's oplog stands; a store out of reach is said elsewhere."""
-    try:
-        found = read_oplog_timeline(workplace, policy)
-    except StoreError:
-        return LogSummary(None, (), None)
-    newest_at = max((window.to_at for window in found.windows), default=None)
-    exposed = found.exposure.duration if found.exposure else None
-    links = None if found.distrusted or found.unreached else found.links
-    return LogSummary(newest_at, tuple(_findings(found)), exposed, links)
-
-
-def _findings(found: OplogTimeline) -> Iterator[Finding]:
-    for doubt in found.distrusted:
-        yield Finding("log-untrusted", found.policy, doubt, f"drkit timeline {found.policy}")
-    numbers = [item.timeline for item in found.branches] + [item.timeline for item in found.starts]
-    timeline = max(numbers, default=FIRST_TIMELINE)
-    for gap in found.gaps:
-        if gap.to_ts is None and gap.timeline == timeline:
-            message = f"nothing after {format_moment(gap.from_at)} can be restored: {gap.reason}"
-            yield Finding("oplog-gap", found.policy, message, f"drkit backup {found.policy}")
-    if not any(item.timeline == timeline for item in found.starts):
-        message = f"no dump has been taken since timeline {timeline} of the oplog began: it continues nothing"
-        yield Finding("oplog-gap", found.policy, message, f"drkit backup {found.policy}")
-    if found.exposure is not None:
-        yield from found.exposure.findings
-    elif found.seen_at is not None:
-        since = format_duration(found.now - found.seen_at)
-        message = f"drkit serve does not run any more: it last looked at the oplog {since} ago"
-        yield Finding("oplog-stopped", found.policy, message, "drkit serve")

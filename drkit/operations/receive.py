@@ -26,16 +26,15 @@ from drkit.engines.postgres_wal import (
     read_history,
     read_position,
 )
-from drkit.errors import DrkitError, IntegrityError, SourceError, StoreError
+from drkit.errors import IntegrityError, SourceError, StoreError
 from drkit.operations import Workplace
+from drkit.operations.persistence import Persistence
 from drkit.operations.ship import Shipper
 from drkit.operations.spool import Identity, Spool, is_mark, read_facts, segment_name_of
 from drkit.policy import BackupRule, Policy
 from drkit.units import format_bytes
 from drkit.wal import Segment, classify, format_lsn, parse_history
 
-_FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 15.0
 _WATCH_S = 0.2
 _ASK_S = 5.0
 _RECOVERY_S = 5.0
@@ -95,22 +94,11 @@ class Receiver:
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._spool = setting.spool
-        self._wait_s = _FIRST_WAIT_S
+        self._persistence = Persistence(self._tell, damaged="wrong-server")
 
     def run(self, stopping: threading.Event) -> None:
         """Receive until ``stopping``; whatever ends it is told and tried again, later each time."""
-        while not stopping.is_set():
-            try:
-                self._receive(stopping)
-            except IntegrityError as error:
-                self._tell("wrong-server", error.message)
-            except StoreError as error:
-                self._tell("waiting", error.message)
-            except DrkitError as error:
-                self._tell("server-gone" if isinstance(error, SourceError) else "refused", error.message)
-            if stopping.wait(self._wait_s):
-                break
-            self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+        self._persistence.run(self._receive, stopping)
         self._tell("stopped", "receiving was stopped")
 
     def _tell(self, state: str, message: str) -> None:
@@ -154,7 +142,7 @@ class Receiver:
                 )
                 return
             if time.monotonic() - started_s > 1:
-                self._wait_s = _FIRST_WAIT_S
+                self._persistence.progress()
                 self._tell("receiving", f"from {position.server}, slot {self._setting.slot}")
 
     @staticmethod

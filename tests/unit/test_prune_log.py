@@ -26,7 +26,7 @@ from drkit.model import (
 )
 from drkit.operations.check import gather
 from drkit.operations.judgement import judge
-from drkit.operations.log_check import summarize_log
+from drkit.operations.log_check import summarize_wal
 from drkit.operations.prune import PruneResult
 from drkit.operations.prune_reach import reach_of
 from drkit.oplog import OplogTs, slice_name
@@ -292,7 +292,7 @@ def test_a_damaged_base_that_begins_the_window_keeps_its_log(logs: LogWorld) -> 
 def log_findings(world: PruneWorld) -> list[str]:
     """Return what `drkit check` says of the log."""
     observed = gather(world.stores, world.bucket.signers, world.catalog, {"orders"})
-    logs = {"orders": summarize_log(world.workplace, "orders")}
+    logs = {"orders": summarize_wal(world.workplace, "orders")}
     (verdict,) = judge(replace(observed, logs=logs), {}, world.now).policies
     return [item.message for item in verdict.findings if item.code.startswith("log-")]
 
