@@ -52,12 +52,14 @@ class ServerFacts:
     """What a server says of itself. ``product`` names one that is not MongoDB's own, empty otherwise.
 
     ``sizes_bytes`` are those of its databases on disk, without the system's own; 0 where it does not tell them cheaply.
+    ``compatibility`` is its feature compatibility version, empty where it does not say.
     """
 
     version: str
     product: str
     replica_set: str
     sizes_bytes: Mapping[str, int]
+    compatibility: str = ""
 
     @property
     def major(self) -> int:
@@ -75,6 +77,7 @@ class ServerFacts:
             "version": self.version,
             "major": self.major,
             "product": self.product or "MongoDB",
+            "compatibility": self.compatibility,
             "replica_set": self.replica_set,
             "address": endpoint.server,
             "one_snapshot": one_snapshot,
@@ -153,7 +156,16 @@ def read_server(client: Client) -> ServerFacts:
     # SecantusDB goes through every document to tell a size.
     found = client.list_databases(nameOnly=product.startswith("SecantusDB"))
     sizes = {item["name"]: int(item.get("sizeOnDisk", 0)) for item in found if item["name"] not in _SYSTEM_DATABASES}
-    return ServerFacts(str(build["version"]), product, str(hello.get("setName", "")), sizes)
+    replica_set, compatibility = str(hello.get("setName", "")), _compatibility(client)
+    return ServerFacts(str(build["version"]), product, replica_set, sizes, compatibility)
+
+
+def _compatibility(client: Client) -> str:
+    try:
+        answer = client.admin.command({"getParameter": 1, "featureCompatibilityVersion": 1})
+    except OperationFailure:
+        return ""
+    return str((answer.get("featureCompatibilityVersion") or {}).get("version", ""))
 
 
 def read_clock(client: Client) -> datetime:

@@ -142,8 +142,11 @@ def require_built(outcomes: Sequence[BuildOutcome]) -> None:
     """Raise SourceError naming every index and view that could not be built."""
     failed = [outcome for outcome in outcomes if outcome.error]
     if failed:
+        nouns = ("index or view", "indexes and views")
+        if any(outcome.kind in ("user", "role") for outcome in outcomes):
+            nouns = ("index, view, role or user", "indexes, views, roles and users")
         raise SourceError(
-            f"{len(failed):,} of {format_count(len(outcomes), 'index or view', 'indexes and views')} could not be"
+            f"{len(failed):,} of {format_count(len(outcomes), *nouns)} could not be"
             f" built: {', '.join(outcome.label for outcome in failed)}",
             details=[f"{outcome.label}: {outcome.error}" for outcome in failed],
             hints=["every document is there: build them by hand, or drop the collections and restore again"],

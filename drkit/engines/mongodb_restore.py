@@ -131,6 +131,11 @@ class LoadSession:
                 f"the backup is of MongoDB {source['version']} and the target is {server.version}:"
                 " MongoDB promises a restore only between servers of one major version"
             )
+        elif source.get("compatibility", "") not in ("", server.compatibility):
+            self.result.warnings.append(
+                f"the backup is of feature compatibility version {source['compatibility']}, and the target is"
+                f" {server.compatibility or 'of one that it does not say'}"
+            )
 
     @property
     def summary(self) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bson
 import pytest
 from bson import Timestamp
 
-from drkit.engines.mongodb_client import ServerFacts
+from drkit.credentials import Secret
+from drkit.engines import RestoreOptions
+from drkit.engines.mongodb_client import Endpoint, ServerFacts
 from drkit.engines.mongodb_load import keeps_empty_timestamps, load_archive
+from drkit.engines.mongodb_restore import LoadSession
 from drkit.errors import IntegrityError, SourceError
 from drkit.mongo_archive_writer import Batch, CollectionMetadata, Prelude, write_archive
 
@@ -178,3 +181,22 @@ def test_on_an_older_server_an_empty_timestamp_is_put_right_afterwards() -> None
 )  # fmt: skip
 def test_which_servers_leave_empty_timestamps_alone(version: str, *, keeps: bool) -> None:
     assert keeps_empty_timestamps(version) is keeps
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (ServerFacts("8.0.4", "", "", {}, "8.0"), ""),
+        (ServerFacts("8.0.4", "", "", {}, "7.0"), "feature compatibility version 8.0, and the target is 7.0"),
+        (ServerFacts("8.0.4", "", "", {}), "and the target is of one that it does not say"),
+        (
+            ServerFacts("7.0.2", "", "", {}, "7.0"),
+            "MongoDB promises a restore only between servers of one major version",
+        ),
+    ],
+)
+def test_a_target_of_another_version_is_said(target: ServerFacts, words: str) -> None:
+    source = {"version": "8.0.1", "major": 8, "compatibility": "8.0"}
+    options = RestoreOptions(details={"server": source, "parts": {}}, parts=())
+    session = LoadSession(Endpoint(Secret("mongodb://db1/"), "db1", ""), options, target, {}, cast("Any", None))
+    assert [words in warning for warning in session.result.warnings] == ([True] if words else [])
