@@ -85,6 +85,11 @@ def is_capped(facts: Mapping[str, Any]) -> bool:
     return json.loads(facts.get("options") or "{}").get("capped") is True
 
 
+def is_time_series(facts: Mapping[str, Any]) -> bool:
+    """Tell whether a collection, by its facts in a fingerprint, is a time series; some servers only have it in options."""
+    return facts.get("form") == "timeseries" or "timeseries" in json.loads(facts.get("options") or "{}")
+
+
 def _spelled(document: Mapping[str, Any], without: Iterable[str] = ()) -> str:
     """Write Extended JSON in one spelling: servers list options in any order, but order matters inside of them."""
     kept = {key: document[key] for key in sorted(document) if key not in set(without)}

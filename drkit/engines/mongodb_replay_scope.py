@@ -9,7 +9,7 @@ from typing import Any
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_apply import Totals
 from drkit.engines.mongodb_commands import BUCKETS
-from drkit.engines.mongodb_fingerprint import collection_of_index, is_capped
+from drkit.engines.mongodb_fingerprint import collection_of_index, is_capped, is_time_series
 from drkit.engines.mongodb_indexes import from_extended_json, indexes_to_build
 from drkit.engines.mongodb_placing import Placing, target_name
 from drkit.oplog_catalog import OplogCatalog
@@ -60,7 +60,7 @@ def catalog_at_dump(options: RestoreOptions, placings: Mapping[str, Placing]) ->
             catalog.indexes[name] = {}
             if is_capped(recorded["collection"][name]):
                 catalog.capped.add(name)
-            if recorded["collection"][name].get("form") == "timeseries":
+            if is_time_series(recorded["collection"][name]):
                 catalog.time_series.add(name)
         for name in placing.views:
             catalog.views[name] = from_extended_json(json.loads(recorded["view"][name]["definition"]))

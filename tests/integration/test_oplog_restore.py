@@ -83,6 +83,7 @@ def shipped(source: MongoServer, target_server: MongoServer, tmp_path_factory: p
     history = History(source.client, source.client["shop"], random.Random(SEED))
     history.write(WRITES // 2, set())
     source.client["shop"]["orders"].create_index([("n", 1)], name="by n")
+    source.client["shop"].command("createRole", "auditor", privileges=[], roles=[])
     with site.serving():
         site.wait_for("tail      tailing")
         dumped = site.site.call("backup", "orders")
@@ -135,7 +136,7 @@ def test_a_restore_that_is_killed_in_its_replay_goes_on_by_the_same_command(
     shipped: Shipped, target: MongoServer
 ) -> None:
     moment = shipped.history.moments[-1]
-    asked = ("restore", "orders", "--at", moment.at.isoformat(), "--to", "file:keys/target-url")
+    asked = ("restore", "orders", "--at", moment.at.isoformat(), "--with-users", "--to", "file:keys/target-url")
     argv = [sys.executable, "-c", "from drkit.cli import main; main()", *asked]
     child = subprocess.Popen(argv, cwd=shipped.site.site.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: redo_of(shipped.site).get("applied"), "the replay has begun")
@@ -146,9 +147,14 @@ def test_a_restore_that_is_killed_in_its_replay_goes_on_by_the_same_command(
     other = shipped.restore("--at", moment.at.isoformat(), "--table", "shop.orders")
     assert other.returncode == 5
     assert "has an unfinished restore of artifact" in other.stdout
-    done = shipped.restore("--at", moment.at.isoformat())
+    assert target.client["shop"].command("rolesInfo", 1)["roles"] == []
+    done = shipped.restore("--at", moment.at.isoformat(), "--with-users")
     assert done.returncode == 0, done.stdout
-    assert json.loads(done.stdout)["replayed"]["resumed_after"] > 0
+    document = json.loads(done.stdout)
+    assert document["replayed"]["resumed_after"] > 0
+    assert "users and roles are those of the dump: what the oplog says of them is not replayed" in document["warnings"]
+    assert [item["role"] for item in target.client["shop"].command("rolesInfo", 1)["roles"]] == ["auditor"]
+    target.client["shop"].command("dropRole", "auditor")
     found = held(target.client["shop"])
     found.pop("by year")
     assert found == modelled(moment.documents)

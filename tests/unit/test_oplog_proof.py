@@ -105,13 +105,14 @@ def test_two_indexes_that_would_have_one_name_are_both_restored_and_compared() -
     assert [item.indexes for item in plan_contents(options)] == [("b.c_1",), ("c_1",)]
 
 
-def test_the_buckets_of_a_time_series_belong_to_it() -> None:
-    heat = CollectionSummary("shop", "heat", "timeseries", 0, f"{0:064x}", {})
+@pytest.mark.parametrize(("kind", "options"), [("timeseries", {}), ("collection", {"timeseries": {"timeField": "at"}})])
+def test_the_buckets_of_a_time_series_belong_to_it(kind: str, options: dict[str, Any]) -> None:
+    heat = CollectionSummary("shop", "heat", kind, 0, f"{0:064x}", {"options": options})
     facts = {"label": "shop", "fingerprint": fingerprint_of(ArchiveSummary("8", "1", (heat,)))}
-    options = RestoreOptions(parts=("database-1",), details={"parts": {"database-1": facts}})
-    assert catalog_at_dump(options, place_parts(options)).time_series == {"shop.heat"}
-    assert name_in_target(options, place_parts(options))("shop.system.buckets.heat") == "shop.heat"
-    without = replace(options, exclude_tables=("shop.heat",))
+    chosen = RestoreOptions(parts=("database-1",), details={"parts": {"database-1": facts}})
+    assert catalog_at_dump(chosen, place_parts(chosen)).time_series == {"shop.heat"}
+    assert name_in_target(chosen, place_parts(chosen))("shop.system.buckets.heat") == "shop.heat"
+    without = replace(chosen, exclude_tables=("shop.heat",))
     placings = place_parts(without)
     assert catalog_at_dump(without, placings).time_series == set()
     assert [name_in_target(without, placings)(f"shop.{name}") for name in ("heat", "system.buckets.heat", "new")] == [
