@@ -86,7 +86,7 @@ def is_capped(facts: Mapping[str, Any]) -> bool:
 
 
 def is_time_series(facts: Mapping[str, Any]) -> bool:
-    """Tell whether a collection, by its facts in a fingerprint, is a time series; some servers only have it in options."""
+    """Tell whether a collection, by its facts in a fingerprint, is a time series, whatever its kind."""
     return facts.get("form") == "timeseries" or "timeseries" in json.loads(facts.get("options") or "{}")
 
 
