@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from drkit import bucket
 from drkit.catalog import Catalog
 from drkit.model import Finding
 from drkit.operations import Workplace
@@ -22,7 +23,7 @@ from drkit.operations.stored_log import base_points, log_state, read_logs, signe
 from drkit.recovery_coverage import Coverage, measure_coverage
 from drkit.recovery_path import BasePoint
 from drkit.recovery_windows import Gap, Window, find_gaps, find_windows
-from drkit.units import parse_utc, say_slow_clock
+from drkit.units import format_moment, parse_utc, say_slow_clock
 
 Verdict = Literal["passed", "passed_with_findings", "failed"]
 
@@ -75,12 +76,13 @@ class Timeline:
     distrusted: Sequence[str]
     unreached: Sequence[str]
     links: Sequence[LogLink] = ()
+    damaged: Sequence[str] = ()
 
     @property
     def doubts(self) -> list[str]:
-        """Return what was not believed and what was not reached."""
+        """Return what was not believed, what was not reached, and what was not as it was signed when it was read."""
         newest_at = max((window.to_at for window in self.windows), default=self.now)
-        return [*self.distrusted, *self.unreached, *clock_doubts(newest_at, self.now)]
+        return [*self.distrusted, *self.unreached, *self.damaged, *clock_doubts(newest_at, self.now)]
 
 
 def read_timeline(workplace: Workplace, policy: str) -> Timeline:
@@ -110,7 +112,17 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
         distrusted=[doubt for doubt in logs.doubts if doubt not in unreached],
         unreached=unreached,
         links=logs.links,
+        damaged=list(damaged_stretches(workplace.catalog, policy)),
     )
+
+
+def damaged_stretches(catalog: Catalog, policy: str) -> Iterator[str]:
+    """Say of which stretches of the log a store had something else than was signed, when it was read last."""
+    for (subject, store), reading in sorted(catalog.verified.readings(policy).items()):
+        place = bucket.parse_log_manifest_key(subject)
+        if place is not None and not reading.sound:
+            span = place.first if place.first == place.last else f"{place.first} .. {place.last}"
+            yield f"{span} in store {store}: not as it was signed when it was read on {format_moment(reading.at)}"
 
 
 def clock_doubts(newest_at: datetime, now: datetime) -> list[str]:

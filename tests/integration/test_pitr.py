@@ -217,23 +217,43 @@ def last_segment_of_one(scene: Scene) -> Path:
     return scene.walk.log_object(segment_of(lsn, 1, 16 << 20).name)
 
 
-@pytest.mark.parametrize("damage", ["removed", "truncated", "flipped"])
+def damaged(scene: Scene, path: Path, damage: str) -> bytes:
+    """Return what an object becomes; empty for nothing at all."""
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "truncated":
+        return content[:-100]
+    if damage == "flipped":
+        return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    if damage == "swapped":
+        return next(item for item in scene.walk.log_objects() if item.name[:8] == path.name[:8]).read_bytes()
+    if damage == "another cluster's":
+        recipients = recipients_of(scene.walk.site.recipients, accept_single_key=False)
+        return b"".join(age.encrypt(compress([foreign(scene, path)], 1), recipients))
+    return b""
+
+
+def foreign(scene: Scene, path: Path) -> bytes:
+    """Return a segment as another cluster would have written it."""
+    strange = bytearray((scene.walk.archive / path.name.removesuffix(".zst.age")).read_bytes())
+    strange[24:32] = (7).to_bytes(8, "little")
+    return bytes(strange)
+
+
+@pytest.mark.parametrize("damage", ["removed", "truncated", "flipped", "swapped", "another cluster's"])
 def test_a_damaged_segment_is_named_and_earlier_moments_are_fine(scene: Scene, damage: str) -> None:
     path = last_segment_of_one(scene)
     name = path.name.removesuffix(".zst.age")
     with changed(path):
-        content = path.read_bytes()
-        path.chmod(0o600)
+        content = damaged(scene, path, damage)
+        same_size = len(content) == path.stat().st_size
         path.unlink()
-        if damage == "truncated":
-            path.write_bytes(content[:-100])
-        elif damage == "flipped":
-            middle = len(content) // 2
-            path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        if content:
+            path.write_bytes(content)
         with scratch_place() as place:
             into = place / "data"
             done = scene.walk.restore("--into", str(into), "--at", f"lsn:{scene.walk.marks['five'].lsn}")
-            assert done.returncode == (8 if damage == "flipped" else 9), done.stdout + done.stderr
+            assert done.returncode == (8 if same_size else 9), done.stdout + done.stderr
             assert name in done.stderr
             assert not into.exists() or list(into.iterdir()) == []
         if damage == "flipped":
@@ -241,18 +261,21 @@ def test_a_damaged_segment_is_named_and_earlier_moments_are_fine(scene: Scene, d
         else:
             plan = scene.walk.restore("--plan", "--at", scene.walk.marks["three"].after.isoformat())
             assert plan.returncode == 0
+        if not same_size:  # what has the right size is only found by reading it
+            found = document_of(scene.walk.site.call("timeline", POLICY, "--json"))
+            assert name in {gap["first_missing"] for gap in found["gaps"]}
+            checked = scene.walk.site.call("check", POLICY, "--json")
+            assert (checked.returncode, name in checked.stdout) == (8, True)
 
 
 def test_wal_of_another_cluster_is_named(scene: Scene) -> None:
     path = last_segment_of_one(scene)
     name = path.name.removesuffix(".zst.age")
-    strange = bytearray((scene.walk.archive / name).read_bytes())
-    strange[24:32] = (7).to_bytes(8, "little")
-    recipients = recipients_of(scene.walk.site.recipients, accept_single_key=False)
     manifests = sorted(path.parent.glob("*.json*"))
     with changed(path), set_aside(manifests):
+        content = damaged(scene, path, "another cluster's")
         path.unlink()
-        path.write_bytes(b"".join(age.encrypt(compress([bytes(strange)], 1), recipients)))
+        path.write_bytes(content)
         with scratch_place() as place:
             done = scene.walk.restore("--into", str(place / "data"), "--timeline", "1")
         assert done.returncode == 8, done.stdout + done.stderr

@@ -15,7 +15,16 @@ from drkit.sandboxes.postgres_proof import check_pages, check_structure, verify_
 from drkit.sandboxes.postgres_server import ServerPlace, open_server
 from tests.fixtures.physical import start_server
 from tests.fixtures.postgres import as_server_user, postgres_bin
-from tests.fixtures.recovery import POLICY, Walk, document_of, restored, scratch_place, started, walking
+from tests.fixtures.recovery import (
+    POLICY,
+    Walk,
+    document_of,
+    restored,
+    run_as_server,
+    scratch_place,
+    started,
+    walking,
+)
 from tests.fixtures.site import ReadySite
 
 MAJOR = int(postgres_bin().parts[-2])
@@ -129,6 +138,49 @@ def test_settings_of_the_source_neither_bend_nor_break_a_replay(walk: Walk) -> N
             copy.execute("commit prepared 'pending'")
             assert copy.execute("select state from status") == [("prepared",)]
     server.execute("rollback prepared 'pending'")
+
+
+def test_a_configuration_that_lies_elsewhere_is_not_needed_to_come_back(ready_site: ReadySite) -> None:
+    """As Debian has it: nothing in the data folder says how the server is to be started (T24)."""
+    with walking(ready_site) as walk:
+        server, data = walk.server, walk.server.folder / "data"
+        etc = server.folder / "etc"
+        server.stop("fast")
+        (etc / "conf.d").mkdir(parents=True)
+        for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+            (data / name).rename(etc / name)
+        places = {"data_directory": data, "hba_file": etc / "pg_hba.conf", "ident_file": etc / "pg_ident.conf"}
+        with (etc / "postgresql.conf").open("a") as config:
+            config.writelines(f"{name} = '{path}'\n" for name, path in places.items())
+            config.write("include_dir = 'conf.d'\nmax_connections = 77\n")
+        (etc / "conf.d" / "more.conf").write_text("work_mem = '7MB'\n")
+        subprocess.run(["chown", "-R", "postgres:postgres", str(etc)], check=True)
+        log = str(server.folder / "server.log")
+        begun = run_as_server(str(server.bin / "pg_ctl"), "-D", str(etc), "-l", log, "-w", "start")
+        assert begun.returncode == 0, Path(log).read_text()
+        walk.base()
+        walk.set("elsewhere")
+        walk.switch()
+        walk.ship()
+        server.stop()
+        shutil.rmtree(etc)
+        with scratch_place() as place:
+            into = place / "data"
+            done = walk.restore("--into", str(into), "--json")
+            assert done.returncode == 0, done.stderr
+            assert "the source kept its own elsewhere" in " ".join(document_of(done)["notes"])
+            captured = into / "captured-config" / str(etc).lstrip("/")
+            assert (captured / "conf.d" / "more.conf").read_text() == "work_mem = '7MB'\n"
+            assert "max_connections = 77" in (captured / "postgresql.conf").read_text()
+            assert (captured / "pg_hba.conf").stat().st_mode & 0o077 == 0
+            written = [line for line in (into / "pg_hba.conf").read_text().splitlines() if not line.startswith("#")]
+            assert all(line.startswith("local") for line in written if line)
+            (into / "pg_hba.conf").write_text("local all all trust\n")
+            with started(server, into) as copy:
+                assert copy.execute("select state from status") == [("elsewhere",)]
+                assert copy.execute("show max_connections") == [("77",)]
+        drill = walk.site.call("drill", POLICY, "--level", "same-data", "--json")
+        assert (drill.returncode, document_of(drill)["verdict"]) == (0, "passed"), drill.stderr
 
 
 def test_the_unfinished_segment_is_the_end_of_the_latest(walk: Walk) -> None:

@@ -20,6 +20,8 @@ from drkit.engines.registry import find_engine
 from drkit.errors import SourceError
 from tests.fixtures.physical import PHYSICAL, save_part, standby_of, start_server, take_base
 from tests.fixtures.postgres import PASSWORD, PostgresServer, running_postgres
+from tests.fixtures.s3 import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.fixtures.s3_proxy import Fault, running_proxy
 from tests.fixtures.site import ReadySite
 
 ROLE = "drkit backup"
@@ -239,8 +241,8 @@ def test_leaving_early_ends_the_backup_on_the_server(server: PostgresServer, tmp
 # Through the command line: no manifest --------------------------------------------------------------------------------
 
 
-def base_policy(site: ReadySite, server: PostgresServer, rule: str) -> None:
-    path = site.write_policy("orders", server.url().reveal())
+def base_policy(site: ReadySite, server: PostgresServer, rule: str, store: str = "primary") -> None:
+    path = site.write_policy("orders", server.url().reveal(), stores=(store,))
     path.write_text(path.read_text().replace("{method: dump}", f"{{method: base, {rule}}}"))
 
 
@@ -280,6 +282,37 @@ def test_a_backup_whose_session_dies_commits_nothing(server: PostgresServer, rea
     assert True in ended
     assert done.returncode == 5, done.stderr
     assert manifests(ready_site) == []
+
+
+@pytest.mark.parametrize("rule", ["via: stream", "via: local, parallel: 2"])
+def test_a_store_that_freezes_for_a_while_holds_nobody_up(
+    server: PostgresServer, ready_site: ReadySite, moto_server: S3Server, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOUD_ID", ACCESS_KEY)
+    monkeypatch.setenv("CLOUD_SECRET", SECRET_KEY)
+    keys = ['access_key: "env:CLOUD_ID"', 'secret_key: "env:CLOUD_SECRET"']
+    with running_proxy(moto_server.endpoint) as proxy:
+        where = ['region: "us-east-1"', f'endpoint: "{proxy.endpoint}"', "path_style: true"]
+        ready_site.add_store("cloud", f"s3://{moto_server.bucket()}/site", *where, *keys)
+        base_policy(ready_site, server, rule, store="cloud")
+        proxy.plan += [Fault(operation, first=2, times=1000, stall=True) for operation in ("put", "part", "complete")]
+        written: list[bool] = []
+
+        def thaw() -> None:
+            eventually(lambda: any(proxy.count(fault.operation) >= fault.first for fault in proxy.plan))
+            written.extend(server.execute("create table frozen (); drop table frozen; select true")[0])
+            proxy.plan.clear()
+            proxy.released.set()
+
+        thawing = threading.Thread(target=thaw)
+        thawing.start()
+        done = ready_site.call("backup", "orders")
+        thawing.join()
+        assert done.returncode == 0, done.stderr
+        assert written == [True]
+        verified = ready_site.call("verify", "--all")
+        assert verified.returncode == 0, verified.stderr
+        eventually(lambda: server.execute("select count(*) from pg_replication_slots") == [(0,)])
 
 
 def test_a_full_disk_commits_nothing(server: PostgresServer, ready_site: ReadySite) -> None:

@@ -377,3 +377,31 @@ def test_a_frozen_store_holds_up_neither_the_server_nor_the_end_of_the_process(
             if source.process is not None:
                 source.stop(signal.SIGKILL)
             drop_slot(logged, slot)
+
+
+def test_a_full_spool_pauses_receiving_and_nobody_else(source: LogSite, logged: PostgresServer) -> None:
+    spool = source.spool
+    spool.mkdir(parents=True, mode=0o700)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(spool)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    away = source.site.folder / "away"
+    try:
+        with source.serving():
+            source.wait_for("receiving: ")
+            write_rows(logged, 100)
+            source.await_lsn(flushed_lsn(logged))
+            source.site.store_folder.rename(away)
+            for _ in range(16):
+                write_rows(logged, 800)
+            source.wait_for("receiver  disk-full", 60)
+            write_rows(logged, 100)  # the server waits for nobody
+            held = "select wal_status from pg_replication_slots where active or wal_status is not null"
+            assert all(status != "lost" for (status,) in logged.execute(held))
+            away.rename(source.site.store_folder)
+            source.await_lsn(flushed_lsn(logged), 120)
+        source.gapless()
+        assert source.events("wal.gap") == []
+        assert not list((spool / "sealed").iterdir())
+    finally:
+        subprocess.run(["umount", "-l", str(spool)], check=True)
