@@ -17,6 +17,7 @@ from typing import Any
 
 from drkit.credentials import Secret
 from drkit.engines.postgres_client import connect, parse_url
+from drkit.engines.postgres_collations import changed_collations
 from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
 from drkit.units import MIB, When, format_moment
 
@@ -253,25 +254,28 @@ def add_missing_config(data: Path, recorded: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Recovered:
-    """How far a recovery got, as the server says after it."""
+    """How far a recovery got, as the server says after it; ``doubts`` are what may be wrong with it on this host."""
 
     timeline: int
     lsn: str | None
     last_commit_at: datetime | None
     checksums: bool
     databases: Sequence[str]
+    doubts: Sequence[str] = ()
 
 
 def read_recovered(url: Secret) -> Recovered:
     """Ask a server how its recovery ended; raise SourceError while it is still in recovery (T36)."""
-    with connect(parse_url(url)) as connection:
+    endpoint = parse_url(url)
+    with connect(endpoint) as connection:
         row = connection.execute("select pg_is_in_recovery()").fetchone()
         if row is None or row[0]:
             raise SourceError("the restored server is still in recovery: it was not promoted")
         row = connection.execute(_RECOVERED).fetchone()
         assert row is not None
         timeline, lsn, last_commit_at, checksums, databases = row
-        return Recovered(timeline, lsn, last_commit_at, checksums, databases)
+        doubts = tuple(changed_collations(connection, endpoint, databases))
+        return Recovered(timeline, lsn, last_commit_at, checksums, databases, doubts)
 
 
 _RECOVERED = """

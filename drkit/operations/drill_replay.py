@@ -183,6 +183,7 @@ class ReplayDrill(DrillFrame):
                     server, replayed = stack.enter_context(open_replay(self.workplace, plan, site, self.reporter))
                 self.outcome.recovered = _recovery(plan, replayed)
                 self.outcome.scratch["version"] = site.place.version
+                self.outcome.findings += replayed.recovered.doubts
                 level.summary = f"postgres {site.place.version}, {describe_replayed(replayed)}"
                 self._prove_heartbeats(replayed, site, level)
             self._stamp_rto()

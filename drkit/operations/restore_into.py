@@ -176,6 +176,7 @@ class _FolderJob:
                     lent = open_replay(self.workplace, self.plan, site, self.reporter)
                     server, replayed = stack.enter_context(lent)
                 self.reporter.line(f"  replay      {describe_replayed(replayed)}")
+                self.notes += replayed.recovered.doubts
                 with self.phases.timed("stop"):
                     server.stop()
         shutil.rmtree(spool)

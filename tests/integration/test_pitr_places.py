@@ -102,6 +102,17 @@ def test_tablespaces_are_remapped_and_new_ones_never_written_over(walk: Walk) ->
     assert walk.state_at("--at", walk.marks["before two"].after.isoformat()) == "before two"
 
 
+def sorted_elsewhere(walk: Walk) -> None:
+    """Make a database whose indexes are of other versions of ICU (T48)."""
+    walk.server.create_database(
+        "sorted",
+        'create table words (one text, two text collate "fr-x-icu"); create index on words (one, two);'
+        " update pg_collation set collversion = '0.9' where collname = 'fr-x-icu'",
+        "locale_provider icu icu_locale 'de'",
+    )
+    walk.server.execute("update pg_database set datcollversion = '1.0' where datname = 'sorted'")
+
+
 def test_settings_of_the_source_neither_bend_nor_break_a_replay(walk: Walk) -> None:
     """What leads to the source, loads what is not there, or is too small for the log is kept away (T24, T25, T40)."""
     server, data = walk.server, walk.server.folder / "data"
@@ -109,6 +120,7 @@ def test_settings_of_the_source_neither_bend_nor_break_a_replay(walk: Walk) -> N
     server.execute("alter system set primary_conninfo = 'host=production'")
     server.execute("alter system set recovery_target_name = 'left over'")
     server.execute("alter system set work_mem = '5MB'")
+    sorted_elsewhere(walk)
     outside = server.folder / "elsewhere"
     outside.mkdir()
     (outside / "hba.conf").write_text("local all all reject\n")
@@ -126,6 +138,10 @@ def test_settings_of_the_source_neither_bend_nor_break_a_replay(walk: Walk) -> N
         notes = " ".join(document_of(done)["notes"])
         assert "recovery_target_name" in notes
         assert "data_directory, hba_file" in notes
+        assert "database sorted has indexes on text that may be in the wrong order on this host" in notes
+        for words in ("the default (1.0 there,", '"fr-x-icu" (0.9 there,', 'reindex database "sorted"'):
+            assert words in notes
+        assert "database postgres" not in notes
         auto_conf = (into / "postgresql.auto.conf").read_text()
         assert "work_mem" in auto_conf
         assert "left over" not in auto_conf
@@ -200,6 +216,7 @@ def test_the_unfinished_segment_is_the_end_of_the_latest(walk: Walk) -> None:
 def test_a_superuser_of_another_name_and_page_checksums(ready_site: ReadySite) -> None:
     with walking(ready_site) as walk:
         server = walk.server
+        sorted_elsewhere(walk)
         server.execute("create role keeper superuser login")
         server.execute("alter role postgres rename to boss", user="keeper")
         ready_site.write_secret("source-url", server.url(user="keeper").reveal())
@@ -212,6 +229,8 @@ def test_a_superuser_of_another_name_and_page_checksums(ready_site: ReadySite) -
         walk.base()
         done = ready_site.call("drill", POLICY, "--json")
         assert done.returncode == 0, done.stdout
+        assert document_of(done)["verdict"] == "passed_with_findings"
+        assert any("database sorted has indexes on text" in line for line in document_of(done)["findings"])
         assert "page checksums right" in document_of(done)["levels"]["same-data"]["summary"]
 
 
