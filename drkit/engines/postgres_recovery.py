@@ -44,8 +44,10 @@ _RISKY: Mapping[str, str] = {
     "synchronous_standby_names": "",
     "recovery_end_command": "",
     "archive_cleanup_command": "",
+    "max_logical_replication_workers": "0",
 }
-"""What a restored server must not do by itself: archive into the source's archive, follow it, wait for others (T40)."""
+"""What a restored server must not do by itself: archive into the source's archive, follow it, wait for others (T40), or
+take over the source's subscriptions: their publishers' slots are further on, and what lies between would be skipped."""
 
 _RISKY_SINCE: Mapping[str, tuple[int, str]] = {
     "archive_library": (15, ""),
@@ -130,7 +132,6 @@ def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: in
         "shared_preload_libraries": "",
         "session_preload_libraries": "",
         "local_preload_libraries": "",
-        "max_logical_replication_workers": "0",
         "logging_collector": "off",
         "log_destination": "stderr",
         "log_min_messages": "log",

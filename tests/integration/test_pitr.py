@@ -120,6 +120,7 @@ def test_what_is_left_acts_on_nothing(scene: Scene) -> None:
         shown = dict(server.execute("select name, setting from pg_settings"))
         assert (shown["archive_mode"], shown["primary_conninfo"], shown["primary_slot_name"]) == ("off", "", "")
         assert shown["restore_command"] == shown["recovery_target"] == ""
+        assert shown["max_logical_replication_workers"] == "0", "subscriptions would go on where the source's are"
         assert shown["fsync"] == "off", "the settings of the source are back: its own say so"
         assert server.execute("select count(*) from pg_replication_slots") == [(0,)]
         names = {path.name for path in (server.folder / "data").iterdir()}

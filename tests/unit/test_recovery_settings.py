@@ -151,6 +151,7 @@ def test_floors_are_kept_and_everything_that_acts_is_off() -> None:
     assert (settings["max_connections"], settings["max_wal_senders"]) == ("500", "22")
     assert settings["archive_mode"] == "off"
     assert settings["shared_preload_libraries"] == settings["listen_addresses"] == settings["primary_conninfo"] == ""
+    assert settings["max_logical_replication_workers"] == safe_settings(15)["max_logical_replication_workers"] == "0"
     assert safe_settings(15)["archive_library"] == ""
     assert "archive_library" not in safe_settings(14)
 
