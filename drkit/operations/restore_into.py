@@ -225,6 +225,6 @@ class _FolderJob:
             captured = f"; the source's own are in {CAPTURED_CONFIG}" if (self.data / CAPTURED_CONFIG).exists() else ""
             self.notes.append(f"written because the source kept its own elsewhere: {', '.join(added)}{captured}")
         self.notes.append(
-            "archiving and subscriptions are off; when this becomes the server to keep: alter system reset archive_mode;"
-            " alter system reset max_logical_replication_workers; and copy the tables of its subscriptions anew"
+            "archiving and subscriptions are off; when this becomes the server to keep: alter system reset"
+            " archive_mode; alter system reset max_logical_replication_workers; and copy its subscriptions' tables anew"
         )
