@@ -20,6 +20,7 @@ from bench_catalog import bench_catalog
 from bench_mongo import bench_mongo
 from bench_place import DRKIT, Bench, bench, make_database, peak_kilobytes, report, write_policy
 from bench_recovery import bench_base, bench_replay, bench_wal
+from bench_retention import bench_retention
 from bench_schedule import bench_schedule
 
 from drkit.operations.init import NewSite, init_site
@@ -173,6 +174,7 @@ BENCHES = {
     "wal": bench_wal,
     "replay": bench_replay,
     "mongo": bench_mongo,
+    "retention": bench_retention,
     "schedule": bench_schedule,
 }
 

@@ -23,6 +23,15 @@ SESSIONS = (
     " and pid <> pg_backend_pid() and application_name like any (array['drkit%', 'pg_dump%'])"
 )
 
+PG_DUMP = """
+import os, drkit.engines.postgres_dump as dump
+from drkit.process import Command, open_producer
+options = f"--lock-wait-timeout={round(dump._DUMP_LOCK_WAIT_S * 1000)}"
+with open_producer(Command(["pg_dump", options, "--dbname", os.environ["WAITS_ON"]]), idle_timeout_s=60) as producer:
+    list(producer.chunks())
+"""
+"""A process that starts pg_dump as a backup does, whose guard is gone already."""
+
 
 @pytest.fixture
 def locked(postgres: PostgresServer) -> Iterator[str]:
@@ -66,6 +75,24 @@ def test_a_backup_that_waits_on_the_server_is_ended_there_too(
     assert stored <= {"globals.zst.age"}, "something that was not finished was stored"
     events = ready_site.call("run", "list", "--json").stdout
     assert '"state": "interrupted"' in events
+
+
+@pytest.mark.parametrize("behind", ["the guard", "pg_dump"])
+def test_what_a_kill_leaves_waiting_on_the_server_ends_by_itself(
+    ready_site: ReadySite, postgres: PostgresServer, locked: str, behind: str
+) -> None:
+    """SIGKILL lets nobody clean up. Somebody keeps the lock: what waits for it gives up after its own time."""
+    path = ready_site.write_policy("orders", ready_site.write_secret("url", postgres.url(locked).reveal()))
+    text = path.read_text().replace('keys/url"', f'keys/url", databases: [{locked}]')
+    path.write_text(text.replace("method: dump", "method: dump, lock_timeout: 2s"))
+    job = PG_DUMP if behind == "pg_dump" else "from drkit.cli import main; main()"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    environment["WAITS_ON"] = postgres.url(locked).reveal()
+    command = [sys.executable, "-c", job, "backup", "orders"]
+    with subprocess.Popen(command, cwd=ready_site.folder, env=environment) as process:
+        until(lambda: any(kind == "Lock" for _, kind in postgres.execute(SESSIONS, locked)), "it waits for the lock")
+        process.kill()
+    until(lambda: not postgres.execute(SESSIONS, locked), "no session of ours is left on the server")
 
 
 def test_what_cannot_be_cancelled_is_said(ready_site: ReadySite) -> None:
