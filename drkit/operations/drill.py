@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from drkit.engines import Engine, LoadResult, RestoreOptions
 from drkit.engines.registry import find_engine
@@ -25,7 +26,6 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details
 from drkit.operations.drill_deadline import OutOfTime, deadline
 from drkit.operations.drill_frame import DrillFrame
-from drkit.operations.drill_oplog import OplogDrill, is_rolled_forward
 from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
 from drkit.operations.drill_scratch import open_scratch
@@ -37,6 +37,9 @@ from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import Policy
 from drkit.sandboxes import ScratchServer
 from drkit.units import format_bytes, format_count, format_duration, format_moment
+
+if TYPE_CHECKING:
+    from drkit.operations.drill_oplog import OplogDrill
 
 _MOST_AT_ONCE = 4
 """How many drills of one policy may run at once, on all hosts that share a catalog."""
@@ -90,7 +93,17 @@ def run_drill(
 def _kind_of(workplace: Workplace, policy: Policy, request: DrillRequest) -> type[ReplayDrill | OplogDrill | _Drill]:
     if is_replayed(workplace, policy, request):
         return ReplayDrill
-    return OplogDrill if is_rolled_forward(policy, request) else _Drill
+    if not _is_rolled_forward(policy, request):
+        return _Drill
+    # With it come pymongo and numpy, the larger half of what a drill imports; those of PostgreSQL do without.
+    from drkit.operations.drill_oplog import OplogDrill
+
+    return OplogDrill
+
+
+def _is_rolled_forward(policy: Policy, request: DrillRequest) -> bool:
+    """Tell whether a drill is one of dump and oplog: the policy keeps it, and the level goes as far."""
+    return policy.rule("oplog") is not None and request.rule.level in ("replays", "same-data", "works")
 
 
 def _tell(workplace: Workplace, outcome: DrillOutcome) -> None:

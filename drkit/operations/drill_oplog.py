@@ -23,7 +23,7 @@ from drkit.errors import RecoveryGap
 from drkit.fingerprint import compare_fingerprints, describe_difference
 from drkit.model import Fingerprint
 from drkit.operations.drill_frame import DrillFrame
-from drkit.operations.drill_outcome import DrillRequest, Recovery, describe_pick
+from drkit.operations.drill_outcome import Recovery, describe_pick
 from drkit.operations.drill_replay import draw_uniform
 from drkit.operations.drill_scratch import open_scratch
 from drkit.operations.restore import RestoreRequest, way_of
@@ -36,14 +36,8 @@ from drkit.operations.restore_oplog import (
     replay_request,
 )
 from drkit.oplog_windows import find_windows
-from drkit.policy import Policy
 from drkit.sandboxes import ScratchServer
 from drkit.units import format_bytes, format_count, format_duration, format_moment
-
-
-def is_rolled_forward(policy: Policy, request: DrillRequest) -> bool:
-    """Tell whether a drill is one of dump and oplog: the policy keeps it, and the level goes as far."""
-    return policy.rule("oplog") is not None and request.rule.level in ("replays", "same-data", "works")
 
 
 class OplogDrill(DrillFrame):
