@@ -2,6 +2,8 @@
 
 import signal
 
+from hypothesis import HealthCheck, settings
+
 pytest_plugins = [
     "tests.fixtures.mongodb",
     "tests.fixtures.postgres",
@@ -12,3 +14,7 @@ pytest_plugins = [
 
 # A shell starts what runs in its background with SIGINT ignored, and children inherit that: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says how busy the machine is, and nothing of drkit.
+settings.register_profile("drkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("drkit")
