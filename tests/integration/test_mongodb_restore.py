@@ -213,9 +213,10 @@ def test_a_plan_shows_collections_sizes_and_indexes_and_the_result_what_was_buil
     done = ready_site.call("--json", "restore", "small", "--to", url, "--rename", "small=other")
     document = json.loads(done.stdout)
     assert document["loaded"] == {"database-1": "other"}
-    assert list(document["built"]) == [
-        "index other.orders.by state", "index other.orders.few", "index other.people.name_1", "view other.some",
-    ]  # fmt: skip
+    # In which order mongodump has read the collections is its own affair.
+    *indexes, view = document["built"]
+    assert sorted(indexes) == ["index other.orders.by state", "index other.orders.few", "index other.people.name_1"]
+    assert view == "view other.some"
     for words, status, said in [
         (("--table", "small.order"), 5, "the backup has no collection small.order"),
         (("--rename", "small"), 2, "write --rename like OLD=NEW"),

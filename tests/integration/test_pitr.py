@@ -310,6 +310,7 @@ def test_a_restore_that_is_killed_starts_clean_the_next_time(scene: Scene, when:
             while not trace.exists():
                 assert child.poll() is None, "it ended before it could be killed"
                 assert time.monotonic() < deadline
+                time.sleep(0.005)
         finally:
             child.kill()
             child.wait()
