@@ -31,6 +31,7 @@ SPOOL_BYTES = 1024 * MIB
 """How much is read ahead; 64 segments of the usual size."""
 _MOST_AHEAD = 64
 _FETCHERS = 2
+_FIRST_FILES = 3
 _LOOK_EVERY_S = 0.02
 _LINE_TIMEOUT_S = 60
 _LONGEST_SOCKET_PATH = 100
@@ -121,6 +122,15 @@ class WalServer:
         """Begin to read ahead."""
         for thread in self._threads:
             thread.start()
+
+    def wait_for_first(self) -> None:
+        """Wait until the first files are there or cannot be read: a server that starts then finds them local."""
+        enough = min(_FIRST_FILES, len(self._numbers))
+        with self._changed:
+            self._changed.wait_for(
+                lambda: sum(entry.state in ("ready", "failed") for entry in self._entries.values()) >= enough,
+                timeout=_LINE_TIMEOUT_S,
+            )
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -115,6 +115,7 @@ def open_replay(
             target = replay_target(plan, site.place.data)
             write_recovery(site.place.data, recovery_settings(target, command), keep=False)
             with open_wal_server(wal, site.socket):
+                wal.wait_for_first()
                 _start(server, only_known(settings, plan.major), wal, plan)
         recovered = read_recovered(site.place.url)
         _require_reached(plan, recovered)

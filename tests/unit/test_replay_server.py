@@ -137,6 +137,22 @@ def test_it_reads_ahead_of_the_server_but_not_without_bounds(tmp_path: Path, mon
         assert len(reader.asked) == len(set(reader.asked))
 
 
+def test_the_first_files_are_there_once_they_were_waited_for(tmp_path: Path) -> None:
+    with serving(tmp_path) as (server, _):
+        server.wait_for_first()
+        assert len(list(server.ready.iterdir())) >= 3
+    assert server.counts.waited == 0
+
+
+def test_a_first_file_that_cannot_be_read_is_not_waited_for(tmp_path: Path) -> None:
+    def damage(reader: Reader) -> None:
+        reader.errors = {stored(number).file.name: IntegrityError("damaged") for number in (1, 2, 3)}
+
+    with serving(tmp_path, prepare=damage) as (server, _):
+        server.wait_for_first()
+        assert fetch(tmp_path, stored(1).file.name)[0] != 0
+
+
 def test_a_file_that_was_moved_away_is_counted_and_fetched_again_when_it_is_asked_for(tmp_path: Path) -> None:
     with serving(tmp_path) as (server, reader):
         until(lambda: (server.ready / name_of(1)).exists())
