@@ -54,8 +54,9 @@ class ServerUsers:
     def details(self) -> dict[str, Any]:
         """Return what an artifact's details say of them: names, and the version of their form."""
         named = {"users": sorted(self.users), "roles": sorted(self.roles)}
-        version = None if self.schema is None else int(bson.decode(self.schema)["currentVersion"])
-        return {"label": _LABEL, "kind": USERS_PART, **named, "auth_schema": version}
+        version = None if self.schema is None else bson.decode(self.schema).get("currentVersion")
+        schema = int(version) if isinstance(version, int | float) else None
+        return {"label": _LABEL, "kind": USERS_PART, **named, "auth_schema": schema}
 
     @property
     def size_bytes(self) -> int:

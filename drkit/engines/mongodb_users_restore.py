@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import bson
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -30,6 +31,8 @@ _TEMPORARY = "tempusers"
 _MERGE = {"_mergeAuthzCollections": 1, "drop": False, "db": ""}
 _UNAUTHORIZED, _NO_SUCH_COMMAND = 13, 59
 _COMPARED = ("credentials", "customData", "authenticationRestrictions")
+_READING: CodecOptions[dict[str, Any]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
+"""What applications keep with a user may have dates that Python has not."""
 _MAJORITY = {"w": "majority"}
 _AUTH_SCHEMA = 5
 """Of MongoDB 3.0 and later; from 8.1 on no server says so any more (SERVER-83663)."""
@@ -116,7 +119,9 @@ class UsersLoad:
         Whoever is there by now is left as he is, and has to be as the backup says.
         """
         failed = False
-        roles = {name: bson.decode(self._held.roles[name]) for name in self._role_names}
+        roles: dict[str, dict[str, Any]] = {
+            name: bson.decode(self._held.roles[name], _READING) for name in self._role_names
+        }
         for name in in_order(roles):
             outcome = _make_role(client, name, roles[name])
             failed = failed or bool(outcome.error)
@@ -137,9 +142,12 @@ class UsersLoad:
             said = _words(failure)
         found = {_name(item, "user"): item for item in read_named(client, "user", self._user_names, credentials=True)}
         took_s = (time.monotonic() - started_s) / len(self._user_names)
+        wanted: dict[str, dict[str, Any]] = {
+            name: bson.decode(self._held.users[name], _READING) for name in self._user_names
+        }
         return [
-            BuildOutcome("user", name, took_s, _user_error(found.get(name), bson.decode(self._held.users[name]), said))
-            for name in self._user_names
+            BuildOutcome("user", name, took_s, _user_error(found.get(name), user, said))
+            for name, user in wanted.items()
         ]
 
     def _merge(self, client: Client, users: Sequence[bytes]) -> None:
@@ -193,7 +201,7 @@ def read_named(client: Client, kind: str, names: Sequence[str], *, credentials: 
         return []
     asked = [{kind: name.partition(".")[2], "db": name.partition(".")[0]} for name in names]
     more = {"showPrivileges": True} if kind == "role" else {"showCredentials": credentials}
-    answer: dict[str, Any] = client.admin.command({f"{kind}sInfo": asked, **more})
+    answer: dict[str, Any] = client.admin.command({f"{kind}sInfo": asked, **more}, codec_options=_READING)
     return [item for item in answer[f"{kind}s"] if not item.get("isBuiltin")]
 
 
@@ -240,11 +248,16 @@ def _sorted(items: Iterable[Mapping[str, Any]]) -> list[str]:
     )
 
 
+def _raw(value: Any) -> bytes:
+    """Return the bytes of a value; what is empty is as good as nothing."""
+    return bson.encode({"": value or None})
+
+
 def _user_error(found: Mapping[str, Any] | None, user: Mapping[str, Any], said: str) -> str:
     """Say what is wrong with a user that was to be made; nothing where he is as the backup says."""
     if found is None:
         return said or "the server says that it took over what it was given, and has no such user"
-    same = all((found.get(key) or None) == (user.get(key) or None) for key in _COMPARED)
+    same = all(_raw(found.get(key)) == _raw(user.get(key)) for key in _COMPARED)
     if same and _sorted(found.get("roles") or []) == _sorted(user.get("roles") or []):
         return ""
     return "there is another one of that name"

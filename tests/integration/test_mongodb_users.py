@@ -7,13 +7,16 @@ is played in tests/unit/test_mongodb_users.py.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bson
 import pytest
 from pymongo import MongoClient
 
+from drkit.engines.mongodb_users import ServerUsers
 from tests.fixtures.mongodb import MongoServer, running_mongodb
 from tests.fixtures.site import ReadySite
 
@@ -107,6 +110,23 @@ def test_roles_and_users_are_kept_planned_and_restored_only_when_asked_for(
         for file in ready_site.folder.rglob("*"):
             if file.is_file() and "keys" not in file.parts:
                 assert secret_word.encode() not in file.read_bytes(), file
+
+
+def test_mongorestore_takes_the_archive_for_users_and_roles(
+    empty: MongoServer, mongo_tools: Path, tmp_path: Path
+) -> None:
+    user = {"_id": "shop.app", "user": "app", "db": "shop", "credentials": {}, "roles": []}
+    schema = bson.encode({"_id": "authSchema", "currentVersion": 5})
+    held = ServerUsers({"shop.app": bson.encode(user)}, {}, schema)
+    archive = tmp_path / "users"
+    archive.write_bytes(b"".join(held.archive("8.0.4")))
+    uri = f"--uri=mongodb://127.0.0.1:{empty.port}/?directConnection=true"
+    done = subprocess.run(
+        [mongo_tools / "mongorestore", "-v", uri, f"--archive={archive}"], capture_output=True, text=True
+    )
+    # As far as it comes: SecantusDB does not say which auth schema it has.
+    assert "comparing auth version of the dump directory and target server" in done.stderr
+    assert "error getting auth version of server" in done.stderr
 
 
 def test_the_connected_user_is_never_replaced_and_a_missing_privilege_is_said(

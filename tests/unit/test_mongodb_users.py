@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import bson
 import pytest
-from bson import Binary
+from bson import Binary, DatetimeMS
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
@@ -26,7 +27,10 @@ from drkit.engines.mongodb_users_restore import UsersLoad, in_order
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.mongo_archive import read_archive
 
+FAR = DatetimeMS(253402300800000 * 2)
+"""A moment after the year 9999, which Python has not."""
 SECRET = "c3RvcmVkIGtleQ=="
+READING: CodecOptions[dict[str, Any]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 ENDPOINT = Endpoint(Secret("mongodb://boss:geheim@db1/"), "db1:27017", "boss")
 MONGOD = ServerFacts("8.0.4", "", "rs0", {"shop": 1})
 
@@ -53,7 +57,7 @@ def role(name: str, *granted: str, database: str = "shop") -> dict[str, Any]:
 
 USERS = [
     user("app", "writer"),
-    user("report", "reader", customData={"team": "bi"}),
+    user("report", "reader", customData={"team": "bi", "until": FAR, "rate": float("nan")}),
     user("root", "root", database="admin"),
 ]
 ROLES = [role("boss", "writer"), role("writer", "reader"), role("reader"), role("auditor", database="admin")]
@@ -122,7 +126,7 @@ class _Database:
 
     def _insert(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
         assert (self.name, name) == ("admin", "tempusers")
-        self.server.temporary = [bson.decode(item.raw) for item in body["documents"]]
+        self.server.temporary = [bson.decode(item.raw, READING) for item in body["documents"]]
         return {"n": len(body["documents"])}
 
     def _mergeAuthzCollections(self, _: Any, body: Mapping[str, Any]) -> dict[str, Any]:  # noqa: N802
@@ -181,7 +185,7 @@ def test_roles_come_before_those_that_are_granted_them_and_users_last() -> None:
     names = list(outcome)
     assert names.index("role shop.reader") < names.index("role shop.writer") < names.index("role shop.boss")
     assert [name for name in names if name.startswith("user")] == names[4:]
-    assert server.users == {item["_id"]: item for item in USERS}, "with the credentials that they had"
+    assert {name: bson.encode(item) for name, item in server.users.items()} == held().users, "as they were"
     assert server.temporary is None
     assert load.words == "4 roles, 3 users"
     again = made(load, server)
