@@ -21,7 +21,7 @@ from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inve
 from drkit.operations.prune_doubts import clock_doubts, hold_doubts, manifest_doubts, strange_places, unread_stores
 from drkit.operations.prune_gone import gone_artifacts, log_span
 from drkit.operations.prune_log_pieces import log_pieces
-from drkit.operations.prune_verdicts import drill_verdicts, found_damaged
+from drkit.operations.prune_verdicts import Dated, dated_records, drill_verdicts, found_damaged
 from drkit.policy import Policy
 from drkit.retention_documents import BuriedRun, LogTombstone
 from drkit.retention_facts import CLOCK_SKEW, Candidate, Holdings, State
@@ -42,7 +42,8 @@ class Stored:
     """What is stored of one policy, and what was decided over it before.
 
     ``copies`` are the trusted manifests of each artifact. ``graves`` are their tombstones, ``log_graves`` those of the
-    log, oldest first. ``known_holds`` are all that were ever placed, the released ones too.
+    log, oldest first. ``known_holds`` are all that were ever placed, the released ones too. ``records`` are the signed
+    ones of drills and verifications.
     """
 
     policy: Policy
@@ -55,6 +56,7 @@ class Stored:
     obstacles: tuple[str, ...] = ()
     locks: Mapping[str, datetime] = field(default_factory=dict)
     gone: tuple[Candidate, ...] = ()
+    records: Sequence[Dated] = ()
 
     @cached_property
     def holds(self) -> list[HoldEntry]:
@@ -151,7 +153,7 @@ class Stored:
         whole = _whole_in(self)
         named = {parent for copies in self.copies.values() for parent in copies[0].manifest.parents}
         named |= {parent for grave in self.graves.values() for parent in grave.parents}
-        drills = drill_verdicts(self.inventories.values(), self.copies, self.now)
+        drills = drill_verdicts(self.records, self.copies, self.now)
         artifacts = [
             Candidate(
                 artifact_id=artifact_id,
@@ -203,6 +205,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
         gone=tuple(gone_artifacts(known, copies, [graves[artifact_id] for artifact_id in graves.keys() - held])),
         known_holds=entries,
+        records=list(dated_records(read.values(), workplace.catalog.evidence_entries(policy=name))),
         obstacles=(
             *obstacles,
             *unread_stores(policy, inventories.values(), remembered),
@@ -224,8 +227,8 @@ def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:
 
 def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
     """Yield what each artifact is worth: only a sound one, whose parents are sound, may make another superfluous."""
-    verdicts = drill_verdicts(stored.inventories.values(), stored.copies, stored.now)
-    dates, damaged = _misdated(stored), found_damaged(stored.inventories.values(), stored.now)
+    verdicts = drill_verdicts(stored.records, stored.copies, stored.now)
+    dates, damaged = _misdated(stored), found_damaged(stored.records, stored.now)
     whole: set[str] = set()
     for artifact_id in sorted(stored.copies, key=lambda name: (len(stored.manifest(name).depends_on), name)):
         copies = stored.copies[artifact_id]
@@ -255,7 +258,7 @@ def _states(stored: Stored) -> Iterator[tuple[str, tuple[State, str]]]:
 
 def _whole_in(stored: Stored) -> dict[str, set[str]]:
     """Return in which of the policy's stores each artifact is whole, with all that it builds on."""
-    damaged = found_damaged(stored.inventories.values(), stored.now)
+    damaged = found_damaged(stored.records, stored.now)
     own = {
         artifact_id: {
             copy.store

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from drkit import bucket
+from drkit.catalog import EvidenceEntry
 from drkit.operations.inventory import StoredArtifact, StoreInventory
 from drkit.retention_facts import CLOCK_SKEW
 from drkit.units import parse_utc
@@ -14,19 +15,34 @@ from drkit.units import parse_utc
 _CONCLUSIVE = {"passed": "verified", "passed_with_findings": "verified", "failed": "failed"}
 _READING = ("exists", "intact")
 _Copy = tuple[str, str]
+Dated = tuple[Mapping[str, Any], datetime]
+"""A signed record, and when it was made: by its own clock, or by the store's where that is earlier."""
+
+
+def dated_records(inventories: Iterable[StoreInventory], remembered: Iterable[EvidenceEntry]) -> Iterator[Dated]:
+    """Yield the records of the stores, and bad news that only the catalog remembers: who took it away gains nothing."""
+    found: set[str] = set()
+    for inventory in inventories:
+        for item in inventory.evidence:
+            found.add(item.sha256)
+            stored = inventory.objects[bucket.evidence_key(item.policy, str(item.record["run_id"]))]
+            yield item.record, min(parse_utc(str(item.record["ended_at"])), stored.modified_at)
+    for entry in remembered:
+        if entry.sha256 not in found and entry.record.get("verdict") == "failed":
+            yield entry.record, parse_utc(str(entry.record["ended_at"]))
 
 
 def drill_verdicts(
-    inventories: Collection[StoreInventory], copies: Mapping[str, Sequence[StoredArtifact]], now: datetime
+    records: Collection[Dated], copies: Mapping[str, Sequence[StoredArtifact]], now: datetime
 ) -> dict[str, str]:
     """Return what the newest drill that judged an artifact says of it: verified, failed, doubted or misread.
 
     ``misread``: it failed as it read a copy, and since then no copy that is still there was read and found to be sound.
     Good news of the future is none: whatever came after it would be older.
     """
-    acquitted = _sound_since(_newest_readings(inventories, now), copies)
+    acquitted = _sound_since(_newest_readings(records, now), copies)
     newest: dict[str, tuple[datetime, str]] = {}
-    for record, at in _records(inventories):
+    for record, at in records:
         verdict, artifact_id = _verdict_of(record), record.get("artifact_id")
         if verdict and isinstance(artifact_id, str) and (verdict != "verified" or at <= now + CLOCK_SKEW):
             said = at, verdict
@@ -47,9 +63,9 @@ def _sound_since(
     return proven
 
 
-def found_damaged(inventories: Iterable[StoreInventory], now: datetime) -> dict[_Copy, datetime]:
+def found_damaged(records: Iterable[Dated], now: datetime) -> dict[_Copy, datetime]:
     """Return the copies, by artifact id and store, that were not sound when they were read last, and when that was."""
-    return {copy: reading.at for copy, reading in _newest_readings(inventories, now).items() if not reading.sound}
+    return {copy: reading.at for copy, reading in _newest_readings(records, now).items() if not reading.sound}
 
 
 class _Reading(NamedTuple):
@@ -58,9 +74,9 @@ class _Reading(NamedTuple):
     decrypted: bool
 
 
-def _newest_readings(inventories: Iterable[StoreInventory], now: datetime) -> dict[_Copy, _Reading]:
+def _newest_readings(records: Iterable[Dated], now: datetime) -> dict[_Copy, _Reading]:
     newest: dict[_Copy, _Reading] = {}
-    for record, recorded_at in _records(inventories):
+    for record, recorded_at in records:
         for reading in record.get("copies") or () if record.get("kind") == "verification" else ():
             copy = str(reading["subject"]), str(reading["store"])
             decrypted = bool(reading.get("decrypted"))
@@ -70,14 +86,6 @@ def _newest_readings(inventories: Iterable[StoreInventory], now: datetime) -> di
                 continue
             newest[copy] = max(seen, newest.get(copy, seen))
     return newest
-
-
-def _records(inventories: Iterable[StoreInventory]) -> Iterator[tuple[Mapping[str, Any], datetime]]:
-    """Yield each record and when it was made: by its own clock, or by the store's where that is earlier."""
-    for inventory in inventories:
-        for item in inventory.evidence:
-            stored = inventory.objects[bucket.evidence_key(item.policy, str(item.record["run_id"]))]
-            yield item.record, min(parse_utc(str(item.record["ended_at"])), stored.modified_at)
 
 
 def _verdict_of(record: Mapping[str, Any]) -> str | None:

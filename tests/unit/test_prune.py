@@ -16,6 +16,7 @@ from drkit.errors import Busy, CatalogError, ConfigError, StoreError, StoreUnava
 from drkit.model import ArtifactEntry
 from drkit.operations.check import gather
 from drkit.operations.holds import hold_artifact, release_artifact
+from drkit.operations.inventory import take_inventory
 from drkit.operations.judgement import judge
 from drkit.operations.prune import PruneResult, guards_of, prune
 from drkit.operations.running import recorded_run
@@ -726,6 +727,32 @@ def test_a_lease_of_a_clock_that_was_ahead_is_renewed_and_holds(world: PruneWorl
         world.now = right
         lease.keep()
         assert right < lease.expires_at <= right + HOUR
+
+
+@pytest.mark.parametrize("kind", ["drill", "reading"])
+def test_bad_news_that_was_taken_out_of_the_stores_still_counts(world: PruneWorld, kind: str) -> None:
+    """Whoever damaged the newest ones deletes the records that say so: the older ones, which are sound, would go."""
+    world.retention = {"last": 3, "max_removed_percent": 100, "stale_after": "30d"}
+    entries = world.back_up(6)
+    for entry in entries[3:]:
+        world.now += HOUR
+        if kind == "drill":
+            world.bucket.prove(entry, "failed", at=world.now)
+        else:
+            read_again(world, entry, {"primary": False, "offsite": False})
+    for inventory in take_inventory(world.stores, world.bucket.signers).values():
+        for item in inventory.evidence:
+            world.catalog.index_evidence(item.record, item.sha256, ["offsite", "primary"])
+    assert world.prune(dry_run=True).plan.removed == []
+    for store in world.stores.values():
+        for item in list(store.list(bucket.evidence_prefix("orders"))):
+            store.delete(item.key)
+    assert world.prune(dry_run=True).plan.removed == []
+    world.now += 4 * DAY
+    for entry in entries[3:]:
+        world.bucket.prove(entry, "passed", at=world.now, run_id=f"again-{entry.manifest.artifact_id}")
+    gone = world.prune(dry_run=True).plan.removed
+    assert len(gone) == (3 if kind == "drill" else 0), "a drill that passed later is believed, of the same artifact"
 
 
 def test_a_question_of_the_policy_that_gets_another_answer_costs_no_artifact(world: PruneWorld) -> None:
