@@ -92,12 +92,13 @@ def put_evidence(connection: sqlite3.Connection, entry: EvidenceEntry) -> None:
 
 
 def _put_verified(connection: sqlite3.Connection, entry: EvidenceEntry) -> None:
-    """Note what a verification record says was read; the newest reading of a copy counts."""
+    """Note what a verification record says was read; the newest reading of a copy counts, and none of the future."""
     connection.executemany(
         """insert into verified (subject, store, policy, at, size_bytes, sound, sha256)
         values (:subject, :store, :policy, :at, :size_bytes, :sound, :sha256)
         on conflict (subject, store) do update set at = excluded.at, size_bytes = excluded.size_bytes,
-            sound = excluded.sound, sha256 = excluded.sha256 where excluded.at > at""",
+            sound = excluded.sound, sha256 = excluded.sha256
+            where excluded.at > at or at > strftime('%Y-%m-%dT%H:%M:%S', 'now', '+5 minutes')""",
         _readings_in(entry),
     )
 

@@ -203,7 +203,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         copies=dict(copies),
         graves=graves,
         log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
-        gone=tuple(gone_artifacts(known, copies, [graves[artifact_id] for artifact_id in graves.keys() - held])),
+        gone=tuple(gone_artifacts(known, read.values(), [graves[name] for name in graves.keys() - held])),
         known_holds=entries,
         records=list(dated_records(read.values(), workplace.catalog.evidence_entries(policy=name))),
         obstacles=(

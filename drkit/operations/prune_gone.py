@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
+from drkit import bucket
 from drkit.model import ArtifactEntry, Manifest, Tombstone
-from drkit.operations.inventory import StoredArtifact
+from drkit.operations.inventory import StoreInventory
 from drkit.oplog import OplogTs
 from drkit.retention_facts import Candidate
 from drkit.units import format_moment
@@ -15,17 +16,18 @@ _SHOWN_DIGITS = 12
 
 
 def gone_artifacts(
-    remembered: Iterable[ArtifactEntry], copies: Mapping[str, Sequence[StoredArtifact]], graves: Iterable[Tombstone]
+    remembered: Iterable[ArtifactEntry], inventories: Collection[StoreInventory], graves: Iterable[Tombstone]
 ) -> Iterator[Candidate]:
     """Yield what the catalog remembers, or a manifest names as its parent, and neither a store nor a tombstone has.
 
     Of one that is only named nothing is known but that it is older than who names it: it may need any of the log.
     """
-    manifests = {found[0].sha256: found[0].manifest for found in copies.values()}
-    explained = {copy.sha256 for found in copies.values() for copy in found}
-    explained |= {grave.manifest_sha256 for grave in graves}
+    manifests = {item.sha256: item.manifest for inventory in inventories for item in inventory.artifacts}
+    explained = {*manifests, *(grave.manifest_sha256 for grave in graves)}
     for entry in remembered:
-        if entry.manifest_sha256 not in explained and entry.manifest.artifact_id not in copies:
+        key = bucket.manifest_key(entry.manifest.policy, entry.manifest.artifact_id)
+        is_there = any(key in inventory.objects for inventory in inventories)  # not believed, perhaps: that is said
+        if entry.manifest_sha256 not in explained and not is_there:
             yield _remembered(entry)
         explained.add(entry.manifest_sha256)
     named: dict[str, Manifest] = {}

@@ -113,6 +113,19 @@ def test_a_reading_of_the_future_keeps_no_copy_from_being_read(make: Callable[[s
     assert {subject for subject, _ in subjects(scene.read())} == {entry.manifest.artifact_id}
 
 
+def test_a_copy_that_was_sound_in_the_future_is_found_damaged_today(make: Callable[[str], Scene]) -> None:
+    scene = make("{full_coverage_within: 10d}")
+    entry = scene.add(20)
+    scene.now += 100_000 * DAY
+    scene.read()
+    scene.now -= 100_000 * DAY
+    scene.damage(entry)
+    assert len(scene.read().failed) == 1
+    assert "copy-damaged" in scene.codes()
+    (standing,) = read_status(scene.workplace, [scene.workplace.policies["orders"]], everything=False).policies
+    assert "copy-damaged" in {finding.code for finding in standing.findings}
+
+
 def test_the_record_is_signed_and_in_every_store_and_says_what_was_read(make: Callable[[str], Scene]) -> None:
     scene = make("{full_coverage_within: 10d}")
     scene.add(20)
