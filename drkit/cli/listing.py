@@ -42,8 +42,12 @@ def listing(ctx: click.Context, policy: str | None) -> None:
         from drkit.site import load_site, policy_named
 
         policy_named(load_site(site_file, os.environ, Path.cwd()), policy)
-    text = table(_HEADERS, [_cells(row) for row in rows]) if rows else _nothing(policy)
-    output_of(ctx).result("list", {"artifacts": [_document(row) for row in rows]}, text)
+    output = output_of(ctx)
+    # Either form of ten thousand rows takes a fifth of the command's time: only the one that is asked for is made.
+    if output.json:
+        output.result("list", {"artifacts": [_document(row) for row in rows]}, "")
+    else:
+        output.result("list", {}, table(_HEADERS, [_cells(row) for row in rows]) if rows else _nothing(policy))
 
 
 def _nothing(policy: str | None) -> str:

@@ -19,9 +19,6 @@ from drkit.credentials import mask_url
 from drkit.errors import Busy, CatalogError, DrkitError, StoreError
 from drkit.operations import Reporter, Workplace
 from drkit.operations.heartbeat import HeartbeatWriter
-from drkit.operations.oplog_ship import OplogShipper
-from drkit.operations.oplog_spool import OplogSpool, oplog_folder
-from drkit.operations.oplog_tail import OplogSetting, OplogShipping, OplogTail
 from drkit.operations.positions import Watcher
 from drkit.operations.push import PushServer
 from drkit.operations.receive import Receiver, Setting
@@ -172,6 +169,11 @@ class LogShipping:
         return duties
 
     def _oplog_duties(self) -> list[Duty]:
+        # With these come pymongo and numpy, which a host without MongoDB need not keep in memory.
+        from drkit.operations.oplog_ship import OplogShipper
+        from drkit.operations.oplog_spool import OplogSpool, oplog_folder
+        from drkit.operations.oplog_tail import OplogSetting, OplogShipping, OplogTail
+
         spool = OplogSpool(oplog_folder(self._workplace.site, self._policy.policy))
         shipper = OplogShipper(self._workplace, self._policy, spool)
         setting = OplogSetting(self._workplace, self._policy, self._rule, spool, shipper, self.tell)
