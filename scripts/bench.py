@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*BENCHES, "all"])
     parser.add_argument(
-        "--scale", type=int, default=80, help="pgbench's scale; 80, the default, is 1.2 GB, and 0.2 GB for mongo"
+        "--scale", type=int, default=80, help="pgbench's scale; 80, the default, is 1.2 GB, and 0.16 GB for mongo"
     )
     parser.add_argument("--repeats", type=int, default=3, help="how often each side runs; the best counts")
     arguments = parser.parse_args()
