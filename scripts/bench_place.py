@@ -136,19 +136,31 @@ def report(title: str, best: Mapping[str, float], base: str, promises: Mapping[s
         print(f"  {name:<16} {seconds:7.2f} s   {seconds / best[base]:5.2f} x{promise}", flush=True)
 
 
-# Linux counts what a process was before it became another program, so a small one starts what is measured.
-_MEASURE = """import os, sys
+# Linux counts what a process was before it became another program, so a small one starts what is measured. A child's
+# peak is its parent's as well once it has ended, so the parent's own is looked at while it runs.
+_MEASURE = """import os, sys, time
 pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ,
     file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)])
-_, status, usage = os.wait4(pid, 0)
-print(usage.ru_maxrss)
+own = ended = 0
+while not ended:
+    for line in open(f"/proc/{pid}/status"):
+        own = int(line.split()[1]) if line.startswith("VmHWM") else own
+    time.sleep(0.02)
+    ended, status, usage = os.wait4(pid, os.WNOHANG)
+print(own, usage.ru_maxrss)
 sys.exit(status != 0)"""
 
 
 def peak_kilobytes(place: Place, *words: str) -> int:
     """Return the largest resident size of the command or any of its children, in KiB."""
+    return max(peaks_kilobytes(place, *words))
+
+
+def peaks_kilobytes(place: Place, *words: str) -> tuple[int, int]:
+    """Return the largest resident size of the command alone, and of it or any of its children, in KiB."""
     measure = [sys.executable, "-I", "-S", "-c", _MEASURE, DRKIT, "--site", str(place.site.site_file), "--quiet"]
     done = subprocess.run([*measure, *words], check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"drkit {' '.join(words)} failed:\n{done.stderr}")
-    return int(done.stdout)
+    own, largest = map(int, done.stdout.split())
+    return own, largest

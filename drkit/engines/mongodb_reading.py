@@ -30,7 +30,7 @@ from drkit.units import MIB
 
 _BATCH_BYTES = 2 * MIB
 _MOST_DOCUMENTS = 20_000
-_DOCUMENTS_OF_ANY_SIZE = 500
+_DOCUMENTS_OF_ANY_SIZE = 250
 """A batch where nothing is known of the size of a document."""
 SPLIT_BYTES = 64 * MIB
 _SAMPLES_PER_RANGE = 20
