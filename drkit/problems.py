@@ -206,6 +206,7 @@ _BAD_STATES: Mapping[tuple[str, str], _State] = {
     ("position", "wal-lied"): _BEHIND,
     ("position", "wal-archiver"): _BEHIND,
     ("position", "wal-slot"): _BEHIND,
+    ("position", "wal-stalls"): _BEHIND,
     ("position", "wal-behind"): _BEHIND,
 }
 

@@ -23,7 +23,8 @@ class Sighting:
     """One look at the server and at the store, taken in this order.
 
     ``stored_lsn`` is up to where the timeline's log is listed in the store; ``archived`` the newest segment that the
-    server's archiver believes to be stored, None without one; the rest as the server has it.
+    server's archiver believes to be stored, None without one; the rest as the server has it. ``waits`` says that its
+    commits wait for drkit, ``synchronous`` that the policy wants that, ``applies`` that they wait for replay.
     """
 
     policy: str
@@ -40,11 +41,35 @@ class Sighting:
     slot_status: str | None = None
     keep_bytes: int | None = None
     streams: bool = True
+    waits: bool = False
+    synchronous: bool = False
+    applies: bool = False
 
 
 def judge_position(sighting: Sighting, exposure: timedelta, allowed: timedelta) -> list[Finding]:
     """Say what is wrong; ``exposure`` is for how long log has been on the server alone, ``allowed`` how long it may."""
-    return [*_archiver(sighting), *_slot(sighting), *_behind(sighting, exposure, allowed)]
+    return [
+        *_waiting(sighting),
+        *_archiver(sighting),
+        *_slot(sighting),
+        *_behind(sighting, exposure, allowed),
+    ]
+
+
+def _waiting(sighting: Sighting) -> Iterator[Finding]:
+    """Say that commits wait for who does not answer at once, or never will (T43)."""
+    if not sighting.waits:
+        return
+    names = "synchronous_standby_names names drkit's receiver"
+    if sighting.applies:
+        message = (
+            f"commits on the server never end: {names}, synchronous_commit is remote_apply, and drkit applies nothing"
+        )
+        yield Finding("wal-stalls", sighting.policy, message, "alter system set synchronous_commit = on")
+    elif not sighting.synchronous:
+        message = f"commits on the server wait for seconds: {names}, which confirms now and then only"
+        hint = "synchronous: true in the rule of method wal; or name only real standbys there, and no *"
+        yield Finding("wal-stalls", sighting.policy, message, hint)
 
 
 def _archiver(sighting: Sighting) -> Iterator[Finding]:

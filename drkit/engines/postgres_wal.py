@@ -66,7 +66,11 @@ select (select system_identifier from pg_catalog.pg_control_system())::text,
 _SETTINGS = """
 select name, setting from pg_catalog.pg_settings
  where name = any (array['archive_mode', 'archive_command', 'archive_library', 'archive_timeout', 'data_directory',
-                         'max_slot_wal_keep_size', 'synchronous_standby_names', 'wal_level'])
+                         'max_slot_wal_keep_size', 'synchronous_commit', 'wal_level'])
+"""
+_WAITS = """
+select exists (select from pg_catalog.pg_stat_replication
+                where application_name = %s and sync_state in ('sync', 'quorum'))
 """
 _ARCHIVER = """
 select archived_count, last_archived_wal, last_archived_time, failed_count, last_failed_wal, last_failed_time
@@ -105,7 +109,7 @@ class ArchiverFacts:
 class ServerPosition:
     """Where a server's log is: everything before ``flushed_lsn`` is on its disk. ``settings`` as pg_settings has them.
 
-    A setting that the role may not see is left out.
+    A setting that the role may not see is left out. ``waits`` says that commits wait for who receives by the slot.
     """
 
     server: str
@@ -119,6 +123,7 @@ class ServerPosition:
     slot: SlotFacts | None
     archiver: ArchiverFacts
     settings: Mapping[str, str]
+    waits: bool = False
 
     @property
     def segment(self) -> Segment:
@@ -147,6 +152,7 @@ def read_position(url: Secret, slot: str | None) -> ServerPosition:
             slot=_slot(connection.execute(_SLOT, (slot,)).fetchone()) if slot else None,
             archiver=ArchiverFacts(*_only(connection.execute(_ARCHIVER).fetchone())),
             settings=dict(connection.execute(_SETTINGS).fetchall()),
+            waits=bool(slot) and bool(_only(connection.execute(_WAITS, (slot,)).fetchone())[0]),
         )
 
 

@@ -30,6 +30,7 @@ _STATES: Mapping[str, str] = {
     "wal-lied": "LATE",
     "wal-behind": "LATE",
     "wal-slot": "LATE",
+    "wal-stalls": "LATE",
     "wal-archiver": "LATE",
     "wal-stopped": "LATE",
     "oplog-gap": "GAP",

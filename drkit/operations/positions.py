@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from drkit import bucket
@@ -68,6 +69,7 @@ class Watcher:
         known_lsn = setting.shipper.position(position.timeline)
         stored_lsn = min(known_lsn, listed_lsn(store, setting.policy.policy, position)) if known_lsn else 0
         sighting = sighting_of(setting.policy.policy, position, stored_lsn, now, slot)
+        sighting = replace(sighting, synchronous=setting.rule.synchronous)
         exposure = exposure_of(self._samples, stored_lsn, now)
         findings = judge_position(sighting, exposure, self._allowed())
         self._report(findings)
@@ -146,4 +148,6 @@ def sighting_of(
         slot_status=None if slot is None else slot.wal_status or "reserved",
         keep_bytes=None if keep is None else int(keep) * MIB,
         streams=slot_name is not None,
+        waits=position.waits,
+        applies=position.settings.get("synchronous_commit") == "remote_apply",
     )

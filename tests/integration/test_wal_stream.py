@@ -275,6 +275,24 @@ def test_synchronous_receiving_lets_commits_wait_for_it(source: LogSite, logged:
         drop_slot(logged, slot)
 
 
+def test_commits_that_wait_for_a_receiver_that_answers_now_and_then_are_said(
+    source: LogSite, logged: PostgresServer
+) -> None:
+    try:
+        with source.serving():
+            source.wait_for("receiving: ")
+            logged.execute("alter system set synchronous_standby_names = '*'")
+            logged.execute("select pg_reload_conf()")
+            source.wait_for("position  wal-stalls: commits on the server wait for seconds")
+            logged.execute("alter system reset synchronous_standby_names")
+            logged.execute("select pg_reload_conf()")
+            source.wait_for("position  a", 60)
+        assert [item["finding"] for item in source.events("wal.disagreement")] == ["wal-stalls"]
+    finally:
+        logged.execute("alter system reset synchronous_standby_names")
+        logged.execute("select pg_reload_conf()")
+
+
 def test_a_standby_that_lacked_the_end_is_followed_from_where_it_parted(ready_site: ReadySite) -> None:
     with running_postgres(segment_mib=1, **LOGGED) as primary, standby_of(primary) as standby:
         make_rows(primary)

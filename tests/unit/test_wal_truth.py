@@ -58,6 +58,13 @@ def test_a_slot_that_is_gone_or_losing() -> None:
     assert codes(replace(STREAMED, slot_status="extended")) == []
 
 
+def test_commits_that_wait_for_who_does_not_answer() -> None:
+    assert codes(replace(STREAMED, waits=True)) == ["wal-stalls"]
+    assert codes(replace(STREAMED, waits=True, synchronous=True)) == []
+    assert codes(replace(STREAMED, waits=True, synchronous=True, applies=True)) == ["wal-stalls"]
+    assert codes(replace(STREAMED, applies=True)) == [], "they wait for somebody else"
+
+
 def test_log_that_is_on_the_server_alone_for_too_long() -> None:
     assert codes(replace(STREAMED, stored_lsn=39 * MIB), timedelta(seconds=91)) == ["wal-behind"]
     assert codes(replace(STREAMED, stored_lsn=39 * MIB), timedelta(seconds=90)) == []
