@@ -198,7 +198,9 @@ class EndFacts:
 def read_end(connection: psycopg.Connection[Any]) -> EndFacts:
     """Ask the server's clock for the moment that the backup shows: not before its last commit, and barely after it.
 
-    On a standby that is behind (or has lost its primary) that is the stamp of the last commit it has replayed.
+    On a standby that is behind (or has lost its primary) that is the stamp of the last commit it has replayed; it is
+    never before that, however slow the standby's clock is: a base that is dated too early would be restored for moments
+    that it is past already, and replay cannot go back.
     """
     row = connection.execute(_END).fetchone()
     assert row is not None
@@ -212,7 +214,7 @@ select stop_at, extract(epoch from clock_timestamp() - stop_at)::float
                      and (pg_last_wal_receive_lsn() is distinct from pg_last_wal_replay_lsn()
                           or not exists (select from pg_stat_wal_receiver))
                     then coalesce(pg_last_xact_replay_timestamp(), clock_timestamp())
-                    else clock_timestamp() end as stop_at) as e"""
+                    else greatest(clock_timestamp(), pg_last_xact_replay_timestamp()) end as stop_at) as e"""
 
 
 def changes(facts: BaseFacts, end: EndFacts) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from drkit.engines import BackupOptions
+from drkit.engines import BackupOptions, postgres_base_facts
 from drkit.engines.registry import find_engine
 from tests.fixtures.physical import (
     PHYSICAL,
@@ -22,6 +22,7 @@ from tests.fixtures.physical import (
     verify_by_hand,
 )
 from tests.fixtures.postgres import PostgresServer, as_server_user, running_postgres
+from tests.fixtures.shipping import until
 
 WAYS = pytest.mark.parametrize("options", [{"via": "stream"}, {"via": "local", "parallel": 3}], ids=["stream", "local"])
 QUIET = "select count(*), sum(hashtext(q::text)) from quiet as q"
@@ -152,6 +153,27 @@ def test_a_standby_gives_a_base(server: PostgresServer, tmp_path: Path, options:
         (data / "standby.signal").unlink(missing_ok=True)
         with started_from(server, data) as copy:
             assert copy.execute(QUIET, "orders") == server.execute(QUIET, "orders")
+
+
+def test_a_standby_whose_clock_is_slow_shows_no_moment_before_its_last_commit(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base dated too early would be taken for moments that it is past already."""
+    slow = postgres_base_facts._END.replace("clock_timestamp()", "(clock_timestamp() - interval '1 hour')")
+    monkeypatch.setattr(postgres_base_facts, "_END", slow)
+    with standby_of(server) as standby:
+        (committed_at,) = server.execute("create table late (); drop table late; select clock_timestamp()")[0]
+        until(
+            lambda: standby.execute(
+                "select pg_last_xact_replay_timestamp() is not null and exists (select from pg_stat_wal_receiver)"
+                f" and pg_last_wal_replay_lsn() >= '{server.execute('select pg_current_wal_lsn()')[0][0]}'"
+            )[0][0],
+            "the standby has it",
+        )
+        with standby.connect() as connection:
+            end = postgres_base_facts.read_end(connection)
+    assert abs((end.stop_at - committed_at).total_seconds()) < 1800
+    assert end.behind_s < 0
 
 
 def test_wal_is_kept_by_a_slot_that_is_gone_afterwards(server: PostgresServer, tmp_path: Path) -> None:
