@@ -79,10 +79,20 @@ class _Request:
 
     def stretch_before(self, reached: Callable[[BasePoint], bool], asked: str) -> Stretch:
         """Return the WAL from the newest base for which ``reached`` holds."""
-        before = [base for base in self.index.bases_on(self.path) if reached(base)]
-        if not before:
+        newest_first = reversed(self.index.bases_on(self.path))
+        newest = next((base for base in newest_first if reached(base)), None)
+        if newest is None:
             raise before_all_bases(self.index, self.path, asked)
-        return self.index.walk(self.path, before[-1])
+        return self.index.walk(self.path, newest)
+
+    def is_past(self, base: BasePoint, moment: datetime) -> bool:
+        """Say whether a base that is dated before a moment holds a commit from after it: the clock was set back."""
+        return any(
+            item.last_commit_at is not None and item.last_commit_at > moment and item.end_lsn <= base.stop_lsn
+            for leg in self.path
+            for item in self.index.full.get(leg.timeline, {}).values()
+            if leg.end_lsn is None or item.end_lsn <= leg.end_lsn
+        )
 
     def newest(self) -> Stretch:
         """Return the WAL from the newest base."""
@@ -208,7 +218,7 @@ def _plan_time(request: _Request, now: datetime) -> RecoveryPlan:
     asked = stamp(moment)
     if moment > now:
         raise RecoveryGap(f"{asked} is still to come; it is {stamp(now)}")
-    stretch = request.stretch_before(lambda base: base.stop_at <= moment, asked)
+    stretch = request.stretch_before(lambda base: base.stop_at <= moment and not request.is_past(base, moment), asked)
     warnings = _aside(request, moment)
     stop = _first_after(stretch.stamped, moment, or_at=not request.inclusive)
     if stop is not None:

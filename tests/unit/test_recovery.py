@@ -509,6 +509,17 @@ def test_segments_of_another_size(factor: int) -> None:
     assert gap.first_missing == "000000010000000000000004"
 
 
+def test_a_base_that_was_taken_after_the_clock_was_set_back_is_past_the_moments_that_came_twice() -> None:
+    bases = [base(SEGMENT, 5), base(3 * SEGMENT + UNIT, 24)]
+    files = [segment(1, 10, 19), segment(2, 20, 40), segment(3, 22, 23), segment(4, 25, 45)]
+    plan = plan_recovery(log(bases, files), When("time", at(30)), now=NOW)
+    assert plan.base == bases[0], "the newer one holds what was committed at 40"
+    assert plan.target.moment == at(30)
+    assert plan_recovery(log(bases, files), When("time", at(41)), now=NOW).base == bases[1]
+    with pytest.raises(RecoveryGap, match="no base is older"):
+        plan_recovery(log(bases[1:], files), When("time", at(30)), now=NOW)
+
+
 def test_a_hundred_thousand_segments_are_planned_and_checked_for_gaps_quickly() -> None:
     files = run(range(1, 100_001))
     del files[50_000]
