@@ -19,6 +19,7 @@ QUIET_STATES = {
     ("receiver", "slot-lost"): "the gap is told",
     ("receiver", "log-removed"): "the gap is told",
     ("tail", "overrun"): "the gap is told",
+    ("tail", "disorder"): "the gap is told",
     ("tail", "other-history"): "the new timeline is told",
     ("any", "stuck"): "it was told to stop",
     ("position", "unknown"): "the receiver tells that the server is gone",
