@@ -25,6 +25,7 @@ from drkit.wal import Segment, classify
 LOOK_AHEAD = 8
 _WORKERS = min((os.cpu_count() or 1) + 1, LOOK_AHEAD // 2)
 """One more than there are cores: while one waits for a disk, another computes."""
+_TAKEN = "ok 0"
 _POLL_S = 0.5
 _LINE_TIMEOUT_S = 30.0
 _LONGEST_SOCKET_PATH = 100
@@ -48,6 +49,7 @@ class PushServer:
             if stopping.wait(_POLL_S):
                 return
         path = self._setting.spool.socket
+        self._ahead.clear()  # what an earlier run had begun and not ended
         with (
             ThreadPoolExecutor(_WORKERS, thread_name_prefix="ahead") as pool,
             listening(path, self._setting.owner_uid()) as listener,
@@ -69,18 +71,20 @@ class PushServer:
         with line, contextlib.suppress(OSError):
             line.settimeout(_LINE_TIMEOUT_S)
             request = read_request(line)
-            answer = self._do(line, request, pool)
+            word, _, argument = request.partition(" ")
+            answer = self._do(line, word, Path(argument))
             line.sendall(os.fsencode(answer.replace("\n", " ")) + b"\n")
+            # Not before: nothing else is begun while PostgreSQL waits for one that nobody has begun yet.
+            if answer == _TAKEN:
+                self._look_ahead(Path(argument), pool)
 
-    def _do(self, line: socket.socket, request: str, pool: ThreadPoolExecutor) -> str:
-        word, _, argument = request.partition(" ")
+    def _do(self, line: socket.socket, word: str, path: Path) -> str:
         if word != "push":
             return "no this socket only answers push"
         if not self._may_ask(line):
             return "no this socket answers the user that owns the database, root and drkit's own user"
-        path = Path(argument)
         try:
-            self._push(path, pool)
+            self._push(path)
         except DrkitError as error:
             self._tell("refused" if isinstance(error, IntegrityError) else "failing", error.message)
             if isinstance(error, IntegrityError):
@@ -89,21 +93,12 @@ class PushServer:
         except OSError as error:
             return f"no {path.name} cannot be read: {error.strerror}"
         self._tell("listening", str(self._setting.spool.socket))
-        return "ok 0"
+        return _TAKEN
 
-    def _push(self, path: Path, pool: ThreadPoolExecutor) -> None:
+    def _push(self, path: Path) -> None:
         if classify(path.name) is None:
             raise IntegrityError(f"{path.name} is not a name that PostgreSQL gives to a file of its log")
-        if self._is_known(path.name):
-            self._look_ahead(path, pool)
-            self._shipper.ship(path, keep_source=True)
-        else:  # PostgreSQL waits for this one: nothing else is begun before it is done
-            self._shipper.ship(path, keep_source=True)
-            self._look_ahead(path, pool)
-
-    def _is_known(self, name: str) -> bool:
-        with self._lock:
-            return name in self._ahead or self._shipper.has(name)
+        self._shipper.ship(path, keep_source=True)
 
     def _look_ahead(self, path: Path, pool: ThreadPoolExecutor) -> None:
         """Start on the segments that PostgreSQL will hand over next, unless something is wrong already."""
@@ -111,9 +106,11 @@ class PushServer:
         if identity is None or self._shipper.errors():
             return
         for name in ready_names(path, identity.segment_bytes):
-            if not self._is_known(name):
-                with self._lock:
-                    self._ahead.add(name)
+            with self._lock:
+                if name in self._ahead or self._shipper.has(name) or len(self._ahead) >= LOOK_AHEAD:
+                    continue
+                self._ahead.add(name)
+            with contextlib.suppress(RuntimeError):  # the pool takes nothing any more while serve stops
                 pool.submit(self._ship_ahead, path.with_name(name))
 
     def _ship_ahead(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from drkit import age
 from drkit.canonical import canonical_json, parse_json
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.model import ObjectRecord
-from drkit.stream import Meter, checked, compress, prefetch
+from drkit.stream import Meter, checked, compress, drain, prefetch
 from drkit.units import CHUNK_BYTES, format_utc
 
 _UNFINISHED = ".new"
@@ -58,6 +58,11 @@ def seal_file(
             os.fdatasync(target.fileno())
         unfinished.replace(path)
     return plain, stored
+
+
+def warm_up(sealing: Sealing) -> None:
+    """Load and make whatever sealing needs, so that the first file does not wait for it."""
+    drain(age.encrypt(compress((), sealing.level), sealing.recipients))
 
 
 def read_sealed(path: Path, record: ObjectRecord) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from drkit.operations import Workplace
 from drkit.operations.lanes import Lane, make_lanes, put_sealed, remove_stranger
 from drkit.operations.log_chain import LogChain, next_batch
 from drkit.operations.logs import list_log_manifests, listed_files, read_listed
-from drkit.operations.sealed_files import SealedDamaged
+from drkit.operations.sealed_files import SealedDamaged, warm_up
 from drkit.operations.spool import Sealed, Spool, read_facts
 from drkit.policy import Policy
 from drkit.units import CHUNK_BYTES
@@ -60,6 +60,7 @@ class Shipper:
 
     def recover(self) -> None:
         """Find out what an earlier process left and what the first store lists; raise StoreError if it is out."""
+        warm_up(self._chain.sealing)
         with self._lock:
             for record in self._chain.recover():
                 self._listed[record.part] = record.plain_sha256

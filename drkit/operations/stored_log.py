@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 from drkit import age, bucket
@@ -117,10 +118,15 @@ def _note_objects(found: _Collected, store: str, infos: Sequence[ObjectInfo]) ->
 def _manifests(
     store: Store, signers: Sequence[Signer], policy: str, infos: Sequence[ObjectInfo], found: _Collected
 ) -> Iterator[LogManifest]:
-    """Yield the manifests of one store that are new, read several at once; note those not believed as doubts."""
+    """Yield the manifests of one store that are new; note those not believed as doubts.
+
+    They are read several at once where a store is far; a folder answers at once, and threads would only get in each
+    other's way.
+    """
     keys = [info.key for info in infos if bucket.parse_log_manifest_key(info.key) and info.key not in found.links]
+    read = partial(_read, store, signers, policy)
     with ThreadPoolExecutor(_READERS, "log") as pool:
-        for key, outcome in zip(keys, pool.map(lambda key: _read(store, signers, policy, key), keys), strict=True):
+        for key, outcome in zip(keys, (map if store.traits.local else pool.map)(read, keys), strict=True):
             if isinstance(outcome, IntegrityError):
                 found.doubts.append(f"not believed: {outcome.message}")
             else:

@@ -197,19 +197,22 @@ class FileStore:
         with self._translated(self._root / folder):
             try:
                 with os.scandir(self._root / folder) as entries:
-                    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+                    found = {f"{entry.name}/" if entry.is_dir() else entry.name: entry for entry in entries}
             except (FileNotFoundError, NotADirectoryError):
                 return
-        for name in names:
-            key = folder + name
-            if name.endswith("/"):
-                if key.startswith(prefix) or prefix.startswith(key):
-                    yield from self._walk(key, prefix)
-            elif key.startswith(prefix) and is_key(key):
-                try:
-                    yield self.head(key)
-                except StoreMissing:
-                    continue
+            # A folder of log has a hundred thousand files: `head` for each would take three times as long.
+            for name in sorted(found):
+                key = folder + name
+                if name.endswith("/"):
+                    if key.startswith(prefix) or prefix.startswith(key):
+                        yield from self._walk(key, prefix)
+                elif key.startswith(prefix) and is_key(key):
+                    try:
+                        status = found[name].stat()
+                    except (FileNotFoundError, NotADirectoryError):
+                        continue
+                    if stat.S_ISREG(status.st_mode):
+                        yield _describe(key, status)
 
     @contextmanager
     def _translated(self, path: Path) -> Iterator[None]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 
-_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
+_SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+"
+_KEY = re.compile(f"{_SEGMENT}(?:/{_SEGMENT})*")
 _PREFIX = re.compile(r"[A-Za-z0-9._/-]*")
 _LONGEST_BYTES = 900
 
 
 def is_key(text: str) -> bool:
     """Say whether ``text`` may name an object; foreign objects in a bucket may have other names, and are not listed."""
-    segments = text.split("/")
-    return len(text) <= _LONGEST_BYTES and all(
-        _SEGMENT.fullmatch(part) and part not in {".", ".."} for part in segments
-    )
+    return len(text) <= _LONGEST_BYTES and _KEY.fullmatch(text) is not None
 
 
 def check_key(key: str) -> str:
