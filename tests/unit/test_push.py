@@ -1,0 +1,155 @@
+"""Which files are shipped before PostgreSQL asks for them, with a shipper that does as it is told."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from drkit import wal_client
+from drkit.errors import DrkitError, StoreUnavailable
+from drkit.operations.push import LOOK_AHEAD, PushServer, ready_names
+from drkit.operations.spool import Identity
+from drkit.wal import Segment
+
+MIB = 1 << 20
+FIRST = Segment(1, 7, 16 * MIB)
+
+
+class ScriptedShipper:
+    """Notes what it is told to ship; waits where it is told to."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.done: set[str] = set()
+        self.changed = threading.Condition()
+        self.held: set[str] = set()
+        self.failures: list[DrkitError] = []
+
+    def ship(self, path: Path, *, keep_source: bool) -> None:
+        assert keep_source
+        with self.changed:
+            self.begun.append(path.name)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: path.name not in self.held)
+            if self.failures:
+                raise self.failures[0]
+            self.done.add(path.name)
+            self.changed.notify_all()
+
+    def has(self, name: str) -> bool:
+        return name in self.done
+
+    def errors(self) -> list[DrkitError]:
+        return self.failures
+
+    def wait_for(self, *names: str) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.done >= set(names), timeout=20), self.begun
+
+    def release(self, name: str) -> None:
+        with self.changed:
+            self.held.discard(name)
+            self.changed.notify_all()
+
+
+@pytest.fixture
+def shipper() -> ScriptedShipper:
+    return ScriptedShipper()
+
+
+@pytest.fixture
+def wal(tmp_path: Path) -> Path:
+    """Lend a folder like pg_wal with some segments that are ready."""
+    folder = tmp_path / "pg_wal"
+    (folder / "archive_status").mkdir(parents=True)
+    return folder
+
+
+def make_ready(wal: Path, *numbers: int) -> list[str]:
+    names = [Segment(1, number, FIRST.segment_bytes).name for number in numbers]
+    for name in names:
+        (wal / "archive_status" / f"{name}.ready").touch()
+    return names
+
+
+@contextmanager
+def answering(folder: Path, shipper: ScriptedShipper) -> Iterator[Path]:
+    """Run the duty; lend its socket."""
+    set_already = threading.Event()
+    set_already.set()
+    spool = SimpleNamespace(socket=folder / "socket", identity=lambda: Identity("1", FIRST.segment_bytes))
+    told = threading.Event()
+    setting: Any = SimpleNamespace(
+        shipper=shipper,
+        spool=spool,
+        met=set_already,
+        recovered=set_already,
+        owner_uid=os.geteuid,
+        tell=lambda *words: told.set() if words[1] == "listening" else None,
+    )
+    stopping = threading.Event()
+    server = PushServer(setting)
+    thread = threading.Thread(target=server.run, args=(stopping,))
+    thread.start()
+    try:
+        assert told.wait(20)
+        yield folder / "socket"
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def test_the_next_segments_are_asked_for_by_name_and_history_is_not(wal: Path) -> None:
+    names = make_ready(wal, 8, 9, 11, 15, 16)
+    (wal / "archive_status" / "00000002.history.ready").touch()
+    assert ready_names(wal / FIRST.name, FIRST.segment_bytes) == names[:4]
+    assert ready_names(wal / "00000002.history", FIRST.segment_bytes) == []
+    assert LOOK_AHEAD == 8
+
+
+def test_what_is_ready_is_shipped_ahead_once_and_only_after_the_first_was_taken(
+    wal: Path, shipper: ScriptedShipper, tmp_path: Path
+) -> None:
+    ahead = make_ready(wal, 8, 9, 10)
+    shipper.held.add(FIRST.name)
+    with answering(tmp_path, shipper) as socket:
+        asking = threading.Thread(target=wal_client.push, args=(str(wal / FIRST.name), str(socket)))
+        asking.start()
+        with shipper.changed:
+            assert shipper.changed.wait_for(lambda: shipper.begun, timeout=20)
+        assert shipper.begun == [FIRST.name]
+        shipper.release(FIRST.name)
+        asking.join()
+        shipper.wait_for(FIRST.name, *ahead)
+        assert sorted(shipper.begun) == [FIRST.name, *ahead]
+        assert wal_client.push(str(wal / ahead[0]), str(socket)) == 0
+        assert shipper.begun.count(ahead[1]) == 1
+
+
+def test_nothing_is_shipped_ahead_of_one_that_was_not_taken(
+    wal: Path, shipper: ScriptedShipper, tmp_path: Path
+) -> None:
+    make_ready(wal, 8, 9)
+    shipper.failures.append(StoreUnavailable("away"))
+    with answering(tmp_path, shipper) as socket:
+        assert wal_client.push(str(wal / FIRST.name), str(socket)) == 1
+    assert shipper.begun == [FIRST.name]
+
+
+def test_a_segment_under_way_is_waited_for_and_not_taken_for_done(
+    wal: Path, shipper: ScriptedShipper, tmp_path: Path
+) -> None:
+    (second,) = make_ready(wal, 8)
+    shipper.held.add(second)
+    with answering(tmp_path, shipper) as socket:
+        assert wal_client.push(str(wal / FIRST.name), str(socket)) == 0
+        assert wal_client.push(str(wal / second), str(socket), timeout_s=0.2) == 2
+        shipper.release(second)
+        assert wal_client.push(str(wal / second), str(socket)) == 0
