@@ -203,7 +203,8 @@ class Notifier:
             patience = _PINGS_COUNT_FOR if message.kind == "ping" else _TRIED_FOR
             if now - message.made_at > patience:
                 self._outbox.give_up(message, now, error)
-        self._outbox.postpone(waiting, now + wait, error)
+        others = [message for message in waiting if message not in batch]
+        self._outbox.postpone([*batch, *others], now + wait, error)
         if failures + 1 == _FAILS_AFTER:
             self._workplace.catalog.add_event("notifier.failing", now, {"channel": first.channel, "error": error})
 

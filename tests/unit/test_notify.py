@@ -299,6 +299,16 @@ class TestWithoutEnd:
         told.rounds(minutes=2)
         assert len(told.receiver.requests) == 3
 
+    def test_what_failed_is_what_was_tried_and_not_what_waited_for_it(self, ready_site: ReadySite) -> None:
+        digest = '  digest: {schedule: "0 7 * * *", timezone: UTC, on: [failed]}'
+        with telling(ready_site, digest) as told:
+            told.event("run.failed", **FAILED)
+            told.clock.forward(hours=20)
+            told.receiver.status = 500
+            told.event("occurrence.missed", **{**TestScheduled.FACTS, "state": "missed"}, count=2)
+            kept = told.catalog._read("select digest, attempts from outbox where ended_at is null order by digest")
+            assert [tuple(row) for row in kept] == [(0, 1), (1, 0)]
+
     def test_a_failure_gives_back_only_what_was_taken_for_it(self, told: Telling) -> None:
         told.receiver.status = 500
         told.event("run.failed", **FAILED)
