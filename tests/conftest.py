@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = [
@@ -18,3 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says how busy the machine is, and nothing of drkit.
 settings.register_profile("drkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("drkit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the soak: it may last as long as all other tests, which go on beside it."""
+    items.sort(key=lambda item: item.path.name != "test_soak.py")
