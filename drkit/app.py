@@ -40,7 +40,7 @@ def open_app(site_path: Path | None = None, clock: Callable[[], datetime] = utc_
     """
     site = load_site(site_path, os.environ, Path.cwd())
     # One bad policy file must not stop the backups of the others, and a host that only restores may have none.
-    scan = _scan(site) if site.policies_folder.is_dir() else PolicyScan({}, (), frozenset())
+    scan = read_policies(site) if site.policies_folder.is_dir() else PolicyScan({}, (), frozenset())
     policies = {name: policy for name, policy in scan.policies.items() if name not in scan.contested}
     signers = load_signers(site.keys.signers)
     with ExitStack() as stack:
@@ -54,8 +54,11 @@ def open_app(site_path: Path | None = None, clock: Callable[[], datetime] = utc_
         yield workplace
 
 
-def _scan(site: Site) -> PolicyScan:
-    """Read the policies; what they say is kept beside the catalog, where it has a file."""
+def read_policies(site: Site) -> PolicyScan:
+    """Read the policies; what they say is kept beside the catalog, where it has a file.
+
+    Raise ConfigError when their folder cannot be read.
+    """
     path = catalog_path(site.catalog, site.folder) if site.catalog.startswith("sqlite:") else None
     return scan_policies(site, path.with_name("policies.cache") if path else None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -315,7 +315,7 @@ class Policy(Section):
         "all of it again.",
     )
 
-    _path: Path = PrivateAttr(Path())
+    _path: Path = PrivateAttr(default_factory=Path)
 
     def model_post_init(self, context: Any) -> None:
         """Keep the file that the policy was read from."""
@@ -335,6 +335,18 @@ class Policy(Section):
         """Return the rule whose log `drkit serve` ships, or None when the policy has none."""
         methods = METHODS[self.target.engine]
         return next((rule for rule in self.backups if methods[rule.method].continuous), None)
+
+
+def portable(policy: Policy) -> dict[str, Any]:
+    """Return a policy for another process, which may not be able to read its file; secrets stay references."""
+    values = policy.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return {"path": str(policy.path), "values": values}
+
+
+def unpack(document: Mapping[str, Any], stores: Collection[str]) -> Policy:
+    """Return the policy that `portable` wrote; raise ValueError when the site has not the stores for it."""
+    context = {"path": Path(document["path"]), "stores": tuple(stores)}
+    return Policy.model_validate(document["values"], context=context)
 
 
 def effective(policy: Policy) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Found by the digest of a file's bytes, of what it is checked against and of drkit's version, so what is found is what
 reading the file again would give. It is used only where nobody but this user can have written it, and kept only where
-there are many policies; without it everything works the same.
+there are many policies; without it everything works the same. Sections that several policies have in the same words are
+kept once, and built once: they never change.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from drkit import __version__
 from drkit.policy import Policy
 
 _FEWEST = 100
-_FORMAT = 1
+_FORMAT = 2
 
 
 class PolicyCache:
@@ -29,19 +30,25 @@ class PolicyCache:
     def __init__(self, path: Path | None, stores: Sequence[str]) -> None:
         self._path = path
         self._basis = json.dumps([_FORMAT, __version__, list(stores)])
-        self._known: Mapping[str, Any] = _read(path) if path is not None else {}
+        found = _read(path) if path is not None else {}
+        self._known: Mapping[str, Any] = found.get("policies", {})
+        self._parts: Sequence[Any] = found.get("parts", ())
+        self._built: dict[tuple[str, int], Any] = {}
         self._seen: dict[str, Any] = {}
 
     def find(self, content: bytes, context: Mapping[str, Any]) -> Policy | None:
         """Return the policy that these bytes are known to describe; None when they are not known."""
         digest = self._digest(content)
-        values = self._known.get(digest)
-        if values is None:
+        if digest not in self._known:
             return None
         try:
-            policy = Policy.model_validate(values, context=dict(context))
-        except ValueError:
+            own, shared = self._known[digest]
+            values = {**own, **{name: self._parts[number] for name, number in shared.items()}}
+            built = {item[0]: self._built[item] for item in shared.items() if item in self._built}
+            policy = Policy.model_validate({**values, **built}, context=dict(context))
+        except (ValueError, TypeError, LookupError, AttributeError):
             return None
+        self._built.update((item, getattr(policy, item[0])) for item in shared.items() if item[0] not in built)
         self._seen[digest] = values
         return policy
 
@@ -59,11 +66,22 @@ class PolicyCache:
         with suppress(OSError):
             descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w") as file:
-                json.dump(self._seen, file)
+                json.dump(_shared(self._seen), file)
             draft.replace(self._path)
 
     def _digest(self, content: bytes) -> str:
         return hashlib.sha256(self._basis.encode() + b"\0" + content).hexdigest()
+
+
+def _shared(policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is written of policies: the values of each, and by number the sections that it has like others."""
+    numbers: dict[str, int] = {}
+    written = {}
+    for digest, values in policies.items():
+        parts = {name: json.dumps(value) for name, value in values.items() if isinstance(value, dict | list)}
+        own = {name: value for name, value in values.items() if name not in parts}
+        written[digest] = [own, {name: numbers.setdefault(text, len(numbers)) for name, text in parts.items()}]
+    return {"parts": [json.loads(text) for text in numbers], "policies": written}
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -105,6 +105,13 @@ class Recurrence:
                 yield found
 
     def _labels(self, start: datetime, *, reverse: bool = False) -> Iterator[datetime]:
+        minute, hour, *days = self.cron.split()
+        if days == ["*", "*", "*"] and minute.isdecimal() and hour.isdecimal():
+            return _daily(
+                start.replace(hour=int(hour), minute=int(minute), second=0, microsecond=0, fold=0),
+                start,
+                reverse=reverse,
+            )
         from cronsim import CronSim
 
         return CronSim(self.cron, start, reverse=reverse)
@@ -145,6 +152,16 @@ class _Chain:
 @lru_cache(maxsize=8192)
 def _chain(cron: str, timezone: str, dst: Dst) -> _Chain:
     return _Chain(Recurrence(cron, timezone, dst))
+
+
+def _daily(label: datetime, start: datetime, *, reverse: bool) -> Iterator[datetime]:
+    """Yield what cronsim does of a time of every day: most schedules are one, and it goes from hour to hour."""
+    day = timedelta(days=-1 if reverse else 1)
+    if label >= start if reverse else label <= start:
+        label += day
+    while True:
+        yield label
+        label += day
 
 
 def _first_instant(label: datetime, zone: tzinfo) -> datetime | None:

@@ -150,6 +150,7 @@ class Planner:
         self._next: list[tuple[datetime, str]] = []
         self._seen_at: datetime | None = None
         self._leapt = False
+        self._incoming: dict[str, Schedule] | None = None
 
     @property
     def is_behind(self) -> bool:
@@ -174,7 +175,25 @@ class Planner:
         if not self._unplaced:
             news += self._plan_due(now)
         self._seen_at = now
+        if self._incoming is not None and not self.is_behind:
+            self._adopt(self._incoming, now)
         return news
+
+    def replace(self, schedules: Sequence[Schedule]) -> None:
+        """Plan these from the next tick on, in which what came due of the former ones is still written down."""
+        self._incoming = {item.name: item for item in schedules}
+
+    def _adopt(self, schedules: dict[str, Schedule], now: datetime) -> None:
+        """Go on with other schedules; one that means other moments now means those after ``now``."""
+        former = self._schedules
+        moved = [
+            name for name in schedules.keys() & former.keys() if schedules[name].recurrence != former[name].recurrence
+        ]
+        with self._ledger.planning() as book:
+            for name in moved:
+                book.move(name, now)
+        self._schedules, self._incoming = schedules, None
+        self._next, self._unplaced = [], list(schedules.values())
 
     def next_due(self, name: str, after: datetime) -> datetime | None:
         """Return when a schedule comes round next; None when there is no such schedule."""

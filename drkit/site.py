@@ -293,11 +293,11 @@ def policy_files(site: Site) -> list[Path]:
     """Return the files of the folder of policies in order of names."""
     folder = site.policies_folder
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in {".yaml", ".yml"})
+        found = [path for path in folder.iterdir() if path.suffix in {".yaml", ".yml"}]
     except OSError as error:
         reason = (error.strerror or "unknown error").lower()
         raise ConfigError(f"cannot read the folder of policies {shown_path(folder)}: {reason}") from error
-    return [path for path in files if not path.name.startswith(".")]
+    return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.name)
 
 
 def _read_cached(path: Path, site: Site, cache: PolicyCache) -> tuple[Policy | None, list[Problem]]:

@@ -29,7 +29,7 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.running import close_lost_runs, new_id
 from drkit.operations.serve import Duty
 from drkit.partner import Partner
-from drkit.policy import Policy
+from drkit.policy import Policy, portable
 from drkit.process import Command, end_orphan
 from drkit.process_identity import ProcessIdentity
 from drkit.scheduler import Planner, Ticker, schedules_of
@@ -86,6 +86,10 @@ class Worker:
         self._doing: list[_Doing] = []
         self._reclaimed_s = 0.0
         self._hosts: dict[str, str] = {}
+
+    def replace(self, policies: Sequence[Policy]) -> None:
+        """Work for these policies from now on; what runs goes on."""
+        self._policies, self._hosts = {policy.policy: policy for policy in policies}, {}
 
     def run(self, stopping: threading.Event) -> None:
         """Work until ``stopping``; then let what runs go on for a while, end it, and leave it to the next process."""
@@ -163,7 +167,9 @@ class Worker:
 
     def _start(self, item: Occurrence) -> None:
         job = Job(item.kind, item.policy, item.what, item.due_at, item.run_id)
-        task = json.dumps({"site": str(self._workplace.site.path.absolute()), "job": job.document()}).encode()
+        task = {"site": str(self._workplace.site.path.absolute()), "job": job.document()}
+        if item.policy in self._workplace.kept_policies:  # its file cannot be read now
+            task["policy"] = portable(self._policies[item.policy])
         command = Command(JOB_COMMAND, env=dict(os.environ))
         self._say(item, f"begins, attempt {item.attempts}, run {item.run_id}")
         doing: list[_Doing] = []
@@ -174,7 +180,7 @@ class Worker:
             self._hear(doing[0], line)
 
         try:
-            partner = Partner(command, task, hear)
+            partner = Partner(command, json.dumps(task).encode(), hear)
         except SourceError as error:
             self._finish(item, "transient", error.message)
             return
@@ -343,10 +349,19 @@ class Worker:
 
 def scheduler_duties(
     workplace: Workplace, policies: Sequence[Policy], reporter: Reporter, ticked: Callable[[str], None]
-) -> list[Duty]:
-    """Return the duties that plan what the policies want and do it; ``ticked`` is told of each round of the first."""
+) -> tuple[list[Duty], Callable[[Sequence[Policy]], None]]:
+    """Return the duties that plan what the policies want and do it, and how they are told of other policies.
+
+    ``ticked`` is told of each round of the first.
+    """
     planner = Planner(workplace.catalog.occurrences, schedules_of(policies, workplace.site.scheduler))
-    return [Ticker(planner, workplace.clock, reporter, ticked=ticked), Worker(workplace, planner, policies, reporter)]
+    worker = Worker(workplace, planner, policies, reporter)
+
+    def replace(policies: Sequence[Policy]) -> None:
+        worker.replace(policies)
+        planner.replace(schedules_of(policies, workplace.site.scheduler))
+
+    return [Ticker(planner, workplace.clock, reporter, ticked=ticked), worker], replace
 
 
 def has_schedules(workplace: Workplace, policies: Sequence[Policy]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Overview(Protocol):
 
 
 class SqliteOverview(Overview):
-    """The questions as SQL; each is one pass over an index, or one look-up for each policy."""
+    """The questions as SQL; each is one pass over an index, or a look-up for each policy."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -83,14 +84,13 @@ class SqliteOverview(Overview):
             largest[name] = max(largest_bytes, largest.get(name, 0))
             if newest is not None:
                 overview.newest[method] = parse_utc(newest)
-        for store in stores:
-            for row in self._read(_COPIES, {**values, "store": store}):
+        wanted = frozenset(stores)
+        for row in self._read(_COPIES, values):
+            if row["store"] in wanted:
                 overview = found[row["policy"]]
-                overview.held[store] = row["artifacts"]
+                overview.held[row["store"]] = row["artifacts"]
                 overview.reading = _merged(overview.reading, row, largest[row["policy"]])
-        for overview in found.values():
-            overview.newest_artifact = self._newest(overview.policy, values["until"])
-            overview.last_run = self._last_run(overview.policy)
+        self._add_newest(found, {**values, "policies": json.dumps(list(found))})
         self._add_proofs(found, values)
         return found
 
@@ -98,17 +98,14 @@ class SqliteOverview(Overview):
         """Return the artifact with the most bytes of a policy that has one; raise CatalogError."""
         return str(self._read(_LARGEST, {"policy": policy})[0]["artifact_id"])
 
-    def _newest(self, policy: str, until: str | None) -> NewestArtifact | None:
-        for artifact_id, taken_at, parent, stores in self._read(_NEWEST, {"policy": policy, "until": until}):
+    def _add_newest(self, found: Mapping[str, PolicyOverview], values: Mapping[str, Any]) -> None:
+        for policy, artifact_id, taken_at, parent, stores in self._read(_NEWEST, values):
             names = tuple(sorted((stores or "").split()))
             if parent:
                 names = tuple(row["store"] for row in self._read(_HOLDING, {"artifact_id": artifact_id}))
-            return NewestArtifact(artifact_id, parse_utc(taken_at), names)
-        return None
-
-    def _last_run(self, policy: str) -> Run | None:
-        found = self._read(_LAST_RUN, {"policy": policy})
-        return rows.run_of(found[0]) if found else None
+            found[policy].newest_artifact = NewestArtifact(artifact_id, parse_utc(taken_at), names)
+        for row in self._read(_LAST_RUNS, values):
+            found[row["policy"]].last_run = rows.run_of(row)
 
     def _add_proofs(self, found: Mapping[str, PolicyOverview], values: Mapping[str, Any]) -> None:
         for name, drill, verdict, ended_at in self._known(found, _DRILLS, values):
@@ -138,27 +135,29 @@ _COUNTS = """
     select a.policy, a.method, count(*), max(case when a.restorable_to_at <= :until then a.restorable_to_at end),
         max(a.stored_bytes)
     from artifacts a where (:policy is null or a.policy = :policy) group by a.policy, a.method"""
-# One pass for each store: grouped by policy alone it follows an index, grouped by both it sorts a million rows. The id
-# comes from the row with the least moment (sqlite.org/lang_select.html, bare columns).
+# One pass over an index. The id comes from the row with the least moment (sqlite.org/lang_select.html, bare columns).
 _COPIES = """
-    select a.policy, s.store, count(*) as artifacts, sum(a.stored_bytes) as stored_bytes, a.artifact_id,
-        min(coalesce(case when v.at <= :until then v.at end, a.restorable_to_at)) as oldest_at
-    from artifacts a join artifact_stores s on s.artifact_id = a.artifact_id and s.store = :store
-    left join verified v on v.subject = a.artifact_id and v.store = :store
-    where (:policy is null or a.policy = :policy) group by a.policy"""
+    select s.policy, s.store, count(*) as artifacts, sum(s.stored_bytes) as stored_bytes, s.artifact_id,
+        min(case when s.read_at <= :until then s.read_at
+            else (select a.restorable_to_at from artifacts a where a.artifact_id = s.artifact_id) end) as oldest_at
+    from artifact_stores s where (:policy is null or s.policy = :policy) group by s.policy, s.store"""
 _LARGEST = "select artifact_id from artifacts where policy = :policy order by stored_bytes desc, artifact_id limit 1"
 _NEWEST = """
-    select artifact_id, restorable_to_at, parent,
+    select a.policy, a.artifact_id, a.restorable_to_at, a.parent,
         (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id)
-    from artifacts a where policy = :policy and restorable_to_at <= :until
-    order by restorable_to_at desc, artifact_id desc limit 1"""
+    from json_each(:policies) p join artifacts a on a.artifact_id = (
+        select n.artifact_id from artifacts n where n.policy = p.value and n.restorable_to_at <= :until
+        order by n.restorable_to_at desc, n.artifact_id desc limit 1)"""
 _HOLDING = """
     with recursive lineage (artifact_id) as (
         values (:artifact_id) union
         select a.parent from artifacts a join lineage using (artifact_id) where a.parent <> '')
     select s.store from lineage join artifact_stores s using (artifact_id)
     group by s.store having count(*) = (select count(*) from lineage) order by s.store"""
-_LAST_RUN = "select * from runs where policy = :policy and kind = 'backup' order by started_at desc limit 1"
+_LAST_RUNS = """
+    select r.* from json_each(:policies) p join runs r on r.run_id = (
+        select n.run_id from runs n where n.policy = p.value and n.kind = 'backup'
+        order by n.started_at desc limit 1)"""
 _DRILLS = """
     select a.policy, json_extract(a.record, '$.drill') as drill, a.verdict, max(a.ended_at) from evidence a
     where (:policy is null or a.policy = :policy) and a.kind = 'drill'

@@ -9,6 +9,8 @@ import click
 from drkit.cli import common_options, output_of, site_option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from drkit.operations.judgement import CheckReport
 
 
@@ -25,18 +27,25 @@ def check(ctx: click.Context, policy: str | None, from_catalog: bool) -> None:
     drilled, not read in time, a store out of reach).
     """
     from drkit.app import open_app
-    from drkit.operations.checking import check_stores
     from drkit.operations.choosing import all_policies, find_policy
-    from drkit.reports.status import read_status
 
     output = output_of(ctx)
     with open_app(site_option(ctx)) as workplace:
         chosen = [find_policy(workplace, policy)] if policy is not None else all_policies(workplace)
-        judge = read_status if from_catalog else check_stores
-        report = judge(workplace, chosen, everything=policy is None)
+        report = _judge(from_catalog=from_catalog)(workplace, chosen, everything=policy is None)
         stores = {name for item in chosen for name in item.stores} if policy else set(workplace.stores)
     output.result("check", check_document(report), "\n".join(_lines(report, store_count=len(stores))))
     ctx.exit(report.exit_code)
+
+
+def _judge(*, from_catalog: bool) -> Callable[..., CheckReport]:
+    if from_catalog:
+        from drkit.reports.status import read_status
+
+        return read_status
+    from drkit.operations.checking import check_stores
+
+    return check_stores
 
 
 def _lines(report: CheckReport, *, store_count: int) -> list[str]:

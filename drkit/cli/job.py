@@ -74,9 +74,13 @@ def _do(task: Mapping[str, Any], line: Line) -> dict[str, Any]:
     from drkit.credentials import mask_url
     from drkit.errors import DrkitError
     from drkit.jobs import NOT_PASSED, Job, run_job
+    from drkit.policy import unpack
 
     try:
         with open_app(Path(task["site"])) as workplace:
+            if "policy" in task:
+                policy = unpack(task["policy"], workplace.site.stores)
+                workplace.policies = {**workplace.policies, policy.policy: policy}
             facts = run_job(workplace, Job.read(task["job"]), line)
     except KeyboardInterrupt:
         return {"failure": "interrupted", "error": "interrupted"}

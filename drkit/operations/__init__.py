@@ -6,7 +6,7 @@ what happens; neither the command line nor a file format is known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,13 +38,16 @@ class Reporter(Protocol):
         """Watch one stream."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workplace:
     """Everything that operations work with, made from a site by `drkit.app.open_app`.
 
     ``policies`` are those whose files are right; ``policy_problems`` are what is wrong with the other files.
     ``stores`` opens a store when it is first asked for. ``signers`` are the pinned ones of the site: what the bucket
     says of its signers is never believed. ``work_folder`` is private; what is in it belongs to running processes only.
+
+    `drkit serve` puts other policies in place of these, each time as a whole, when their files change: whoever goes
+    through them takes them once. ``kept_policies`` are those that go on as they were while their files have problems.
     """
 
     site: Site
@@ -55,3 +58,4 @@ class Workplace:
     signers: Sequence[Signer]
     work_folder: Path
     clock: Callable[[], datetime]
+    kept_policies: Collection[str] = frozenset()

@@ -19,6 +19,7 @@ from drkit.canonical import canonical_json
 from drkit.catalog import Catalog
 from drkit.catalog.measures import LastDrill, NewestArtifact
 from drkit.catalog.sqlite import catalog_path
+from drkit.documents import shown_path
 from drkit.errors import ConfigError, IntegrityError, StoreError, StoreExists, StoreMissing, StoreUnavailable
 from drkit.operations import Workplace
 from drkit.operations.expectations import Expectation, expectation_of
@@ -125,24 +126,25 @@ class Lookout:
             self._of_stores = list(ask_stores(workplace.stores, now))
             self._asked_at = now
         self._judge_some(now)
-        problems = (str(problem) for problem in workplace.policy_problems)
         found = [
             *self._of_stores,
             *missing_keys(workplace.site),
             *full_disks(watched_folders(workplace), self._free_bytes),
-            *(Condition("policy-broken", text.partition(":")[0], f"left out: {text}") for text in problems),
+            *broken_policies(workplace),
             *(condition for conditions in self._late.values() for condition in conditions),
         ]
         self._log.note(found, now)
 
     def _judge_some(self, now: datetime) -> None:
         """Judge the policies whose turn it is; what was found of the others stands."""
-        names = sorted(self._workplace.policies)
+        policies = self._workplace.policies
+        names = sorted(policies)
         count = -(-len(names) // _ROUNDS)
         chosen = (names * 2)[self._next : self._next + count]
         self._next = (self._next + count) % max(len(names), 1)
+        self._late = {name: found for name, found in self._late.items() if name in policies}
         if chosen:
-            self._late |= late_policies(self._workplace, chosen, now)
+            self._late |= late_policies(self._workplace, [policies[name] for name in chosen], now)
 
 
 def ask_stores(stores: Mapping[str, Store], now: datetime) -> Iterator[Condition]:
@@ -236,15 +238,15 @@ def full_disks(folders: Mapping[str, Path], free_bytes: Callable[[Path], tuple[i
             yield Condition("disk-full", what, message)
 
 
-def late_policies(workplace: Workplace, names: Sequence[str], now: datetime) -> dict[str, list[Condition]]:
+def late_policies(workplace: Workplace, policies: Sequence[Policy], now: datetime) -> dict[str, list[Condition]]:
     """Return what these policies promise and the catalog does not have, by policy."""
-    measures = workplace.catalog.measures
+    measures, names = workplace.catalog.measures, [policy.policy for policy in policies]
     artifacts = measures.newest_artifacts(now + CLOCK_MARGIN, names)
     drills = measures.last_drills(names)
     damaged = measures.damaged_copies(names)
     late = {}
-    for name in names:
-        policy = workplace.policies[name]
+    for policy in policies:
+        name = policy.policy
         expectation, born = expectation_of(policy, now), born_at(policy)
         own = [item for item in artifacts if item.policy == name]
         newest = {item.method: item.restorable_to_at for item in own}
@@ -255,6 +257,15 @@ def late_policies(workplace: Workplace, names: Sequence[str], now: datetime) -> 
             *damaged_copies(name, damaged),
         ]
     return late
+
+
+def broken_policies(workplace: Workplace) -> Iterator[Condition]:
+    """Yield the problems of policy files; one that was right when it was read first goes on as it was."""
+    policies = workplace.policies
+    kept = {shown_path(policies[name].path) for name in workplace.kept_policies if name in policies}
+    for problem in workplace.policy_problems:
+        outcome = "not taken up, the policy goes on as it was" if problem.file in kept else "left out"
+        yield Condition("policy-broken", problem.file, f"{outcome}: {problem}\ndrkit policy check")
 
 
 def damaged_copies(policy: str, damaged: Iterable[tuple[str, str, str]]) -> Iterator[Condition]:

@@ -50,10 +50,17 @@ class Notifier:
         self._workplace = workplace
         self._tick = tick
         self._outbox = workplace.catalog.outbox
-        self._routes = Routes(workplace.site, workplace.policies)
+        self._routed = Routes(workplace.site, workplace.policies)
         self._courier = Courier(send)
         self._send_until_s = 0.0
         self._forgot_at: datetime | None = None
+
+    @property
+    def _routes(self) -> Routes:
+        policies = self._workplace.policies
+        if self._routed.policies is not policies:
+            self._routed = Routes(self._workplace.site, policies)
+        return self._routed
 
     def run(self, stopping: threading.Event) -> None:
         """Tell until ``stopping``; what is not told then waits in the catalog."""

@@ -19,7 +19,7 @@ class Routes:
 
     def __init__(self, site: Site, policies: Mapping[str, Policy]) -> None:
         self._site = site.notify
-        self._policies = policies
+        self.policies = policies
         channels = [channel for policy in ("", *policies) for channel in (*self.channels(policy), *self._pings(policy))]
         self.by_name = {channel.name: channel for channel in channels}
 
@@ -50,7 +50,7 @@ class Routes:
 
     def owner(self, policy: str) -> str:
         """Return who answers for the policy's data, or nothing."""
-        found = self._policies.get(policy)
+        found = self.policies.get(policy)
         return found.owner or "" if found else ""
 
     def literal_addresses(self) -> list[str]:
@@ -58,7 +58,7 @@ class Routes:
         return [channel.address for channel in self.by_name.values() if "://" in channel.address]
 
     def _own(self, policy: str) -> PolicyNotify | None:
-        found = self._policies.get(policy)
+        found = self.policies.get(policy)
         return found.notify if found else None
 
     def _pings(self, policy: str) -> list[Channel]:

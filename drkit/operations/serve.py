@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -35,6 +35,10 @@ _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
 _SCAN_S = 0.5
 _WORKERS = 2
+_FOLLOW_S = 1.0
+
+Tell = Callable[[str, str, str], None]
+_Running = tuple[threading.Thread, threading.Event]
 
 
 class Duty(Protocol):
@@ -203,31 +207,35 @@ class LogShipping:
 
 
 @contextmanager
-def running_duties(
-    duties: Sequence[Duty], tell: Callable[[str, str, str], None], within_s: float = STOP_WITHIN_S
-) -> Iterator[None]:
+def running_duties(duties: Sequence[Duty], tell: Tell, within_s: float = STOP_WITHIN_S) -> Iterator[None]:
     """Run each duty in a thread until the context ends; then stop them, the last one first, within a bound.
 
     One that does not stop (a store that never answers) is left behind and said; nothing is lost by ending it hard.
     """
-    running: list[tuple[threading.Thread, threading.Event]] = []
-    for duty in duties:
-        leaving = threading.Event()
-        thread = threading.Thread(target=_keep_running, args=(duty, tell, leaving), name=duty.name, daemon=True)
-        thread.start()
-        running.append((thread, leaving))
+    running = [_start(duty, tell) for duty in duties]
     try:
         yield
     finally:
-        until_s = time.monotonic() + within_s
-        for thread, leaving in reversed(running):
-            leaving.set()
-            thread.join(timeout=max(until_s - time.monotonic(), 0.1))
-            if thread.is_alive():
-                tell(thread.name, "stuck", "it does not stop, and is left behind")
+        _stop(reversed(running), tell, within_s)
 
 
-def _keep_running(duty: Duty, tell: Callable[[str, str, str], None], leaving: threading.Event) -> None:
+def _start(duty: Duty, tell: Tell) -> _Running:
+    leaving = threading.Event()
+    thread = threading.Thread(target=_keep_running, args=(duty, tell, leaving), name=duty.name, daemon=True)
+    thread.start()
+    return thread, leaving
+
+
+def _stop(running: Iterable[_Running], tell: Tell, within_s: float) -> None:
+    until_s = time.monotonic() + within_s
+    for thread, leaving in running:
+        leaving.set()
+        thread.join(timeout=max(until_s - time.monotonic(), 0.1))
+        if thread.is_alive():
+            tell(thread.name, "stuck", "it does not stop, and is left behind")
+
+
+def _keep_running(duty: Duty, tell: Tell, leaving: threading.Event) -> None:
     """Run a duty again when an error ended it: one that nobody foresaw must not end log shipping in silence."""
     wait_s = _FIRST_WAIT_S
     while not leaving.is_set():
@@ -240,19 +248,50 @@ def _keep_running(duty: Duty, tell: Callable[[str, str, str], None], leaving: th
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
+class LogShippers:
+    """The duty that ships the logs of the policies as they are now: one that changes is begun anew."""
+
+    name = "logs"
+
+    def __init__(self, workplace: Workplace, names: Collection[str], reporter: Reporter, tell: Tell) -> None:
+        self._workplace = workplace
+        self._names = names
+        self._reporter = reporter
+        self._tell = tell
+        self._running: dict[str, tuple[Policy, _Running]] = {}
+
+    def run(self, stopping: threading.Event) -> None:
+        """Ship until ``stopping``; then stop all of them within a bound."""
+        try:
+            self._follow()
+            while not stopping.wait(_FOLLOW_S):
+                self._follow()
+        finally:
+            _stop((running for _, running in self._running.values()), self._tell, _WHOLE_GROUP_WITHIN_S)
+            self._running.clear()
+
+    def _follow(self) -> None:
+        policies = self._workplace.policies
+        wanted = {name: policy for name, policy in policies.items() if not self._names or name in self._names}
+        for name, (policy, running) in list(self._running.items()):
+            if wanted.get(name) != policy:
+                _stop([running], self._tell, _WHOLE_GROUP_WITHIN_S)
+                del self._running[name]
+        for name, policy in wanted.items():
+            rule = policy.continuous_rule
+            if rule is not None and name not in self._running:
+                duty = LogShipping(self._workplace, policy, rule, self._reporter)
+                self._running[name] = policy, _start(duty, self._tell)
+
+
 def serve(
     workplace: Workplace,
-    policies: Sequence[Policy],
+    names: Collection[str],
     reporter: Reporter,
     stopping: threading.Event,
     more: Sequence[Duty] = (),
 ) -> None:
-    """Run the duties of the site, and ``more``, until ``stopping`` is set."""
-    duties: list[Duty] = [
-        LogShipping(workplace, policy, rule, reporter)
-        for policy in policies
-        if (rule := policy.continuous_rule) is not None
-    ]
+    """Ship the logs of the policies of these names, or of all, and run ``more``, until ``stopping`` is set."""
     within_s = _WHOLE_GROUP_WITHIN_S + workplace.site.scheduler.stop_within.total_seconds()
 
     said: dict[str, str] = {}
@@ -265,5 +304,5 @@ def serve(
                 facts = {"duty": duty, "state": state, "message": message}
                 workplace.catalog.add_event("duty.failed", workplace.clock(), facts)
 
-    with running_duties([*duties, *more], tell, within_s):
+    with running_duties([LogShippers(workplace, names, reporter, tell), *more], tell, within_s):
         stopping.wait()

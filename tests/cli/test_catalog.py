@@ -33,7 +33,7 @@ insert into artifacts select printf('%026d', i), 'p' || (i % 20), engine, method
     strftime('%Y-%m-%dT%H:%M:%S.000000+00:00', '2026-01-01', '+' || i || ' minutes'),
     i * 1000, i * 4000, manifest_sha256, degraded, parent from number, artifacts;
 insert into manifests select printf('%026d', i), manifest, details from number, manifests;
-insert into artifact_stores select printf('%026d', i), store from number, artifact_stores;
+insert into artifact_stores (artifact_id, store) select printf('%026d', i), store from number, artifact_stores;
 commit;
 """
 

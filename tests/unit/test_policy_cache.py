@@ -32,7 +32,7 @@ def test_what_was_kept_is_what_the_file_says(ready_site: ReadySite, cache: Path)
     first = scan_policies(site, cache)
     kept = json.loads(cache.read_text())
     again = scan_policies(site, cache).policies["orders"]
-    assert len(kept) == 1
+    assert len(kept["policies"]) == 1
     assert effective(again) == effective(first.policies["orders"])
     assert again == first.policies["orders"]
     assert again.path == path
@@ -57,7 +57,21 @@ def test_a_store_that_the_site_has_no_more_is_a_problem_again(ready_site: ReadyS
     assert scan_policies(ready_site.load(), cache).problems
 
 
-@pytest.mark.parametrize("harm", ["others may write", "a link", "damaged", "no object"])
+def test_sections_that_policies_share_are_kept_once_and_are_still_their_own(ready_site: ReadySite, cache: Path) -> None:
+    for name, rpo in (("orders", "15m"), ("ledger", "15m"), ("shop", "20m")):
+        ready_site.write_policy(name, more=f"objectives: {{rpo: {rpo}}}\n")
+    site = ready_site.load()
+    first = scan_policies(site, cache).policies
+    kept = json.loads(cache.read_text())
+    assert [part for part in kept["parts"] if "rpo" in part] == [{"rpo": "15m"}, {"rpo": "20m"}]
+    again = scan_policies(site, cache).policies
+    assert again == first
+    assert again["orders"].objectives is again["ledger"].objectives
+    assert again["shop"].objectives != again["orders"].objectives
+    assert {policy.path.stem for policy in again.values()} == {"orders", "ledger", "shop"}
+
+
+@pytest.mark.parametrize("harm", ["others may write", "a link", "damaged", "no object", "other numbers", "other kinds"])
 def test_what_somebody_else_may_have_kept_is_not_used(ready_site: ReadySite, cache: Path, harm: str) -> None:
     ready_site.write_policy("orders", more="tier: 1\n")
     site = ready_site.load()
@@ -70,7 +84,12 @@ def test_what_somebody_else_may_have_kept_is_not_used(ready_site: ReadySite, cac
         cache.unlink()
         cache.symlink_to(cache.parent / "forged")
     else:
-        cache.write_text({"others may write": forged, "damaged": forged[:-9], "no object": "[]"}[harm])
+        kept = json.loads(forged)
+        strange = {
+            "other numbers": json.dumps({**kept, "parts": kept["parts"][:1]}),
+            "other kinds": json.dumps({"parts": 7, "policies": dict.fromkeys(kept["policies"], "x")}),
+        }
+        cache.write_text({"others may write": forged, "damaged": forged[:-9], "no object": "[]", **strange}[harm])
         cache.chmod(0o666 if harm == "others may write" else 0o600)
     assert scan_policies(site, cache).policies["orders"].tier == 1
 

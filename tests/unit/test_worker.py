@@ -108,6 +108,16 @@ def test_ends(scene: Scene, failure: str, state: str, reason: str) -> None:
     assert (item.not_before_at > START) == (state == "due")
 
 
+def test_a_job_is_given_its_policy_only_where_the_file_has_problems(scene: Scene) -> None:
+    code = "import json, sys; given = json.loads(sys.stdin.readline()).get('policy', {}).get('values', {}); "
+    code += "print(json.dumps({'ended': {'failure': 'transient', 'error': given.get('policy', 'nothing')}}))"
+    assert scene.run(code).reason == "attempt 1 ended (transient): nothing"
+    scene.workplace.kept_policies = {"orders"}
+    scene.now = START + MINUTE
+    scene.until(lambda: scene.item.attempts == 2 and scene.item.state == "due")
+    assert scene.item.reason == "attempt 2 ended (transient): orders"
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
