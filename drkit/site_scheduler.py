@@ -44,6 +44,12 @@ class SchedulerConfig(Section):
         examples=['"45 1 * * *"'],
     )
     timezone: Zone = Field(default="UTC", description="The time zone of these schedules.", examples=["Europe/Berlin"])
+    keep_history: Annotated[Duration, Field(ge=timedelta(days=7))] = Field(
+        default=timedelta(days=400),
+        description="How long the catalog keeps events, runs and moments of schedules that are over; backups that "
+        "succeeded stay. With thousands of policies 400 days are millions of rows.",
+        examples=["400d"],
+    )
     stop_within: Duration = Field(
         default=timedelta(seconds=10),
         description="How long running jobs may go on when drkit serve is told to stop; then they are ended, and taken "

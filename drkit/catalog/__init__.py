@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a list builds no documents
+    from drkit.catalog.history import History
     from drkit.catalog.holds import Holds
     from drkit.catalog.measures import Measures
     from drkit.catalog.occurrences import OccurrenceLedger
@@ -56,6 +57,10 @@ class EvidenceEntry:
 
 class Catalog(Protocol):
     """Safe to use from several threads of one process and from several processes at once."""
+
+    @property
+    def history(self) -> History:
+        """Return the past, to be trimmed."""
 
     @property
     def holds(self) -> Holds:

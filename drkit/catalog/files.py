@@ -219,6 +219,8 @@ _SALVAGE = {
         seen, holder, run_id from old.occurrences""",
     "attempts": """insert into attempts (occurrence_id, number, run_id, started_at, ended_at, failure, error)
         select occurrence_id, number, run_id, started_at, ended_at, failure, error from old.attempts""",
+    "former_occurrences": """insert into former_occurrences (state, many)
+        select state, many from old.former_occurrences""",
     "claims": "insert into claims (occurrence_id, thing) select occurrence_id, thing from old.claims",
     "event_readers": """insert or replace into event_readers (reader, event_id)
         select reader, event_id from old.event_readers""",

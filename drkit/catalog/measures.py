@@ -98,7 +98,7 @@ class Measures(Protocol):
         """Return when a running run was last seen alive; None when nothing runs."""
 
     def occurrences(self) -> dict[str, int]:
-        """Return how many moments of schedules are in each state of the ledger."""
+        """Return how many moments of schedules are in each state of the ledger, or were before it was trimmed."""
 
     def waiting_since(self, now: datetime) -> list[datetime]:
         """Return since when each occurrence waits that could run now, oldest first."""
@@ -228,7 +228,10 @@ class SqliteMeasures(Measures):
 
     def occurrences(self) -> dict[str, int]:
         """Return how many moments of schedules are in each state of the ledger."""
-        found = self._read("select state, count(*) as n from occurrences group by state")
+        found = self._read(
+            "select state, sum(n) as n from (select state, count(*) as n from occurrences group by state"
+            " union all select state, many from former_occurrences) group by state"
+        )
         return {row["state"]: row["n"] for row in found}
 
     def waiting_since(self, now: datetime) -> list[datetime]:

@@ -307,6 +307,12 @@ def _copies(db: Database) -> None:
         db.execute(statement)
 
 
+@MIGRATIONS(name="009_history")
+def _history(db: Database) -> None:
+    """Count the moments of schedules that are not in the ledger any more."""
+    db.execute("create table former_occurrences (state text primary key, many integer not null) without rowid")
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from drkit.canonical import canonical_json
 from drkit.catalog import ArtifactRow, Catalog, EvidenceEntry, files, rows
+from drkit.catalog.history import SqliteHistory
 from drkit.catalog.holds import SqliteHolds
 from drkit.catalog.measures import SqliteMeasures
 from drkit.catalog.occurrences import OccurrenceLedger
@@ -80,6 +81,11 @@ class SqliteCatalog(Catalog):
     def _read(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         with self._turn, files.translated(self.path):
             return self._connection.execute(query, values).fetchall()
+
+    @property
+    def history(self) -> SqliteHistory:
+        """Return the past, to be trimmed."""
+        return SqliteHistory(self._transaction, self._read)
 
     @property
     def holds(self) -> SqliteHolds:

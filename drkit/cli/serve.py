@@ -61,7 +61,7 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
 
         watch = PolicyWatch(workplace, lambda: read_policies(workplace.site), output, changed)
         signal.signal(signal.SIGHUP, lambda *_: watch.ask())
-        more = [*site_duties(workplace, health, output.event if output.json else None), *duties, watch]
+        more = [*site_duties(workplace, health, output, output.event if output.json else None), *duties, watch]
         say_start(workplace, output)
         run_duties(workplace, policy, output, stopping, more)
     if threading.active_count() > 1:

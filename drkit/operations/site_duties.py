@@ -13,6 +13,7 @@ from drkit.operations.lookout import Lookout
 from drkit.operations.metrics import Collector
 from drkit.operations.metrics_server import MetricsFile, MetricsServer
 from drkit.operations.notify import Notifier
+from drkit.operations.trimming import Trimming
 from drkit.operations.versions import tool_versions
 from drkit.units import format_utc
 
@@ -54,11 +55,17 @@ class EventLines:
                 return
 
 
-def site_duties(workplace: Workplace, health: Health, say_event: SayEvent | None = None) -> list[Duty]:
+def site_duties(
+    workplace: Workplace, health: Health, reporter: Reporter, say_event: SayEvent | None = None
+) -> list[Duty]:
     """Return the duties of the site itself; ``say_event`` is given every event as it comes."""
     metrics = workplace.site.metrics
     collector = Collector(workplace, health)
-    duties: list[Duty] = [Notifier(workplace, health.tick), Lookout(workplace, health.tick)]
+    duties: list[Duty] = [
+        Notifier(workplace, health.tick),
+        Lookout(workplace, health.tick),
+        Trimming(workplace, reporter),
+    ]
     if metrics.listen is not None:
         duties.append(MetricsServer(metrics.listen, collector, health))
     if metrics.textfile is not None:
