@@ -91,6 +91,9 @@ class Measures(Protocol):
     def damaged_copies(self, policies: Collection[str]) -> list[tuple[str, str, str]]:
         """Return policy, subject and store of every copy that was damaged when it was read last."""
 
+    def oldest_readings(self) -> dict[str, datetime]:
+        """Return by policy when the copy that was read the longest ago was read, or made if it never was."""
+
     def restorable(self) -> list[Restorable]:
         """Return every policy that has artifacts."""
 
@@ -213,6 +216,11 @@ class SqliteMeasures(Measures):
             (json.dumps(list(policies)),),
         )
         return [(row["policy"], row["subject"], row["store"]) for row in found]
+
+    def oldest_readings(self) -> dict[str, datetime]:
+        """Return by policy when the copy that was read the longest ago was read, or made if it never was."""
+        found = self._read("select policy, min(read_at) as at from artifact_stores group by policy")
+        return {row["policy"]: parse_utc(row["at"]) for row in found}
 
     def restorable(self) -> list[Restorable]:
         """Return every policy that has artifacts."""

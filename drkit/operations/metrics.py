@@ -21,6 +21,7 @@ from drkit.operations.expectations import expectation_of
 from drkit.operations.health import Health
 from drkit.operations.lookout import CLOCK_MARGIN, free_and_size_bytes, restorable_to, watched_folders
 from drkit.policy import Policy
+from drkit.stores.opening import LOCK_FOR
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -58,6 +59,16 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("target", "failure_domain", "immutable"),
     ),
     "drkit_copies_target": ("How many stores the policy names.", ("target",)),
+    "drkit_retention_lock_until_timestamp_seconds": (
+        "Until when the newest artifact is locked in a store with object_lock, as the site has it.",
+        ("target", "store"),
+    ),
+    "drkit_damaged_copies": ("Copies that were not sound when they were read last.", ("target",)),
+    "drkit_oldest_reading_timestamp_seconds": (
+        "When the copy that was read the longest ago was read; before its first time, when it was made.",
+        ("target",),
+    ),
+    "drkit_reading_promise_seconds": ("Within how long the policy promises to read every copy.", ("target",)),
     "drkit_drill_last_timestamp_seconds": (
         "When a drill last ended, and how.",
         ("target", "drill", "level", "verdict"),
@@ -167,11 +178,16 @@ class _Reading:
     def _policies(self) -> None:
         restorable = {item.policy: item for item in self._measures.restorable()}
         gaps = [item.policy for item in self._workplace.catalog.outbox.problems() if item.level == "gap"]
+        damaged = [policy for policy, _, _ in self._measures.damaged_copies(self._workplace.policies)]
+        read_at = self._measures.oldest_readings()
         for name, policy in self._workplace.policies.items():
             tier = "" if policy.tier is None else str(policy.tier)
             site = self._workplace.site.folder.resolve().name
             self._set("drkit_target_info", 1, name, policy.target.engine, tier, site)
             self._set("drkit_chain_gap_count", gaps.count(name), name)
+            self._set("drkit_damaged_copies", damaged.count(name), name)
+            if name in read_at:
+                self._set("drkit_oldest_reading_timestamp_seconds", read_at[name].timestamp(), name)
             self._promises(policy)
             self._copies(policy)
             if name in restorable:
@@ -181,11 +197,13 @@ class _Reading:
                 self._exposure(name, until, first.proven_to_at)
 
     def _promises(self, policy: Policy) -> None:
-        expectation = expectation_of(policy, self._now)
+        expectation = expectation_of(policy, self._now, self._workplace.site)
         for due in expectation.backups:
             self._set("drkit_schedule_interval_seconds", due.every.total_seconds(), policy.policy, due.what)
         for due in expectation.drills:
             self._set("drkit_drill_interval_seconds", due.every.total_seconds(), policy.policy, due.what)
+        if expectation.reading is not None:
+            self._set("drkit_reading_promise_seconds", expectation.reading.within.total_seconds(), policy.policy)
         goals = policy.objectives
         if goals.rpo is not None:
             self._set("drkit_rpo_target_seconds", goals.rpo.total_seconds(), policy.policy)
@@ -198,7 +216,11 @@ class _Reading:
         for name in policy.stores:
             store = self._workplace.site.stores[name]
             key = (store.failure_domain or name, "yes" if store.object_lock else "no")
-            domains[key] = domains.get(key, 0) + (newest is not None and name in newest.stores)
+            is_there = newest is not None and name in newest.stores
+            domains[key] = domains.get(key, 0) + is_there
+            if newest is not None and is_there and store.object_lock:
+                until = newest.restorable_to_at + (store.lock_for or LOCK_FOR)
+                self._set("drkit_retention_lock_until_timestamp_seconds", until.timestamp(), policy.policy, name)
         for (domain, immutable), count in domains.items():
             self._set("drkit_copies", count, policy.policy, domain, immutable)
         self._set("drkit_copies_target", len(policy.stores), policy.policy)

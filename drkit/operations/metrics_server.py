@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,11 @@ def answering(listen: str, collector: Collector, health: Health) -> Iterator[tup
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            # Who asked hung up, or is silent: that is no news, and no reason for a traceback in the log.
+            if not isinstance(sys.exception(), OSError):
+                super().handle_error(request, client_address)
 
     server = Server((host, port), Answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.2,), name="metrics-http", daemon=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,7 +30,9 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 @pytest.fixture
 def told(ready_site: ReadySite) -> Iterator[Telling]:
     more = "objectives: {rpo: 26h, rto: 2h}\ndrills: [{name: weekly, schedule: '0 4 * * sun'}]\n"
-    path = ready_site.write_policy("orders", more=more)
+    more += "verify: {full_coverage_within: 30d}\n"
+    ready_site.add_store("vault", "s3://vault", "region: eu-central-1", "object_lock: compliance", "lock_for: 40d")
+    path = ready_site.write_policy("orders", stores=("primary", "vault"), more=more)
     path.write_text(path.read_text().replace("{method: dump}", '{method: dump, schedule: "0 2 * * *"}'))
     with telling(ready_site) as lent:
         yield lent
@@ -42,12 +46,15 @@ def fill(told: Telling) -> None:
     """Let a week of backups, a drill and a failure have happened."""
     for day in range(7, 0, -1):
         at = NOW - timedelta(days=day)
-        told.catalog.index_artifact(entry_of(make_manifest(at=at, content=b"x" * (1000 + day))))
+        told.catalog.index_artifact(entry_of(make_manifest(at=at, content=b"x" * (1000 + day)), ["primary", "vault"]))
         run = Run(f"R{day}", "backup", "orders", "succeeded", at, "h", 1, at, ended_at=at + timedelta(seconds=90))
         told.catalog.finish_run(run)
     failed = Run("R0", "backup", "orders", "failed", NOW, "h", 1, NOW, ended_at=NOW + timedelta(seconds=5), error="no")
     told.catalog.finish_run(failed)
     told.catalog.start_run(Run("R9", "drill", "orders", "running", NOW, "h", 1, NOW))
+    copy = {"subject": "gone", "store": "primary", "verified_at": NOW.isoformat(), "size_bytes": 7, "sound": False}
+    verified = {"kind": "verification", "policy": "orders", "run_id": "V", "verdict": "failed", "copies": [copy]}
+    told.catalog.index_evidence({**verified, "ended_at": NOW.isoformat()}, "1" * 64, ["primary"])
     record = {"kind": "drill", "policy": "orders", "drill": "weekly", "verdict": "passed", "run_id": "D"}
     record |= {"selection": {"level": "works"}, "rto_ms": 112_000, "artifact_id": "A"}
     record |= {"ended_at": "2026-11-21T12:00:00.000000+00:00", "restored_to_at": "2026-11-20T12:00:00.000000+00:00"}
@@ -87,6 +94,11 @@ def test_they_are_what_the_catalog_says(told: Telling) -> None:
     assert value(found, "drkit_drill_last_timestamp_seconds", **drill) == (NOW - timedelta(days=1)).timestamp()
     domain = told.workplace.site.stores["primary"].failure_domain or "primary"
     assert value(found, "drkit_copies", target="orders", failure_domain=domain, immutable="no") == 1
+    until = newest + timedelta(days=40).total_seconds()
+    assert value(found, "drkit_retention_lock_until_timestamp_seconds", target="orders", store="vault") == until
+    assert value(found, "drkit_damaged_copies", target="orders") == 1
+    assert value(found, "drkit_oldest_reading_timestamp_seconds", target="orders") == oldest
+    assert value(found, "drkit_reading_promise_seconds", target="orders") == 30 * 86400
     assert value(found, "drkit_problems", level="failed") == 1
     assert value(found, "drkit_notification_last_proof_timestamp_seconds") == NOW.timestamp()
     assert value(found, f"{HISTOGRAM}_bucket", target="orders", le="60.0") == 0
@@ -152,6 +164,29 @@ class TestServed:
             assert json.loads(body)["duties"][0]["state"] == "silent"
             health.tick("notifier")
             assert self.get(f"{base}/healthz")[0] == 200
+
+    @pytest.mark.parametrize("half", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"])
+    def test_who_hangs_up_is_no_news(self, told: Telling, half: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+        fill(told)
+        health = health_of(told)
+        with answering("127.0.0.1:0", Collector(told.workplace, health), health) as (host, port):
+            for _ in range(5):
+                with socket.create_connection((host, port), timeout=5) as client:
+                    client.sendall(half)
+                    # Reset, and not closed in good order: what is written then fails.
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            assert self.get(f"http://{host}:{port}/healthz")[0] == 200
+        assert capfd.readouterr().err == ""
+
+    def test_a_bug_is_still_said(self, told: Telling, capfd: pytest.CaptureFixture[str]) -> None:
+        class Broken:
+            def report(self) -> None:
+                raise ZeroDivisionError
+
+        collector = Collector(told.workplace, health_of(told))
+        with answering("127.0.0.1:0", collector, Broken()) as (host, port), pytest.raises(OSError, match="closed"):  # type: ignore[arg-type]
+            self.get(f"http://{host}:{port}/healthz")
+        assert "ZeroDivisionError" in capfd.readouterr().err
 
     def test_a_catalog_that_cannot_be_read_is_no_numbers(self, told: Telling) -> None:
         health = health_of(told)
