@@ -91,7 +91,7 @@ class Measures(Protocol):
     def damaged_copies(self, policies: Collection[str]) -> list[tuple[str, str, str]]:
         """Return policy, subject and store of every copy that was damaged when it was read last."""
 
-    def oldest_readings(self) -> dict[str, datetime]:
+    def oldest_readings(self, until: datetime) -> dict[str, datetime]:
         """Return by policy when the copy that was read the longest ago was read, or made if it never was."""
 
     def restorable(self) -> list[Restorable]:
@@ -131,6 +131,11 @@ _DRILLS = """
         json_extract(record, '$.rto_ms') as rto_ms, max(ended_at) as ended
     from evidence where kind = 'drill' and policy in (select value from json_each(:policies))
     group by policy, json_extract(record, '$.drill')"""
+# A reading of the future counts as none, because a clock was wrong.
+_OLDEST_READING = """
+    select s.policy, min(case when s.read_at <= :until then s.read_at
+        else (select a.restorable_to_at from artifacts a where a.artifact_id = s.artifact_id) end) as at
+    from artifact_stores s group by s.policy"""
 _RESTORABLE = """
     select a.policy, min(a.restorable_to_at) as first,
         (select max(json_extract(e.record, '$.restored_to_at')) from evidence e where e.policy = a.policy
@@ -217,9 +222,9 @@ class SqliteMeasures(Measures):
         )
         return [(row["policy"], row["subject"], row["store"]) for row in found]
 
-    def oldest_readings(self) -> dict[str, datetime]:
+    def oldest_readings(self, until: datetime) -> dict[str, datetime]:
         """Return by policy when the copy that was read the longest ago was read, or made if it never was."""
-        found = self._read("select policy, min(read_at) as at from artifact_stores group by policy")
+        found = self._read(_OLDEST_READING, {"until": format_utc(until)})
         return {row["policy"]: parse_utc(row["at"]) for row in found}
 
     def restorable(self) -> list[Restorable]:

@@ -307,7 +307,7 @@ def _copies(db: Database) -> None:
         db.execute(statement)
 
 
-@MIGRATIONS(name="009_history")
+@MIGRATIONS(name="010_history")
 def _history(db: Database) -> None:
     """Count the moments of schedules that are not in the ledger any more."""
     db.execute("create table former_occurrences (state text primary key, many integer not null) without rowid")

@@ -179,7 +179,7 @@ class _Reading:
         restorable = {item.policy: item for item in self._measures.restorable()}
         gaps = [item.policy for item in self._workplace.catalog.outbox.problems() if item.level == "gap"]
         damaged = [policy for policy, _, _ in self._measures.damaged_copies(self._workplace.policies)]
-        read_at = self._measures.oldest_readings()
+        read_at = self._measures.oldest_readings(self._now + CLOCK_MARGIN)
         for name, policy in self._workplace.policies.items():
             tier = "" if policy.tier is None else str(policy.tier)
             site = self._workplace.site.folder.resolve().name
