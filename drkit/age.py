@@ -200,9 +200,11 @@ def _seal_payload(chunks: Iterable[bytes], key: bytes) -> Iterator[bytes]:
 
 def _open_payload(chunks: Iterable[bytes], key: bytes) -> Iterator[bytes]:
     cipher = ChaCha20Poly1305(key)
-    plain = memoryview(bytearray(_CHUNKS_PER_BLOCK * CHUNK_BYTES))
+    plain = memoryview(bytearray())
     counter = 0
     for block, is_last in _in_blocks(chunks, _CHUNKS_PER_BLOCK * SEALED_CHUNK_BYTES):
+        if len(plain) < len(block):  # the first block: none is longer, and thousands of streams are a few bytes
+            plain = memoryview(bytearray(len(block)))
         size, problem = 0, ""
         for start in range(0, len(block) or 1, SEALED_CHUNK_BYTES):
             sealed = block[start : start + SEALED_CHUNK_BYTES]
@@ -260,7 +262,7 @@ def _in_blocks(chunks: Iterable[bytes], block_bytes: int) -> Iterator[tuple[memo
     A full block is held back until another byte comes, because only then is it known not to be the last. A chunk of
     exactly one block passes through uncopied. A block is valid until the next one is asked for.
     """
-    gathered = memoryview(bytearray(block_bytes))
+    gathered = memoryview(bytearray())
     filled = 0
     full: memoryview | None = None
     for chunk in chunks:
@@ -274,6 +276,10 @@ def _in_blocks(chunks: Iterable[bytes], block_bytes: int) -> Iterator[tuple[memo
             if len(taken) == block_bytes:
                 full = taken
             else:
+                if filled + len(taken) > len(gathered):  # a short stream is often one chunk
+                    longer = memoryview(bytearray(block_bytes if filled else len(taken)))
+                    longer[:filled] = gathered[:filled]
+                    gathered = longer
                 gathered[filled : filled + len(taken)] = taken
                 filled += len(taken)
                 full = gathered if filled == block_bytes else None

@@ -186,6 +186,11 @@ def verify(
     return _trusted_signer(found.key, namespace, trusted, what=what, at=at)
 
 
+def verify_moment(signer: Signer, namespace: str, trusted: Sequence[Signer], *, what: str, at: datetime) -> Signer:
+    """Do the rest of `verify`, once the moment is read from a message that ``signer`` was found to have signed."""
+    return _trusted_signer(signer.public_key, namespace, trusted, what=what, at=at)
+
+
 def parse_allowed_signers(text: str, where: str) -> list[Signer]:
     """Read an allowed_signers file; raise ConfigError that lists every bad line of the file ``where``.
 

@@ -13,7 +13,6 @@ from drkit.catalog.occurrences import Book
 from drkit.catalog.tables import Tables
 from drkit.units import format_utc, parse_utc
 
-_TRIMMED = "history.trimmed"
 _AT_ONCE = 500
 _JUMP = timedelta(days=60)
 
@@ -37,7 +36,7 @@ class SqliteHistory(Tables, History):
 
     def trimmed_at(self) -> datetime | None:
         """Return when the past was last trimmed; None when it never was."""
-        found = self._read("select at from events where name = ? order by event_id desc limit 1", (_TRIMMED,))
+        found = self._read("select at from events where name = 'history.trimmed' order by event_id desc limit 1")
         return parse_utc(found[0]["at"]) if found else None
 
     def trim(self, before: datetime, now: datetime) -> dict[str, int]:
@@ -47,7 +46,7 @@ class SqliteHistory(Tables, History):
         if last is not None and timedelta() <= now - last < _JUMP:
             removed = {what: self._remove(*statements, format_utc(before)) for what, statements in _OLD.items()}
         with self._transaction() as connection:
-            Book(connection).add_event(_TRIMMED, now, {"before": format_utc(before), **removed})
+            Book(connection).add_event("history.trimmed", now, {"before": format_utc(before), **removed})
         return removed
 
     def _remove(self, old: str, steps: Sequence[str], before: str) -> int:

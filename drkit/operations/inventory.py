@@ -21,7 +21,15 @@ from drkit.errors import IntegrityError, StoreError, StoreMissing
 from drkit.model import Finding, Manifest, Tombstone
 from drkit.operations.repository import find_repo_id
 from drkit.retention_documents import Hold, LogTombstone, Release, standing
-from drkit.signing import EVIDENCE_NAMESPACE, MANIFEST_NAMESPACE, TOMBSTONE_NAMESPACE, Signer, Trust, verify
+from drkit.signing import (
+    EVIDENCE_NAMESPACE,
+    MANIFEST_NAMESPACE,
+    TOMBSTONE_NAMESPACE,
+    Signer,
+    Trust,
+    verify,
+    verify_moment,
+)
 from drkit.stores import ObjectInfo, Store, read_object
 from drkit.units import parse_utc
 
@@ -216,7 +224,7 @@ def _read_documents(store: Store, signers: Sequence[Signer], inventory: StoreInv
 @dataclass(frozen=True)
 class _Signed:
     data: bytes
-    signature: bytes
+    signer: Signer
 
 
 @dataclass(frozen=True)
@@ -235,13 +243,12 @@ def _signed(store: Store, key: str, what: str, namespace: str, signers: Sequence
         signature = read_object(store, bucket.signature_key(key))
     except StoreMissing:
         raise IntegrityError(f"{what} is not signed") from None
-    verify(data, signature, namespace, signers, what=what)
-    return _Signed(data, signature)
+    return _Signed(data, verify(data, signature, namespace, signers, what=what))
 
 
 def _parse_manifest(signed: _Signed, what: str, signers: Sequence[Signer]) -> tuple[Manifest, bytes]:
     manifest = Manifest.from_bytes(signed.data, what)
-    verify(signed.data, signed.signature, MANIFEST_NAMESPACE, signers, what=what, at=manifest.ended_at)
+    verify_moment(signed.signer, MANIFEST_NAMESPACE, signers, what=what, at=manifest.ended_at)
     return manifest, signed.data
 
 
@@ -267,7 +274,7 @@ def _keep_manifest(inventory: StoreInventory, policy: str, key: str, value: tupl
 
 def _parse_tombstone(signed: _Signed, what: str, signers: Sequence[Signer]) -> Tombstone:
     tombstone = Tombstone.from_bytes(signed.data, what)
-    verify(signed.data, signed.signature, TOMBSTONE_NAMESPACE, signers, what=what, at=tombstone.removed_at)
+    verify_moment(signed.signer, TOMBSTONE_NAMESPACE, signers, what=what, at=tombstone.removed_at)
     return tombstone
 
 
@@ -294,13 +301,13 @@ def _parse_hold(signed: _Signed, what: str, signers: Sequence[Signer]) -> _Spari
     else:
         document = Hold.from_bytes(signed.data, what)
         at = document.placed_at
-    verify(signed.data, signed.signature, TOMBSTONE_NAMESPACE, signers, what=what, at=at)
+    verify_moment(signed.signer, TOMBSTONE_NAMESPACE, signers, what=what, at=at)
     return document
 
 
 def _parse_log_tombstone(signed: _Signed, what: str, signers: Sequence[Signer]) -> _Sparing:
     document = LogTombstone.from_bytes(signed.data, what)
-    verify(signed.data, signed.signature, TOMBSTONE_NAMESPACE, signers, what=what, at=document.removed_at)
+    verify_moment(signed.signer, TOMBSTONE_NAMESPACE, signers, what=what, at=document.removed_at)
     return document
 
 
@@ -329,7 +336,7 @@ def _parse_evidence(signed: _Signed, what: str, signers: Sequence[Signer]) -> tu
         ended_at: datetime = parse_utc(str(record["ended_at"]))
     except (KeyError, ValueError) as error:
         raise IntegrityError(f"{what}: field ended_at is missing or no moment") from error
-    verify(signed.data, signed.signature, EVIDENCE_NAMESPACE, signers, what=what, at=ended_at)
+    verify_moment(signed.signer, EVIDENCE_NAMESPACE, signers, what=what, at=ended_at)
     return record, signed.data
 
 
