@@ -30,7 +30,7 @@ _KEPT = 100
 """How many missed moments of one schedule get a row each; those before share one."""
 _PLACED_AT_ONCE = 500
 _PLANNED_AT_ONCE = 100
-_WRITTEN_AT_ONCE = 250
+_WRITTEN_AT_ONCE = 150
 """A tick plans so many schedules, or writes so many rows, which it may pass by those of one schedule."""
 _BETWEEN_PIECES_S = 0.05
 _LEAP_S = 60.0
