@@ -12,7 +12,7 @@ from drkit.catalog.migrations import MIGRATIONS, migrate
 from drkit.catalog.sqlite import SqliteCatalog, open_catalog
 from tests.fixtures.bucket import entry_of, make_manifest
 
-NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+NOW = datetime(2024, 10, 22, 12, tzinfo=UTC)
 _WRONG = """
     select s.artifact_id from artifact_stores s left join artifacts a using (artifact_id)
     left join verified v on v.subject = s.artifact_id and v.store = s.store
@@ -33,7 +33,7 @@ def _verify(catalog: SqliteCatalog, subject: str, at: datetime) -> None:
 
 def test_a_copy_is_as_its_artifact_and_its_readings(tmp_path: Path) -> None:
     with contextlib.closing(open_catalog(tmp_path / "catalog.db", create=True)) as catalog:
-        manifest = make_manifest()
+        manifest = make_manifest(at=NOW - timedelta(days=1))
         name = manifest.artifact_id
         _verify(catalog, name, NOW)  # known before the artifact is, as in a rebuild
         catalog.index_artifact(entry_of(manifest, ["primary", "offsite"]))
@@ -57,7 +57,7 @@ def test_a_copy_is_as_its_artifact_and_its_readings(tmp_path: Path) -> None:
 def test_an_older_catalog_is_brought_up_to_date(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     with contextlib.closing(open_catalog(path, create=True)) as catalog:
-        manifest = make_manifest()
+        manifest = make_manifest(at=NOW - timedelta(days=1))
         _verify(catalog, manifest.artifact_id, NOW)
         catalog.index_artifact(entry_of(manifest, ["primary", "offsite"]))
         whole = [tuple(row) for row in catalog._read("select * from artifact_stores order by store")]
