@@ -31,8 +31,8 @@ _ARTIFACT = """insert into artifacts (artifact_id, policy, engine, method, seq, 
     plain_bytes, manifest_sha256) values (?, ?, 'postgres', 'dump', ?, ?, 1000000, 9000000, ?)"""
 _MANIFEST = "insert into manifests (artifact_id, manifest) values (?, ?)"
 _STORE = "insert into artifact_stores (artifact_id, store) values (?, ?)"
-_RUN = """insert into runs (run_id, kind, policy, state, started_at, host, pid, heartbeat_at)
-    values (?, 'backup', ?, 'succeeded', ?, 'bench', 1, ?)"""
+_RUN = """insert into runs (run_id, kind, policy, state, started_at, host, pid, heartbeat_at,
+    ended_at) values (?, 'backup', ?, 'succeeded', ?, 'bench', 1, ?, ?)"""
 _DRILL = """insert into evidence (sha256, run_id, policy, artifact_id, kind, verdict, level, ended_at, record)
     values (?, ?, ?, ?, 'drill', 'passed', 'works', ?, ?)"""
 
@@ -130,7 +130,7 @@ def _stores() -> Iterator[tuple[object, ...]]:
 
 
 def _runs() -> Iterator[tuple[object, ...]]:
-    return ((item, policy, format_utc(at), format_utc(at)) for item, policy, _, at in _each())
+    return ((item, policy, *[format_utc(at)] * 3) for item, policy, _, at in _each())
 
 
 def _drills() -> Iterator[tuple[object, ...]]:

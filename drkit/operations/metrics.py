@@ -180,9 +180,9 @@ class _Reading:
         gaps = [item.policy for item in self._workplace.catalog.outbox.problems() if item.level == "gap"]
         damaged = [policy for policy, _, _ in self._measures.damaged_copies(self._workplace.policies)]
         read_at = self._measures.oldest_readings(self._now + CLOCK_MARGIN)
+        site = self._workplace.site.folder.resolve().name
         for name, policy in self._workplace.policies.items():
             tier = "" if policy.tier is None else str(policy.tier)
-            site = self._workplace.site.folder.resolve().name
             self._set("drkit_target_info", 1, name, policy.target.engine, tier, site)
             self._set("drkit_chain_gap_count", gaps.count(name), name)
             self._set("drkit_damaged_copies", damaged.count(name), name)
