@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from drkit.model import LogManifest, LogRecord
+from drkit.log_documents import LogManifest, LogRecord
 from drkit.wal import (
     DEFAULT_SEGMENT_BYTES,
     Segment,

@@ -17,7 +17,8 @@ from ulid import ULID
 
 from drkit import age, bucket
 from drkit.keys import recipients_of
-from drkit.model import Compression, Encryption, LogManifest, LogPosition, LogRecord
+from drkit.log_documents import LogManifest, LogRecord
+from drkit.model import Compression, Encryption, LogPosition
 from drkit.operations.init import NewSite, init_site
 from drkit.operations.ship import LIST_EVERY
 from drkit.operations.signing_key import load_site_signing_key

@@ -16,16 +16,8 @@ from click.testing import CliRunner
 
 from drkit import bucket, cli, errors, signing
 from drkit.engines.postgres_inventory import DATABASE_QUERIES, GLOBAL_QUERIES
-from drkit.model import (
-    Document,
-    LogManifest,
-    LogRecord,
-    Manifest,
-    ObjectRecord,
-    OplogManifest,
-    SliceRecord,
-    Tombstone,
-)
+from drkit.log_documents import LogManifest, LogRecord, OplogManifest, SliceRecord
+from drkit.model import Document, Manifest, ObjectRecord, Tombstone
 from drkit.operations.evidence import DrillRecord
 from drkit.operations.verification_record import CopyReading, VerificationRecord
 from drkit.retention_documents import BuriedRun, Hold, LogTombstone, Release

@@ -16,7 +16,8 @@ from typing import Any, Generic
 from drkit import bucket
 from drkit.errors import StoreError
 from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
-from drkit.model import Compression, Encryption, LogManifest, LogRecord, RecipientRecord
+from drkit.log_documents import LogManifest, LogRecord
+from drkit.model import Compression, Encryption, RecipientRecord
 from drkit.operations import Workplace
 from drkit.operations.lanes import Lane
 from drkit.operations.logs import LogScan, list_log_manifests, listed_files, read_logs

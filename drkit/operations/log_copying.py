@@ -12,7 +12,8 @@ from functools import partial
 
 from drkit import bucket
 from drkit.errors import DrkitError, IntegrityError, StoreError, StoreMissing
-from drkit.model import ObjectRecord, SignedLog
+from drkit.log_documents import SignedLog
+from drkit.model import ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.copy_result import CopiedLog, CopyResult, NotCopied
 from drkit.operations.inventory import read_log_tombstones

@@ -10,7 +10,7 @@ from typing import Generic
 
 from drkit import bucket
 from drkit.errors import IntegrityError, StoreMissing
-from drkit.model import LogManifest, LogRecord
+from drkit.log_documents import LogManifest, LogRecord
 from drkit.operations.stored_log import Log, read_trusted_log
 from drkit.signing import Signer
 from drkit.stores import Store

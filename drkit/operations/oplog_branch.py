@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from drkit.errors import StoreError
-from drkit.model import OplogManifest
+from drkit.log_documents import OplogManifest
 from drkit.operations import Workplace
 from drkit.operations.lanes import make_lanes
 from drkit.operations.oplog_log import newest_timeline

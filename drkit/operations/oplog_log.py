@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from drkit import age, bucket
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
 from drkit.keys import KeyFile
-from drkit.model import ArtifactEntry, OplogManifest, SliceRecord
+from drkit.log_documents import OplogManifest, SliceRecord
+from drkit.model import ArtifactEntry
 from drkit.operations import Workplace
 from drkit.operations.log_audit import LogLink
 from drkit.operations.logs import list_log_manifests, read_logs

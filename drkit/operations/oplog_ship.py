@@ -16,7 +16,7 @@ from typing import Any
 
 from drkit import bucket
 from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists
-from drkit.model import OplogManifest
+from drkit.log_documents import OplogManifest
 from drkit.operations import Workplace
 from drkit.operations.lanes import Lane, make_lanes, put_sealed, remove_stranger
 from drkit.operations.log_chain import ManifestChain

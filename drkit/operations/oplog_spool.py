@@ -18,7 +18,7 @@ from typing import Any
 
 from drkit import bucket
 from drkit.canonical import canonical_json
-from drkit.model import SliceRecord
+from drkit.log_documents import SliceRecord
 from drkit.operations.sealed_files import (
     Sealing,
     forget_sealed,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from drkit import bucket
 from drkit.errors import IntegrityError
-from drkit.model import LogManifest, OplogManifest, SignedLog
+from drkit.log_documents import LogManifest, OplogManifest, SignedLog
 from drkit.operations.logs import LogScan, TrustedLog, read_logs
 from drkit.operations.running import new_id
 from drkit.operations.signing_key import load_site_signing_key

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from drkit import bucket
 from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists
-from drkit.model import LogRecord
+from drkit.log_documents import LogRecord
 from drkit.operations import Workplace
 from drkit.operations.lanes import Lane, make_lanes, put_sealed, remove_stranger
 from drkit.operations.log_chain import LogChain, next_batch

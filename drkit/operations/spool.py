@@ -25,7 +25,7 @@ from typing import Any
 from drkit import bucket
 from drkit.canonical import canonical_json
 from drkit.errors import IntegrityError
-from drkit.model import LogRecord, SwitchRecord
+from drkit.log_documents import LogRecord, SwitchRecord
 from drkit.operations.sealed_files import (
     Sealing,
     forget_sealed,

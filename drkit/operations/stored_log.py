@@ -19,7 +19,8 @@ from typing import BinaryIO, TypeVar
 from drkit import age, bucket
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
 from drkit.keys import KeyFile
-from drkit.model import ArtifactEntry, LogManifest, LogRecord, SignedLog
+from drkit.log_documents import LogManifest, LogRecord, SignedLog
+from drkit.model import ArtifactEntry
 from drkit.operations import Workplace
 from drkit.operations.log_audit import LogLink
 from drkit.operations.signed import Form, read_signed

@@ -11,7 +11,8 @@ from itertools import accumulate
 from drkit import bucket
 from drkit.errors import IntegrityError, KeyUnavailable, StoreMissing
 from drkit.keys import KeyFile
-from drkit.model import Finding, ObjectRecord, SignedLog
+from drkit.log_documents import SignedLog
+from drkit.model import Finding, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_plain
 from drkit.operations.log_copying import open_listed

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from drkit import bucket
 from drkit.errors import EXIT_PROBLEMS, ConfigError, IntegrityError, StoreError, StoreMissing
-from drkit.model import LogManifest, OplogManifest
+from drkit.log_documents import LogManifest, OplogManifest
 from drkit.operations.artifacts import read_manifest
 from drkit.operations.evidence import read_record
 from drkit.operations.expectations import Due, Expectation, expectation_of

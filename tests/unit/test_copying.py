@@ -15,7 +15,8 @@ from drkit import bucket
 from drkit.app import open_app
 from drkit.cli.output import Output
 from drkit.errors import IntegrityError, StoreUnavailable
-from drkit.model import ArtifactEntry, Compression, Encryption, LogManifest, LogRecord, ObjectRecord
+from drkit.log_documents import LogManifest, LogRecord
+from drkit.model import ArtifactEntry, Compression, Encryption, ObjectRecord
 from drkit.operations import Workplace
 from drkit.operations.copy_result import CopyResult
 from drkit.operations.copying import catch_up

@@ -9,7 +9,8 @@ import pytest
 
 from drkit.canonical import canonical_json
 from drkit.errors import IntegrityError
-from drkit.model import LogManifest, LogPosition, LogRecord, Manifest
+from drkit.log_documents import LogManifest, LogRecord
+from drkit.model import LogPosition, Manifest
 from drkit.recovery import log_file
 from drkit.units import MIB, parse_utc
 from drkit.wal import parse_lsn

@@ -12,18 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ulid import ULID
 
 from drkit import bucket
-from drkit.model import (
-    ArtifactEntry,
-    Compression,
-    Encryption,
+from drkit.log_documents import (
     LogManifest,
-    LogPosition,
     LogRecord,
     OplogManifest,
-    OplogPosition,
     SignedLog,
     SliceRecord,
 )
+from drkit.model import ArtifactEntry, Compression, Encryption, LogPosition, OplogPosition
 from drkit.operations.check import gather
 from drkit.operations.judgement import judge
 from drkit.operations.log_check import summarize_wal
