@@ -75,7 +75,7 @@ def serve(site: Path, began_s: float) -> None:
         policies = list(workplace.policies.values())
         planner = Planner(workplace.catalog.occurrences, schedules_of(policies, workplace.site.scheduler))
         more = [Ticker(planner, clock, Said(), tick_s=0.25), Worker(workplace, planner, policies, Said(), clock)]
-        run_duties(workplace, policies, Said(), stopping, more)
+        run_duties(workplace, list(workplace.policies), Said(), stopping, more)
     os._exit(0)
 
 

@@ -137,7 +137,7 @@ def test_a_replay_that_meets_a_gap_before_the_moment_ends_is_refused() -> None:
 
 
 def test_the_end_of_an_older_history_is_not_taken_for_the_latest_in_silence() -> None:
-    restore: Any = Mock()
+    restore: Any = Mock(objects=())
     path = find_path(LOG, None)
     said = describe_doubts(OplogPlan(restore, path, (), undumped_timeline=2), Replayed())
     assert said == ["timeline 2 of the oplog has no dump yet: what is restored is timeline 1, the history before it"]
