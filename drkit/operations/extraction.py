@@ -211,28 +211,37 @@ class Extraction:
     def syncing(self) -> Iterator[None]:
         """Make durable what is there while the body goes on, so that `sync` finds little left to do.
 
-        Raise SourceError after the body when that fails.
+        Raise SourceError after the body when that fails. When the body fails, what is left is given up.
         """
+        given_up = threading.Event()
         with ThreadPoolExecutor(1, "sync") as pool:
-            early = pool.submit(self.sync)
-            yield
+            early = pool.submit(self._sync, given_up)
+            try:
+                yield
+            except BaseException:
+                given_up.set()
+                raise
             early.result()
 
     def sync(self) -> None:
         """Make everything durable, several files at once; returns when the last is."""
+        self._sync(threading.Event())
+
+    def _sync(self, given_up: threading.Event) -> None:
         roots = [self.data]
         if self._tablespaces.exists() and not self._tablespaces.is_relative_to(self.data):
             roots.append(self._tablespaces)
+
+        def sync_one(path: Path) -> None:
+            # The server that runs in the folder meanwhile may remove files.
+            if not given_up.is_set():
+                with contextlib.suppress(FileNotFoundError):
+                    sync_path(path)
+
         with _written(self.data), ThreadPoolExecutor(_SYNC_THREADS, "sync") as pool:
             for root in roots:
                 for folder, _, names in os.walk(root):
-                    list(pool.map(_sync_if_there, [*(Path(folder) / name for name in names), Path(folder)]))
-
-
-def _sync_if_there(path: Path) -> None:
-    """Make a file or folder durable, unless the server that runs in the folder has removed it meanwhile."""
-    with contextlib.suppress(FileNotFoundError):
-        sync_path(path)
+                    list(pool.map(sync_one, [*(Path(folder) / name for name in names), Path(folder)]))
 
 
 def sync_path(path: Path) -> None:
