@@ -267,7 +267,10 @@ class LogShippers:
             while not stopping.wait(_FOLLOW_S):
                 self._follow()
         finally:
-            _stop((running for _, running in self._running.values()), self._tell, _WHOLE_GROUP_WITHIN_S)
+            running = [item for _, item in self._running.values()]
+            for _, leaving in running:  # all at once: each may have a last piece of log to store
+                leaving.set()
+            _stop(running, self._tell, _WHOLE_GROUP_WITHIN_S)
             self._running.clear()
 
     def _follow(self) -> None:
