@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists, StoreUnavailable
@@ -34,42 +35,35 @@ class Lane:
         """Return the store's name."""
         return self.store.name
 
-    def check(self) -> None:
-        """Make sure that the store is of the policy's repository; raise its last error while it is left alone."""
+    @contextmanager
+    def asking(self) -> Iterator[Store]:
+        """Lend the store; while it is left alone raise its last error, and never for longer because somebody asked.
+
+        What fails leaves it alone for a while, longer each time. That a key is taken, StoreExists, is an answer.
+        """
         if self.error is not None and time.monotonic() < self._until_s:
             raise self.error
-        if not self._joined and self.first is not None:
-            try:
+        try:
+            if not self._joined and self.first is not None:
                 join_repository(self.first, self.store)
-            except StoreError as error:
-                self.failed(error)
-                raise
-            self._joined = True
-
-    def failed(self, error: DrkitError) -> None:
-        """Leave the store alone for a while, longer each time."""
-        self.error = error
-        self._wait_s = min(max(2 * self._wait_s, _FIRST_WAIT_S), _LONGEST_WAIT_S)
-        self._until_s = time.monotonic() + self._wait_s
-
-    def worked(self) -> None:
-        """Note that the store did what it was asked."""
+                self._joined = True
+            yield self.store
+        except StoreExists:
+            raise
+        except StoreError as error:
+            self.error = error
+            self._wait_s = min(max(2 * self._wait_s, _FIRST_WAIT_S), _LONGEST_WAIT_S)
+            self._until_s = time.monotonic() + self._wait_s
+            raise
         self.error, self._wait_s = None, 0.0
 
 
 def put_sealed(lane: Lane, record: ObjectRecord, chunks: Iterator[bytes]) -> ObjectInfo:
     """Put a sealed file into a store; raise StoreExists, which is no failing of the store, for a key that is taken."""
-    lane.check()
-    try:
+    with lane.asking() as store:
         # A list can be sent again by the store itself, a stream cannot.
         content = list(chunks) if record.stored_bytes <= _IN_MEMORY_BYTES else chunks
-        info = lane.store.put(record.key, content)
-    except StoreExists:
-        raise
-    except StoreError as error:
-        lane.failed(error)
-        raise
-    lane.worked()
+        info = store.put(record.key, content)
     if info.size_bytes != record.stored_bytes:
         raise IntegrityError(f"store {lane.name} does not have {record.key} as it was written")
     return info

@@ -162,7 +162,6 @@ class ManifestChain(ABC, Generic[Log]):
             try:
                 self._deliver_to(lane, stored_in)
             except StoreError as error:
-                lane.failed(error)
                 failure = failure or error
         done = []
         while self.pending and self.pending[0].stored_in >= {lane.name for lane in self._lanes}:
@@ -177,10 +176,9 @@ class ManifestChain(ABC, Generic[Log]):
                 continue
             if any(lane.name not in stored_in[name] for name in pending.names & stored_in.keys()):
                 return
-            lane.check()
-            lane.store.put(bucket.signature_key(pending.key), [pending.signature])
-            lane.store.put(pending.key, [pending.data])
-            lane.worked()
+            with lane.asking() as store:
+                store.put(bucket.signature_key(pending.key), [pending.signature])
+                store.put(pending.key, [pending.data])
             pending.stored_in.add(lane.name)
 
     def forget(self, pending: Pending[Log]) -> None:

@@ -226,14 +226,8 @@ class Shipper:
             names = {name for name in (*self._listed, *self._sealed) if name.startswith(prefix)}
         if not names:
             folder = bucket.timeline_prefix(self._policy.policy, int(segment_name[:8], 16))
-            first = self._lanes[0]
-            first.check()
-            try:
-                listing = list(first.store.list(folder + prefix))
-            except StoreError as error:
-                first.failed(error)
-                raise
-            first.worked()
+            with self._lanes[0].asking() as first:
+                listing = list(first.list(folder + prefix))
             names = {stored[2] for item in listing if (stored := bucket.parse_log_key(item.key))}
         counts = [int(name.removeprefix(prefix).partition("-")[0]) for name in names]
         return max(counts, default=0) + 1

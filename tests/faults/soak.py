@@ -30,8 +30,9 @@ from drkit.occurrences import Occurrence
 from drkit.operations.init import init_site
 from drkit.schedule import Recurrence
 from tests.faults.shop import BUCKET_VARIABLES, bucket_lines
+from tests.fixtures.ports import free_port
 from tests.fixtures.postgres import PostgresServer, _start, running_postgres
-from tests.fixtures.s3 import ACCESS_KEY, SECRET_KEY, S3Server, _free_port, _versitygw, _wait_for_port
+from tests.fixtures.s3 import ACCESS_KEY, SECRET_KEY, S3Server, _versitygw, _wait_for_port
 from tests.fixtures.site import ReadySite, fork_drkit
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ class Bucket:
     """A versitygw that can be stopped and started on the same port and objects."""
 
     folder: Path
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -235,7 +235,8 @@ def test_a_damaged_sealed_file_is_not_stored_as_something_else(source: LogSite) 
     wanted = fill(Spool(source.spool), FIRST)
     with shipper_of(source) as (shipper, spool):
         for lane in shipper._lanes:
-            lane.failed(StoreUnavailable("away for now"))
+            with suppress(StoreUnavailable), lane.asking():
+                raise StoreUnavailable("away for now")
         with pytest.raises(StoreUnavailable):
             shipper.ship(spool.received / FIRST.name)
     sealed = source.spool / "sealed" / FIRST.name
@@ -245,6 +246,29 @@ def test_a_damaged_sealed_file_is_not_stored_as_something_else(source: LogSite) 
     with shipper_of(source) as (shipper, _), pytest.raises(SealedDamaged):
         shipper.retry()
     ship_everything(source)
+    assert set(wanted) <= check_invariants(source, wanted)
+
+
+def test_a_store_that_goes_away_between_a_file_and_its_manifest_is_asked_again(
+    source: LogSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = fill(Spool(source.spool), FIRST)
+    now_s = [1000.0]
+    monkeypatch.setattr("drkit.operations.lanes.time.monotonic", lambda: now_s[0])
+    folder, away = source.site.store_folder, source.site.folder / "away"
+    with shipper_of(source) as (shipper, spool):
+        shipper.ship(spool.received / FIRST.name)
+        folder.rename(away)
+        with pytest.raises(DrkitError, match="of store primary does not exist"):
+            shipper.list_due(force=True)
+        away.rename(folder)
+        for _ in range(20):  # it is still left alone: to ask does not lengthen that
+            now_s[0] += 0.04
+            with pytest.raises(DrkitError, match="of store primary does not exist"):
+                shipper.list_due(force=True)
+        now_s[0] += 0.5
+        shipper.list_due(force=True)
+        assert shipper.errors() == []
     assert set(wanted) <= check_invariants(source, wanted)
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from drkit.app import open_stores
 from drkit.operations.lookout import Lookout
+from tests.fixtures.ports import free_port
 from tests.fixtures.postgres import running_postgres
 from tests.fixtures.receiver import Receiver, receiving
 from tests.fixtures.shipping import LOGGED, LogSite, make_rows, write_rows
@@ -84,12 +85,6 @@ def until(condition: Callable[[], Any], what: str) -> Any:
             return found
         time.sleep(0.1)
     pytest.fail(f"not within {WITHIN_S:.0f} s: {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def get(url: str) -> bytes:

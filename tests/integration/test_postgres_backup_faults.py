@@ -16,7 +16,8 @@ from drkit.binaries import FOLDERS_VARIABLE, postgres_binary, postgres_version
 from drkit.engines import BackupOptions
 from drkit.engines.postgres_dump import whole_archive, whole_globals
 from drkit.errors import SourceError
-from tests.fixtures.postgres import PostgresServer, as_server_user, free_port, postgres_bin, running_postgres
+from tests.fixtures.ports import free_port
+from tests.fixtures.postgres import PostgresServer, as_server_user, postgres_bin, running_postgres
 from tests.integration.test_postgres_backup import ENGINE, fingerprint_of, restore, take, unexpected
 
 
