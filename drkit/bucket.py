@@ -159,7 +159,8 @@ def parse_log_key(key: str) -> tuple[str, int, str] | None:
 
 def parse_log_manifest_key(key: str) -> LogManifestKey | None:
     """Return what a log manifest's key says; None when it is another kind of key."""
-    match = _LOG_MANIFEST.fullmatch(key)
+    # Nearly all keys of a log are those of its files: they are told apart without trying the whole pattern.
+    match = _LOG_MANIFEST.fullmatch(key) if key.endswith(".json") else None
     if match is None:
         return None
     return LogManifestKey(match["policy"], int(match["timeline"], 16), match["first"], match["last"], match["id"])

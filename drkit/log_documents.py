@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field, PlainSerializer
 
 from drkit.model import (
     Compression,
@@ -22,6 +22,10 @@ from drkit.model import (
     Timeline,
     refuse_unknown_features,
 )
+from drkit.units import format_utc
+
+Stamp = Annotated[AwareDatetime, PlainSerializer(format_utc, return_type=str)]
+"""A `Moment` that keeps its offset: a long log has several hundred thousand, and none is worth a call of Python."""
 
 
 class SwitchRecord(Document):
@@ -39,11 +43,11 @@ class LogRecord(ObjectRecord):
     """
 
     kind: Literal["segment", "partial", "history", "backup"]
-    first_commit_at: Moment | None = None
-    last_commit_at: Moment | None = None
+    first_commit_at: Stamp | None = None
+    last_commit_at: Stamp | None = None
     end_lsn: Lsn | None = None
     ancestors: tuple[SwitchRecord, ...] | None = None
-    stored_at: Moment | None = None
+    stored_at: Stamp | None = None
 
 
 class SignedLog(Document):

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from drkit.log_documents import LogManifest, LogRecord
 from drkit.wal import (
@@ -23,6 +23,7 @@ from drkit.wal import (
     parse_history_name,
     parse_lsn,
     parse_partial_name,
+    segment_number,
     segment_of,
 )
 
@@ -40,8 +41,7 @@ class BasePoint:
     plain_bytes: int
 
 
-@dataclass(frozen=True)
-class LogFile:
+class LogFile(NamedTuple):
     """A stored file of the log; ``name`` as stored, positions 0 for a history file.
 
     A partial segment reaches to ``end_lsn``, less than a whole segment. The stamps are those of the first and last
@@ -271,5 +271,8 @@ def _span(name: str, kind: str, segment_bytes: int) -> tuple[int, int]:
     if kind == "history":
         parse_history_name(name)
         return 0, 0
-    segment = Segment.parse(name, segment_bytes) if kind == "segment" else parse_partial_name(name, segment_bytes)[0]
-    return segment.start_lsn, segment.end_lsn if kind == "segment" else segment.start_lsn
+    if kind == "segment":
+        start_lsn = segment_number(name, segment_bytes) * segment_bytes
+        return start_lsn, start_lsn + segment_bytes
+    segment, _ = parse_partial_name(name, segment_bytes)
+    return segment.start_lsn, segment.start_lsn

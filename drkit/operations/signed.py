@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from drkit import bucket
 from drkit.errors import IntegrityError, StoreMissing
-from drkit.signing import MANIFEST_NAMESPACE, Signer, verify
+from drkit.signing import MANIFEST_NAMESPACE, Signer, verify, verify_moment
 from drkit.stores import Store, read_object
 
 Document = TypeVar("Document")
@@ -37,7 +37,7 @@ def read_signed(
         signature = read_object(store, bucket.signature_key(key))
     except StoreMissing as error:
         raise IntegrityError(f"{what} is not signed") from error
-    verify(data, signature, MANIFEST_NAMESPACE, signers, what=what)
+    signer = verify(data, signature, MANIFEST_NAMESPACE, signers, what=what)
     document = form.parse(data, what)
-    verify(data, signature, MANIFEST_NAMESPACE, signers, what=what, at=form.signed_at(document))
+    verify_moment(signer, MANIFEST_NAMESPACE, signers, what=what, at=form.signed_at(document))
     return document, data, signature

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from drkit import age, bucket
 from drkit.errors import IntegrityError, KeyUnavailable, StoreError, StoreMissing
@@ -46,8 +46,7 @@ Log = TypeVar("Log", bound=SignedLog)
 """The kind of log manifest that a database has."""
 
 
-@dataclass(frozen=True)
-class StoredFile:
+class StoredFile(NamedTuple):
     """One file of the log and the stores that have it; ``record`` is None while no signed manifest names it.
 
     ``written_to`` is the store that the record's version id belongs to.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from drkit.errors import IntegrityError
 from drkit.model import Checksum
@@ -31,10 +31,10 @@ class Traits:
     local: bool = False
 
 
-@dataclass(frozen=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):
     """What a store says of one object without reading it. ``revision`` is opaque: what `Store.replace` compares.
 
+    A tuple, because a listing makes hundreds of thousands, each in a third of the time of a frozen dataclass.
     ``locked_until`` is from `Store.head` only, and None as well where the store does not let us see it; a lock that
     has no end (S3's legal hold) has that of the calendar.
     """

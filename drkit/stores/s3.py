@@ -11,7 +11,6 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -376,7 +375,7 @@ def _comparable(one: Checksum | None, other: Checksum | None) -> bool:
 
 
 def _with_part_size(found: ObjectInfo, content: Content) -> ObjectInfo:
-    return replace(found, checksum=content.checksum) if _same_checksum(found.checksum, content.checksum) else found
+    return found._replace(checksum=content.checksum) if _same_checksum(found.checksum, content.checksum) else found
 
 
 def _describe(checksum: Checksum | None) -> str:

@@ -161,7 +161,7 @@ def test_a_moment_after_the_last_commit_is_refused_and_the_commit_shown() -> Non
 
 
 def test_that_a_later_segment_was_stored_proves_nothing_about_commits() -> None:
-    quiet = replace(segment(10), made_at=at(5000))
+    quiet = segment(10)._replace(made_at=at(5000))
     assert "last commit" in refusal(replace(CALM, files=[*CALM.files, quiet]), moment(4000)).message
 
 
@@ -185,7 +185,7 @@ def test_a_base_without_any_log_reaches_no_later_moment() -> None:
 
 
 def test_a_log_without_stamps_is_planned_to_its_end_and_said() -> None:
-    state = log([base(AFTER_1, 12)], [segment(1), segment(2), replace(segment(3), made_at=at(100))])
+    state = log([base(AFTER_1, 12)], [segment(1), segment(2), segment(3)._replace(made_at=at(100))])
     found = plan(state, moment(60))
     assert numbers(found) == [1, 2, 3]
     assert found.target == moment(60)
@@ -236,7 +236,7 @@ def test_a_partial_segment_never_stands_in_for_a_whole_one() -> None:
 
 @pytest.mark.parametrize("end_lsn", [2 * SEGMENT, 3 * SEGMENT - 1, 4 * SEGMENT])
 def test_a_file_that_is_no_whole_segment_is_not_taken_for_one(end_lsn: int) -> None:
-    odd = replace(segment(2, 20, 29), end_lsn=end_lsn)
+    odd = segment(2, 20, 29)._replace(end_lsn=end_lsn)
     assert (
         "000000010000000000000002 is missing"
         in refusal(log([base(AFTER_1, 12)], [*run(range(1, 2)), odd, segment(3)]), "latest").message
@@ -244,7 +244,7 @@ def test_a_file_that_is_no_whole_segment_is_not_taken_for_one(end_lsn: int) -> N
 
 
 def test_a_file_that_begins_inside_a_segment_is_not_taken_for_one() -> None:
-    odd = replace(segment(2, 20, 29), start_lsn=2 * SEGMENT + UNIT, end_lsn=3 * SEGMENT + UNIT)
+    odd = segment(2, 20, 29)._replace(start_lsn=2 * SEGMENT + UNIT, end_lsn=3 * SEGMENT + UNIT)
     state = log([base(AFTER_1, 12)], [segment(1, 10, 19), odd, segment(3)])
     assert "000000010000000000000002 is missing" in refusal(state, "latest").message
 
@@ -498,7 +498,7 @@ def test_windows_of_two_timelines_share_no_position() -> None:
 def test_segments_of_another_size(factor: int) -> None:
     size = factor * SEGMENT
     files = [
-        replace(item, name=item.name, start_lsn=number * size, end_lsn=(number + 1) * size)
+        item._replace(start_lsn=number * size, end_lsn=(number + 1) * size)
         for number, item in enumerate(run(range(1, 6)), 1)
         if number != 4
     ]
