@@ -113,6 +113,16 @@ def lease_key(name: str) -> str:
     return f"{LEASES_PREFIX}{name}.json"
 
 
+def reader_leases_prefix(policy: str) -> str:
+    """Return the prefix of the leases of a policy's readers; no policy's name has a dot."""
+    return f"{LEASES_PREFIX}read.{policy}."
+
+
+def reader_lease_name(policy: str, slot: int) -> str:
+    """Return the name of one of the leases of a policy's readers."""
+    return f"read.{policy}.{slot}"
+
+
 def trust_key(key_id: str) -> str:
     """Return the key of a public key's document; the colon of a key id is no character for a key."""
     return f"trust/{key_id.replace(':', '-')}.json"

@@ -27,7 +27,7 @@ class ProcessIdentity:
         """Read what ``str`` wrote; anything else is a process of a host that is not this one."""
         host, _, rest = text.partition("/")
         pid, _, mark = rest.partition("@")
-        return cls(host, int(pid), mark) if pid.isdigit() else cls("", 0, "")
+        return cls(host, int(pid), mark) if pid.isdecimal() else cls("", 0, "")
 
     def __str__(self) -> str:
         return f"{self.host}/{self.pid}@{self.start_mark}"

@@ -45,7 +45,7 @@ def verify(
     from drkit.app import open_app
     from drkit.key_files import ask_passphrase
     from drkit.operations.choosing import identities_in_reach
-    from drkit.operations.verify import describe_verifications, select_entries, verify_artifact
+    from drkit.operations.verify import describe_verifications, select_entries, verify_entries
 
     output = output_of(ctx)
     if due and (everything or level != "intact"):
@@ -55,9 +55,7 @@ def verify(
         if due:
             ctx.exit(_verify_due(workplace, artifacts, keys, output))
         entries, refused, vanished = select_entries(workplace, artifacts, everything=everything)
-        results = [
-            result for entry in entries for result in verify_artifact(workplace, entry, keys, output, level=level)
-        ]
+        results = verify_entries(workplace, entries, keys, output, level=level)
         for result in results:
             if result.ok and level == "intact":
                 workplace.catalog.verified.mend(result.artifact_id, result.store)

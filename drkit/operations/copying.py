@@ -8,6 +8,7 @@ the object that was on its way is sent again, because a store keeps nothing of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 from drkit.errors import Busy, IntegrityError, StoreError
 from drkit.model import ArtifactEntry
@@ -16,6 +17,7 @@ from drkit.operations.artifact_copying import copy_artifact
 from drkit.operations.copy_result import Copied, CopyResult, NotCopied
 from drkit.operations.document_copying import copy_documents
 from drkit.operations.log_copying import copy_logs
+from drkit.operations.reader_lease import reader_lease
 from drkit.operations.repository import ensure_repository, join_repository
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import find_artifacts
@@ -40,9 +42,11 @@ def catch_up(workplace: Workplace, policies: Sequence[Policy], reporter: Reporte
 
 def _catch_up(workplace: Workplace, policy: Policy, reporter: Reporter, done: CopyResult) -> None:
     """Complete one policy; raise the first failure once all was tried, so that the run is recorded as failed."""
-    with recorded_run(workplace.catalog, workplace.clock, "copy", policy.policy) as running:
+    with ExitStack() as stack:
+        running = stack.enter_context(recorded_run(workplace.catalog, workplace.clock, "copy", policy.policy))
         ensure_repository(workplace, policy.stores)
         usable = [policy.stores[0], *_joined(workplace, policy, done)]
+        stack.enter_context(reader_lease(workplace, policy.policy, usable, reporter))
         try:
             found = find_artifacts(workplace, policy.policy)
             for entry in reversed(found.entries):

@@ -30,6 +30,7 @@ from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutc
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
 from drkit.operations.drill_scratch import open_scratch
 from drkit.operations.evidence import record_drill
+from drkit.operations.reader_lease import reader_lease
 from drkit.operations.restore import RestorePlan, copies_passed_over, data_objects, fetch, inspect, load, way_of
 from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
@@ -70,6 +71,7 @@ def run_drill(
     _refuse_unknown(workplace, policy, request)
     with ExitStack() as stack:
         running = _begin(workplace, policy, stack)
+        stack.enter_context(reader_lease(workplace, policy.policy, policy.stores, reporter))
         now = running.run.started_at
         seed = secrets.randbelow(1 << 31) if request.seed is None else request.seed
         outcome = DrillOutcome(policy, request, running.run_id, now, seed, request.at or now)

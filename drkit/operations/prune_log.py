@@ -51,12 +51,14 @@ class LogPruning:
 
     def delete(self) -> None:
         """Delete what was marked long enough ago, oldest first."""
-        due = self.due()
+        due = [item for item in self.due() if not self._pruning.is_read(item.delete_after or self._stored.now)]
         shared = self._shared([item.name for item in due])
         removed_bytes = 0
         for decision in due:
             stores = self._stored.log_manifests[decision.name]
             self._pruning.confirm_lease()
+            if self._pruning.is_read(decision.delete_after or self._stored.now):
+                break
             if self._erase_everywhere(decision.name, stores, shared):
                 self._pruning.done.removed_log.append(decision.name)
                 removed_bytes += decision.size_bytes * len(stores)
@@ -74,14 +76,15 @@ class LogPruning:
                 staying[place.timeline].append((place.first[:24], place.last[:24]))
         for grave in self._stored.log_graves:
             made_at = self._stored.grave_made_at(grave)
-            if made_at + self._pruning.grace > self._stored.now:
+            due_at = made_at + self._pruning.grace
+            if due_at > self._stored.now:
                 continue
             for name, key, run in self._in_stretch(grave.runs):
                 item = self._stored.inventories[name].objects[key]
                 segment = PurePosixPath(key).name[:24]
                 reached = any(first <= segment <= last for first, last in staying[run.timeline])
                 # What is younger than the tombstone belongs to another cluster that began anew at low positions.
-                if not reached and item.modified_at < made_at:
+                if not reached and item.modified_at < made_at and not self._pruning.is_read(due_at):
                     self._pruning.confirm_lease()
                     self._pruning.attempt(partial(erase, self._workplace.stores[name], key))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 from drkit import bucket
@@ -18,6 +18,7 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.holds import HoldChange, decision_stores, place_hold, release_holds
 from drkit.operations.prune_facts import Stored
 from drkit.operations.prune_log import LogPruning
+from drkit.operations.reader_lease import HELD_UP_AT_MOST, live_reader
 from drkit.operations.running import RunningRun
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.sparing import copy_decision, erase_in_order, put_decision
@@ -61,6 +62,7 @@ class Pruning:
         self._leases = leases
         self._signing_key = load_site_signing_key(workplace.site)
         self._spread: dict[str, set[str]] = {}
+        self._seen_reader = False
 
     def carry_out(self, reporter: Reporter) -> None:
         """Do what the plan says, as far as it is due."""
@@ -129,6 +131,31 @@ class Pruning:
                     f"a hold was placed on policy {self.policy.policy} meanwhile, so nothing more is deleted",
                     hints=[f"drkit prune {self.policy.policy}"],
                 )
+
+    def is_read(self, due_at: datetime) -> bool:
+        """Tell whether a reader's lease in any store keeps what is due from being deleted; say so once.
+
+        Looked for before each deletion. One that is seen counts until the end of this run; none counts for ever.
+        """
+        if due_at + HELD_UP_AT_MOST <= self.stored.now:
+            return False
+        if not self._seen_reader:
+            for name in self.stored.inventories:
+                key = live_reader(self.workplace.stores[name], self.policy.policy, self.workplace.clock())
+                if key:
+                    self._seen_reader = True
+                    self._say_read(name, key)
+                    break
+        return self._seen_reader
+
+    def _say_read(self, store: str, key: str) -> None:
+        days = HELD_UP_AT_MOST.days
+        self.done.notes.append(
+            f"what is due is not deleted now: the lease {key} in store {store} says that it may be being read;"
+            f" that holds up nothing for longer than {days} days"
+        )
+        facts = {"policy": self.policy.policy, "store": store, "lease": key}
+        self.workplace.catalog.add_event("prune.held_up", self.workplace.clock(), facts)
 
     # Decisions ------------------------------------------------------------------------------------------------------
 
@@ -218,7 +245,8 @@ class Pruning:
             name = decision.name
             self.confirm_lease()
             self.confirm_holds()
-            attempts = [] if name in stuck else [self.attempt(step) for step in self._erasures(name)]
+            spared = name in stuck or self.is_read(decision.delete_after or self.stored.now)
+            attempts = [] if spared else [self.attempt(step) for step in self._erasures(name)]
             if not attempts or not all(attempts):
                 stuck.update((name, *self.stored.manifest(name).depends_on))
                 continue
@@ -252,7 +280,10 @@ class Pruning:
             manifest_key = bucket.manifest_key(policy, artifact_id)
             # One that is there and not believed was changed by somebody: that is looked at, not swept away.
             visible = any(manifest_key in inventory.objects for inventory in self.stored.inventories.values())
-            if not visible and marked_at is not None and marked_at + self.grace <= self.stored.now:
+            due_at = marked_at + self.grace if marked_at is not None else None
+            if not visible and due_at is not None and due_at <= self.stored.now:
+                if left and self.is_read(due_at):
+                    continue
                 for step in self._erasures(artifact_id) if left else ():
                     self.confirm_lease()
                     self.attempt(step)

@@ -21,6 +21,7 @@ from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry, Manifest, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import open_details, open_plain, open_sealed, read_recorded, reopen_sealed, store_order
+from drkit.operations.reader_lease import reader_lease
 from drkit.operations.restore_contents import contents_document, describe_contents, plan_contents
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
@@ -375,7 +376,10 @@ def restore(
     recorded: then the target was not touched.
     """
     manifest = plan.entry.manifest
-    with recorded_run(workplace.catalog, workplace.clock, "restore", manifest.policy, alone=None) as running:
+    with (
+        recorded_run(workplace.catalog, workplace.clock, "restore", manifest.policy, alone=None) as running,
+        reader_lease(workplace, manifest.policy, plan.entry.stores, reporter),
+    ):
         clock_s = time.monotonic()
         options = request.options(plan.details, tuple(item.part for item in plan.objects))
         options = replace(options, work_folder=workplace.work_folder, via=way_of(workplace, manifest))

@@ -25,6 +25,7 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.base_plan import BasePlan, require_machine
 from drkit.operations.data_folder import TargetFolder, claimed, hand_over, inspect_target
 from drkit.operations.extraction import Extraction
+from drkit.operations.reader_lease import reader_lease
 from drkit.operations.replay import TablespaceGuard, check_identity
 from drkit.operations.restore_base import (
     CAPTURED_CONFIG,
@@ -73,7 +74,10 @@ def restore_into(workplace: Workplace, plan: BasePlan, into: Path, reporter: Rep
     if start:
         postgres_binary("postgres", plan.major)
     policy = plan.request.policy
-    with recorded_run(workplace.catalog, workplace.clock, "restore", policy, alone=f"restore/{target.path}") as running:
+    with (
+        recorded_run(workplace.catalog, workplace.clock, "restore", policy, alone=f"restore/{target.path}") as running,
+        reader_lease(workplace, policy, plan.entry.stores, reporter),
+    ):
         clock_s = time.monotonic()
         job = _FolderJob(workplace, plan, target, reporter)
         reporter.line(f"restore {policy}  base {plan.entry.manifest.artifact_id}  into {target.path}")

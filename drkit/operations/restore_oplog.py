@@ -22,6 +22,7 @@ from drkit.errors import DrkitError, IntegrityError, RecoveryGap
 from drkit.keys import KeyFile
 from drkit.operations import Reporter, Workplace
 from drkit.operations.oplog_log import StoredOplog, StoredSlice, dump_points, open_slice, stored_oplog
+from drkit.operations.reader_lease import reader_lease
 from drkit.operations.restore import (
     USERS_KIND,
     FetchedObject,
@@ -215,7 +216,10 @@ def restore_oplog(
     (then the target was not touched), or an entry does not fit (then it holds an unfinished restore, marked as such).
     """
     manifest = plan.restore.entry.manifest
-    with recorded_run(workplace.catalog, workplace.clock, "restore", manifest.policy, alone=None) as running:
+    with (
+        recorded_run(workplace.catalog, workplace.clock, "restore", manifest.policy, alone=None) as running,
+        reader_lease(workplace, manifest.policy, plan.restore.entry.stores, reporter),
+    ):
         clock_s = time.monotonic()
         options = request.options(plan.restore.details, tuple(item.part for item in plan.restore.objects))
         options = dataclasses.replace(options, work_folder=workplace.work_folder, via=way_of(workplace, manifest))

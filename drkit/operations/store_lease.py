@@ -14,7 +14,7 @@ from drkit.process_identity import ProcessIdentity
 from drkit.stores import Store, read_object
 from drkit.units import format_moment, format_utc, parse_utc
 
-_TTL = timedelta(minutes=10)
+LEASE_TTL = timedelta(minutes=10)
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -38,8 +38,8 @@ class StoreLease:
         One that ends later than any can, because our clock went back, holds for nobody else: it is renewed as well.
         """
         now = self.clock()
-        if not _TTL / 2 <= self.expires_at - now <= _TTL:
-            self._write(now + _TTL)
+        if not LEASE_TTL / 2 <= self.expires_at - now <= LEASE_TTL:
+            self._write(now + LEASE_TTL)
 
     def give_back(self) -> None:
         """Let others have it at once; a store that does not answer now lets it expire."""
@@ -61,28 +61,34 @@ def store_lease(store: Store, name: str, clock: Callable[[], datetime]) -> Itera
 
     Its expiry is by this host's clock; whoever holds it compares ``store_now`` with its own clock before it trusts it.
     """
-    lease = _take(store, name, clock)
+    lease = take_lease(store, name, clock)
     try:
         yield lease
     finally:
         lease.give_back()
 
 
-def _take(store: Store, name: str, clock: Callable[[], datetime]) -> StoreLease:
+def take_lease(store: Store, name: str, clock: Callable[[], datetime]) -> StoreLease:
+    """Take the lease ``name`` for whoever gives it back; see `store_lease`."""
     key, now = bucket.lease_key(name), clock()
     revision, holder, fence, expires_at = _look(store, key)
     own = str(ProcessIdentity.own())
     # One that ends later than any could is not a lease of ours: whoever can write there could stop us for ever by it.
-    if now < expires_at <= now + 2 * _TTL and holder != own and not ProcessIdentity.parse(holder).is_known_dead():
+    if now < expires_at <= now + 2 * LEASE_TTL and holder != own and not ProcessIdentity.parse(holder).is_known_dead():
         raise Busy(
             f"{name} is busy: {holder} holds its lease in store {store.name} until {format_moment(expires_at)}",
             hints=["drkit run list"],
         )
     try:
-        written = store.replace(key, _content(own, fence + 1, now + _TTL), expected=revision)
+        written = store.replace(key, _content(own, fence + 1, now + LEASE_TTL), expected=revision)
     except StoreExists as error:
         raise Busy(f"{name} is busy: somebody else has just taken its lease in store {store.name}") from error
-    return StoreLease(store, name, clock, own, fence + 1, written.revision, now + _TTL, now, written.modified_at)
+    return StoreLease(store, name, clock, own, fence + 1, written.revision, now + LEASE_TTL, now, written.modified_at)
+
+
+def is_given_back(store: Store, key: str) -> bool:
+    """Tell whether a lease was given back, is gone, or cannot be read: then nobody holds it."""
+    return _look(store, key)[3] == _EPOCH
 
 
 def _look(store: Store, key: str) -> tuple[str | None, str, int, datetime]:
@@ -93,7 +99,7 @@ def _look(store: Store, key: str) -> tuple[str | None, str, int, datetime]:
         return revision, str(document["holder"]), int(document["fence"]), parse_utc(str(document["expires_at"]))
     except StoreMissing:
         return None, "", 0, _EPOCH
-    except (IntegrityError, KeyError, ValueError):
+    except (IntegrityError, KeyError, TypeError, ValueError, OverflowError):
         return revision, "", 0, _EPOCH
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 from drkit import bucket
@@ -22,6 +23,7 @@ from drkit.operations.artifacts import (
     recorded_version,
 )
 from drkit.operations.lineage import why_unrestorable
+from drkit.operations.reader_lease import reader_lease
 from drkit.operations.selection import PolicyArtifacts, Refusal, choose_artifact, find_artifacts
 from drkit.stores import Store
 from drkit.stream import Meter, drain
@@ -74,6 +76,25 @@ def verify_artifact(
         if level == "intact" and result.ok:
             _verify_content(store, entry.manifest, identities, reporter, result)
         results.append(result)
+    return results
+
+
+def verify_entries(
+    workplace: Workplace,
+    entries: Sequence[ArtifactEntry],
+    identities: Sequence[KeyFile],
+    reporter: Reporter,
+    *,
+    level: Level = "intact",
+) -> list[Verification]:
+    """Verify artifacts in every store that holds them (`verify_artifact`); leases keep what is read."""
+    results: list[Verification] = []
+    for policy, own in groupby(entries, key=lambda entry: entry.manifest.policy):
+        here = list(own)
+        stores = {name for entry in here for name in entry.stores} if level == "intact" else set()
+        with reader_lease(workplace, policy, stores, reporter):
+            for entry in here:
+                results += verify_artifact(workplace, entry, identities, reporter, level=level)
     return results
 
 

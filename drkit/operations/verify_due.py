@@ -17,6 +17,7 @@ from drkit.keys import KeyFile
 from drkit.model import Finding
 from drkit.operations import Reporter, Workplace
 from drkit.operations.policy_facts import CLOCK_MARGIN
+from drkit.operations.reader_lease import reader_lease
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.verification_record import CopyReading, Stretch, record_verification
@@ -129,7 +130,10 @@ def _read_policy(
 ) -> None:
     """Read what is due of one policy; raise for damage and for stores out of reach once all was tried."""
     load_site_signing_key(workplace.site)  # what cannot be recorded in the end is not worth the reading
-    with recorded_run(workplace.catalog, workplace.clock, "verify", policy.policy) as running:
+    with (
+        recorded_run(workplace.catalog, workplace.clock, "verify", policy.policy) as running,
+        reader_lease(workplace, policy.policy, {copy.store for copy in copies}, reading.reporter),
+    ):
         recorder = _Recorder(workplace, policy, running)
         damaged: list[tuple[StoredCopy, Finding]] = []
         try:

@@ -7,6 +7,7 @@ next prune goes on without unlocking, to the same end as if nobody had killed an
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,3 +136,20 @@ def test_the_run_that_deletes(scene: Scene) -> None:
     points = [point for point in changes(clean.passed) if " delete " in point]
     assert len(points) == 12
     survive(scene, points, times=2)
+
+
+def test_a_reader_that_is_killed_needs_no_unlocking(scene: Scene) -> None:
+    """The next reader takes the lease at once, or another; a prune waits until it would have been renewed."""
+    assert scene.shop.drkit("prune", "shop").status == 0
+    lease, usual = "primary replace leases/read.shop.0.json", scene.shop.drkit("verify", "--all").status
+    for point in (f"before {lease}", f"after {lease}"):
+        assert scene.shop.drkit("verify", "--all", stop_at=point).status == KILLED
+        scene.judge(point)
+        assert scene.shop.drkit("verify", "--all").status == usual
+    assert scene.shop.drkit("verify", "--all", stop_at=f"after {lease}").status == KILLED
+    (done,) = scene.shop.document("prune", "shop")["policies"]
+    assert (done["removed"], len(done["notes"])) == ([], 1)
+    for root in scene.folders.values():
+        for path in (root / "leases").glob("read.shop.*"):
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 16 * 60))
+    scene.finish("a killed reader", prunes=1)
