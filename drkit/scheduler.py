@@ -33,6 +33,7 @@ _PLANNED_AT_ONCE = 100
 _WRITTEN_AT_ONCE = 150
 """A tick plans so many schedules, or writes so many rows, which it may pass by those of one schedule."""
 _BETWEEN_PIECES_S = 0.05
+_WATCH_S = 0.2
 _LEAP_S = 60.0
 _OLD_NEWS = timedelta(days=1)
 _GAPS: Mapping[str, str] = {"wal.gap": "base", "oplog.gap": "dump", "oplog.timeline": "dump"}
@@ -324,7 +325,7 @@ class Ticker:
         self._failure = None
         ended = threading.Event()
         scheduler = BackgroundScheduler(timezone=UTC)
-        scheduler.add_job(
+        job = scheduler.add_job(
             self._tick,
             "interval",
             args=[ended],
@@ -336,8 +337,11 @@ class Ticker:
         )
         scheduler.start()
         try:
-            while not stopping.wait(0.2) and not ended.is_set():
-                pass
+            while not stopping.wait(_WATCH_S) and not ended.is_set():
+                now = datetime.now(UTC)
+                # APScheduler waits for a time of day; after a clock was put back that is hours away, or years.
+                if job.next_run_time - now > timedelta(seconds=2 * self._tick_s):
+                    job.modify(next_run_time=now)
         finally:
             ended.set()
             scheduler.shutdown(wait=True)

@@ -49,12 +49,16 @@ class Lane:
                 self._joined = True
             yield self.store
         except StoreExists:
+            self._is_well()
             raise
         except StoreError as error:
             self.error = error
             self._wait_s = min(max(2 * self._wait_s, _FIRST_WAIT_S), _LONGEST_WAIT_S)
             self._until_s = time.monotonic() + self._wait_s
             raise
+        self._is_well()
+
+    def _is_well(self) -> None:
         self.error, self._wait_s = None, 0.0
 
 

@@ -10,19 +10,22 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
 from drkit import bucket
-from drkit.errors import StoreError
+from drkit.errors import DrkitError, IntegrityError, StoreError
 from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.log_documents import LogManifest, LogRecord
 from drkit.model import Compression, Encryption, RecipientRecord
 from drkit.operations import Workplace
 from drkit.operations.lanes import Lane
+from drkit.operations.log_copying import open_listed
 from drkit.operations.logs import LogScan, list_log_manifests, listed_files, read_logs
 from drkit.operations.repository import ensure_repository, publish_trust
 from drkit.operations.running import new_id
+from drkit.operations.sealed_copy import copy_sealed
 from drkit.operations.sealed_files import Sealing, write_durably
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.operations.spool import Sealed, Spool
@@ -155,13 +158,13 @@ class ManifestChain(ABC, Generic[Log]):
 
         ``stored_in`` says which stores have the files of the spool; one that is not there any more was let go of
         because its manifest stands.
-        Raise the first StoreError after every store had its turn.
+        Raise the first StoreError or IntegrityError after every store had its turn.
         """
-        failure: StoreError | None = None
+        failure: DrkitError | None = None
         for lane in self._lanes:
             try:
                 self._deliver_to(lane, stored_in)
-            except StoreError as error:
+            except (StoreError, IntegrityError) as error:
                 failure = failure or error
         done = []
         while self.pending and self.pending[0].stored_in >= {lane.name for lane in self._lanes}:
@@ -180,6 +183,18 @@ class ManifestChain(ABC, Generic[Log]):
                 store.put(bucket.signature_key(pending.key), [pending.signature])
                 store.put(pending.key, [pending.data])
             pending.stored_in.add(lane.name)
+
+    def bring(self, name: str, lane: Lane) -> None:
+        """Bring a listed file into a store from the others, where the sealed copy in the spool is damaged.
+
+        A store that has it is asked for nothing. Raise StoreError or IntegrityError when none of the others has it.
+        """
+        pending = next(item for item in list(self.pending) if name in item.names)
+        record = next(record for record in pending.manifest.files if record.part == name)
+        others = [item.store for item in self._lanes if item is not lane]
+        with lane.asking() as store:
+            opening = partial(open_listed, pending.manifest, record)
+            copy_sealed(others or [store], store, record, opening, lambda _: None)
 
     def forget(self, pending: Pending[Log]) -> None:
         """Remove a manifest that stands in every store from the spool."""

@@ -179,9 +179,11 @@ class OplogShipper:
                         continue
                     try:
                         self._put(lane, item)
-                    except (StoreError, IntegrityError) as error:
+                    except StoreError as error:
                         failure = failure or error
                         break
+                    except IntegrityError as error:  # of this one; those behind it have their turn
+                        failure = failure or error
             self._list()
             self._deliver()
         if failure is not None:
@@ -194,9 +196,14 @@ class OplogShipper:
         except StoreExists as error:
             self._settle(lane, item, error)
             return
-        except SealedDamaged as error:
-            self._read_again(item, error)
-            raise
+        except SealedDamaged:
+            if not item.listed:
+                self._read_again(item)
+                raise
+            self._chain.bring(item.name, lane)
+            with self._lock:
+                item.stored_in.add(lane.name)
+            return
         with self._lock:
             if lane is self._lanes[0] and not item.listed:
                 found = {"version_id": info.version_id, "checksum": info.checksum, "stored_at": self._workplace.clock()}
@@ -226,10 +233,8 @@ class OplogShipper:
         scan = read_logs(lane.store, self._workplace.signers, self._policy.policy, keys, OplogManifest)
         return any(record.key == item.record.key for log in scan.trusted for record in log.manifest.files)
 
-    def _read_again(self, item: SealedSlice, error: SealedDamaged) -> None:
+    def _read_again(self, item: SealedSlice) -> None:
         """Drop a damaged slice and go back to where it begins: the server may have it still; a listed one cannot be."""
-        if item.listed:
-            raise SealedDamaged(error.message, hints=["drkit check; another store has it as it was"]) from error
         with self._lock:
             self._let_go(item)
             if self._position is not None and self._position.timeline == item.timeline:

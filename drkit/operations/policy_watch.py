@@ -17,7 +17,7 @@ from drkit.site import PolicyScan, policy_files
 LOOK_EVERY_S = 5.0
 _WAKE_S = 0.5
 
-_Look = tuple[tuple[str, int, int, int], ...]
+_Look = tuple[tuple[str, int, int, int, int], ...]
 
 
 class PolicyWatch:
@@ -41,7 +41,9 @@ class PolicyWatch:
         self._reporter = reporter
         self._changed = changed
         self._asked = threading.Event()
-        self._loaded = self._seen = self._look()
+        self._loaded: _Look | None = self._look()
+        self._seen = self._loaded
+        self._refused = ""
 
     def ask(self) -> None:
         """Have the policies read again now, as SIGHUP does."""
@@ -61,26 +63,32 @@ class PolicyWatch:
         self._asked.clear()
         before, self._seen = self._seen, self._look()
         if asked or (self._seen == before and self._seen != self._loaded):
-            self._load()
-            self._loaded = self._seen
+            self._loaded = self._seen if self._load() else None
 
     def _look(self) -> _Look:
         found = []
         try:
             for path in policy_files(self._workplace.site):
                 status = path.stat()
-                found.append((path.name, status.st_mtime_ns, status.st_size, status.st_ino))
+                times = (status.st_mtime_ns, status.st_ctime_ns)  # the second shows who may read it
+                found.append((path.name, *times, status.st_size, status.st_ino))
         except (ConfigError, OSError):
             return ()  # what is wrong with it, reading it says
         return tuple(found)
 
-    def _load(self) -> None:
-        """Put what the files say now in place of what they said; a folder that cannot be read changes nothing."""
+    def _load(self) -> bool:
+        """Put what the files say now in place of what they said.
+
+        A folder that cannot be read changes nothing, and is read again at the next look: return False.
+        """
         try:
             scan = self._scan()
         except ConfigError as error:
-            self._reporter.line(f"policies  not read again: {error.message}")
-            return
+            if error.message != self._refused:
+                self._reporter.line(f"policies  not read again: {error.message}")
+            self._refused = error.message
+            return False
+        self._refused = ""
         before = self._workplace.policies
         fresh = {name: policy for name, policy in scan.policies.items() if name not in scan.contested}
         kept = _kept(before, fresh, scan)
@@ -97,6 +105,7 @@ class PolicyWatch:
         }
         self._changed(policies)
         self._say(facts)
+        return True
 
     def _say(self, facts: Mapping[str, Sequence[str]]) -> None:
         words = [f"{word} {', '.join(facts[word])}" for word in ("added", "changed", "removed") if facts[word]]

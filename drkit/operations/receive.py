@@ -113,8 +113,8 @@ class Receiver:
         self._leave_stale(position)
         self._ensure_slot(url, position)
         self._choose_start(position)
-        if self._spool.free_bytes() < self._reserve(position):
-            raise SourceError(f"the spool has only {format_bytes(self._spool.free_bytes())} left")
+        if self._is_full(position):
+            return
         options = ReceiveOptions(
             self._spool.received,
             self._spool.folder / "receiver.pid",
@@ -136,18 +136,19 @@ class Receiver:
                 elif trouble == "diverged":
                     self._branch(url)
                 return
-            if self._spool.free_bytes() < self._reserve(position):
-                self._tell(
-                    "disk-full", f"receiving pauses: the spool has {format_bytes(self._spool.free_bytes())} left"
-                )
+            if self._is_full(position):
                 return
             if time.monotonic() - started_s > 1:
                 self._persistence.progress()
                 self._tell("receiving", f"from {position.server}, slot {self._setting.slot}")
 
-    @staticmethod
-    def _reserve(position: ServerPosition) -> int:
-        return _RESERVE_SEGMENTS * position.segment_bytes
+    def _is_full(self, position: ServerPosition) -> bool:
+        """Say it when the spool has no room to receive into."""
+        left_bytes = self._spool.free_bytes()
+        if left_bytes >= _RESERVE_SEGMENTS * position.segment_bytes:
+            return False
+        self._tell("disk-full", f"receiving pauses: the spool has {format_bytes(left_bytes)} left")
+        return True
 
     def _ensure_slot(self, url: Secret, position: ServerPosition) -> None:
         slot = position.slot

@@ -97,7 +97,8 @@ class SpoolShipping:
         for future in [pool.submit(ship) for ship in ships]:
             _collect(future.result, errors)
         _collect(self._shipper.retry, errors)
-        _collect(partial(self._ship_partials, last=last), errors)
+        for path in self._unfinished(last=last):
+            _collect(partial(self._ship_partial, path), errors)
         _collect(partial(self._shipper.list_due, force=last), errors)
         if errors:
             raise errors[0]
@@ -105,19 +106,19 @@ class SpoolShipping:
     def _finished(self) -> list[Path]:
         return [path for path in self._setting.spool.waiting_files() if classify(path.name) != "partial"]
 
-    def _ship_partials(self, *, last: bool) -> None:
+    def _unfinished(self, *, last: bool) -> list[Path]:
+        """Return the unfinished segments when their turn has come."""
         wait_s = self._setting.rule.max_unshipped.total_seconds()
         if not last and time.monotonic() - self._partial_s < wait_s:
-            return
+            return []
         self._partial_s = time.monotonic()
-        spool = self._setting.spool
-        for path in spool.waiting_files():
-            if classify(path.name) != "partial":
-                continue
-            if self._shipper.ship_partial(path):
-                self._shipper.list_due(force=True)
-            elif path.parent == spool.left and self._shipper.is_listed(path.name):
-                path.unlink(missing_ok=True)
+        return [path for path in self._setting.spool.waiting_files() if classify(path.name) == "partial"]
+
+    def _ship_partial(self, path: Path) -> None:
+        if self._shipper.ship_partial(path):
+            self._shipper.list_due(force=True)
+        elif path.parent == self._setting.spool.left and self._shipper.is_listed(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _collect(step: Callable[[], object], errors: list[DrkitError]) -> None:

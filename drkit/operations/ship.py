@@ -192,7 +192,7 @@ class Shipper:
                 try:
                     if sealed is not None:
                         self._store(sealed)
-                except (StoreError, IntegrityError) as error:
+                except DrkitError as error:
                     failure = failure or error
         if failure is not None:
             raise failure
@@ -252,19 +252,22 @@ class Shipper:
         except StoreExists as error:
             self._settle(lane, sealed, error)
             return
-        except SealedDamaged as error:
-            self._seal_again(sealed, error)
-            raise
+        except SealedDamaged:
+            if not sealed.listed:
+                self._seal_again(sealed)
+                raise
+            self._chain.bring(sealed.name, lane)
+            with self._lock:
+                sealed.stored_in.add(lane.name)
+            return
         with self._lock:
             if lane is self._lanes[0] and not sealed.listed:
                 found = {"version_id": info.version_id, "checksum": info.checksum, "stored_at": self._workplace.clock()}
                 sealed.record = record.model_copy(update=found)
             sealed.stored_in.add(lane.name)
 
-    def _seal_again(self, sealed: Sealed, error: SealedDamaged) -> None:
+    def _seal_again(self, sealed: Sealed) -> None:
         """Drop a damaged copy, so that the file is sealed anew when its turn comes; one that is listed cannot be."""
-        if sealed.listed:
-            raise SealedDamaged(error.message, hints=["drkit check; another store has the file as it was"]) from error
         with self._lock:
             self._spool.forget(sealed)
             self._sealed.pop(sealed.name, None)
