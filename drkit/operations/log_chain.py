@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from drkit import bucket
-from drkit.errors import DrkitError, IntegrityError, StoreError
+from drkit.errors import StoreError
 from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.log_documents import LogManifest, LogRecord
 from drkit.model import Compression, Encryption, RecipientRecord
@@ -158,13 +158,13 @@ class ManifestChain(ABC, Generic[Log]):
 
         ``stored_in`` says which stores have the files of the spool; one that is not there any more was let go of
         because its manifest stands.
-        Raise the first StoreError or IntegrityError after every store had its turn.
+        Raise the first StoreError after every store had its turn.
         """
-        failure: DrkitError | None = None
+        failure: StoreError | None = None
         for lane in self._lanes:
             try:
                 self._deliver_to(lane, stored_in)
-            except (StoreError, IntegrityError) as error:
+            except StoreError as error:
                 failure = failure or error
         done = []
         while self.pending and self.pending[0].stored_in >= {lane.name for lane in self._lanes}:

@@ -19,7 +19,7 @@ import pytest
 from bson import Timestamp
 
 from drkit.app import open_app
-from drkit.errors import IntegrityError, SourceError, StoreUnavailable
+from drkit.errors import IntegrityError, SourceError, StoreError, StoreUnavailable
 from drkit.keys import load_identities
 from drkit.operations.oplog_branch import start_timeline
 from drkit.operations.oplog_log import newest_timeline, open_slice, stored_oplog
@@ -159,6 +159,38 @@ def test_a_damaged_slice_is_read_again(source: OplogSite) -> None:
         assert shipper.position.end == Anchor(read_ts(ENTRIES[0]))
     tail(source)
     assert check_stored(source) == ENTRIES[1:]
+
+
+def seal_one_by_one(shipper: OplogShipper, entries: list[bytes]) -> None:
+    """Make a slice of each entry."""
+    for entry in entries:
+        span = OplogSpan()
+        span.add(entry)
+        assert shipper.position is not None
+        shipper.seal(shipper.position, span, [entry])
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["the first store has it", "no store has it"])
+def test_a_damaged_slice_that_is_listed_comes_from_the_store_that_has_it(source: OplogSite, *, lost: bool) -> None:
+    second, away = source.site.folder / "second", source.site.folder / "away"
+    second.rename(away)
+    with shipper_of(source) as shipper:
+        shipper.begin(Anchor(read_ts(ENTRIES[0])))
+        seal_one_by_one(shipper, ENTRIES[1:4])
+        with pytest.raises(StoreError, match="of store second does not exist"):
+            shipper.ship()
+    damaged = min(item for item in (source.spool / "sealed").iterdir() if item.suffix != ".json")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    away.rename(second)
+    if not lost:
+        tail(source)
+        assert check_stored(source) == ENTRIES[1:]
+        assert [list((source.spool / name).iterdir()) for name in ("sealed", "manifests")] == [[], []]
+        return
+    min(source.site.store_folder.rglob("*.zst.age")).unlink()
+    with shipper_of(source) as shipper, pytest.raises(IntegrityError, match="is missing, and a signed log manifest"):
+        shipper.ship()
+    assert len(list(second.rglob("*.zst.age"))) == 2, "those behind it had their turn"
 
 
 def test_a_lost_stretch_is_signed_and_survives_a_restart(source: OplogSite) -> None:

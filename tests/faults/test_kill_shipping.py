@@ -9,19 +9,25 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from drkit.app import open_app
-from drkit.errors import DrkitError, StoreUnavailable
+from drkit.errors import DrkitError, StoreExists, StoreUnavailable
+from drkit.operations import lanes
 from drkit.operations.log_chain import LogChain
 from drkit.operations.sealed_files import SealedDamaged
+from drkit.operations.serve import SpoolShipping
 from drkit.operations.ship import Shipper
 from drkit.operations.spool import Identity, Spool, spool_folder
+from drkit.stores.memory import MemoryStore
 from drkit.wal import Segment
 from tests.faults.injection import Trigger, WatchedStore
 from tests.fixtures.shipping import LogSite
@@ -270,6 +276,53 @@ def test_a_store_that_goes_away_between_a_file_and_its_manifest_is_asked_again(
         shipper.list_due(force=True)
         assert shipper.errors() == []
     assert set(wanted) <= check_invariants(source, wanted)
+
+
+def test_a_damaged_copy_of_what_is_listed_is_brought_from_the_store_that_has_it(source: LogSite) -> None:
+    """It cannot be sealed anew, because its manifest stands; and all that is behind it waits for its turn."""
+    wanted = fill(Spool(source.spool), FIRST)
+    second, away = source.site.folder / "second", source.site.folder / "away"
+    second.rename(away)
+    with shipper_of(source) as (shipper, spool):
+        with pytest.raises(DrkitError, match="of store second does not exist"):
+            shipper.ship(spool.received / FIRST.name)
+        shipper.list_due(force=True)
+    assert FIRST.name in source.shipped().files
+    sealed = source.spool / "sealed" / FIRST.name
+    sealed.write_bytes(sealed.read_bytes()[:-1] + b"?")
+    away.rename(second)
+    ship_everything(source)
+    assert set(wanted) <= check_invariants(source, wanted)
+    assert [list((source.spool / name).iterdir()) for name in ("sealed", "manifests")] == [[], []]
+
+
+def test_a_damaged_unfinished_segment_holds_up_no_other(source: LogSite) -> None:
+    fill(Spool(source.spool), FIRST)
+    damaged = source.spool / "left" / f"{Segment(1, 3, MIB).name}.partial"
+    damaged.write_bytes(b"?" * MIB)
+    told: list[tuple[str, ...]] = []
+    stopping = threading.Event()
+    stopping.set()
+    with shipper_of(source) as (shipper, spool):
+        rule = SimpleNamespace(max_unshipped=timedelta(minutes=1))
+        setting: Any = SimpleNamespace(
+            shipper=shipper, spool=spool, rule=rule, recovered=stopping, tell=lambda *words: told.append(words)
+        )
+        SpoolShipping(setting).run(stopping)
+    ((duty, state, message),) = told
+    assert (duty, state, damaged.name[:24] in message) == ("shipper", "failed", True)
+    assert f"{FIRST.next().name}.partial-1" in {name[:34] for name in source.shipped().files}
+
+
+def test_a_store_that_answers_that_a_key_is_taken_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr("drkit.operations.lanes.time.monotonic", lambda: now_s[0])
+    lane = lanes.Lane(MemoryStore("primary"), None)
+    for failure in (StoreUnavailable("away for now"), StoreExists("taken")):
+        with pytest.raises(type(failure)), lane.asking():
+            raise failure
+        now_s[0] += 60
+    assert lane.error is None
 
 
 def test_two_chains_never_grow_from_one_process(source: LogSite) -> None:

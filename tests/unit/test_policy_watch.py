@@ -16,6 +16,7 @@ import pytest
 
 from drkit.app import open_app, read_policies
 from drkit.catalog.sqlite import SqliteCatalog
+from drkit.errors import ConfigError
 from drkit.operations import Workplace
 from drkit.operations import serve as serve_module
 from drkit.operations.lookout import broken_policies
@@ -25,6 +26,7 @@ from drkit.operations.serve import LogShippers
 from drkit.policy import Policy, portable, unpack
 from drkit.schedule import Recurrence
 from drkit.scheduler import Planner
+from drkit.site import PolicyScan
 from tests.fixtures.site import ReadySite
 from tests.integration.test_alarms import serving, until
 from tests.unit.test_scheduler import HOURLY
@@ -152,6 +154,27 @@ def test_a_folder_that_cannot_be_read_changes_nothing(scene: Scene) -> None:
     assert set(scene.workplace.policies) == {"orders"}
     assert scene.said[-1].startswith("policies  not read again: cannot read the folder of policies")
     folder.with_name("away").rename(folder)
+    assert scene.look()["changed"] == []
+
+
+def test_what_could_not_be_read_is_read_when_it_can_be_whether_or_not_it_changes_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> PolicyScan:
+        raise ConfigError("cannot read the folder of policies policies: too many open files")
+
+    scene.edit("tier: 1", "tier: 2")
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.watch, "_scan", refuse)
+        for _ in range(4):
+            scene.watch.round()
+    assert len([line for line in scene.said if "too many open files" in line]) == 1, "it is said once"
+    scene.watch.round()
+    assert scene.workplace.policies["orders"].tier == 2
+
+
+def test_a_file_that_may_be_read_now_is_read_though_it_is_as_old_as_before(scene: Scene) -> None:
+    scene.orders.chmod(0o640)
     assert scene.look()["changed"] == []
 
 

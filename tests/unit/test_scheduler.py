@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +350,30 @@ class TestTicker:
         for _ in range(4):
             ticker._plan()
         assert planner.leapt == [False, False, True, False]
+
+    def test_a_clock_put_back_a_day_does_not_silence_it_for_a_day(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shift = [timedelta()]
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+                return datetime.now(tz) + shift[0]
+
+        for place in ("drkit.scheduler", "apscheduler.schedulers.base", "apscheduler.executors.base"):
+            monkeypatch.setattr(f"{place}.datetime", Clock)
+        planner, stopping = self.Scripted(), threading.Event()
+        thread = threading.Thread(target=self.ticker(planner).run, args=[stopping])
+        thread.start()
+        try:
+            for put_back in (timedelta(), -DAY):
+                shift[0] = put_back
+                before, deadline_s = len(planner.leapt), time.monotonic() + 20
+                while len(planner.leapt) < before + 3 and time.monotonic() < deadline_s:
+                    time.sleep(0.01)
+                assert len(planner.leapt) >= before + 3
+        finally:
+            stopping.set()
+            thread.join(10)
 
     def test_an_error_of_the_catalog_is_said_and_the_next_tick_goes_on(self) -> None:
         planner = self.Scripted(CatalogError("the catalog is locked"))
