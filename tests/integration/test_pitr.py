@@ -75,13 +75,18 @@ def test_immediate_shows_the_base(scene: Scene) -> None:
     assert scene.walk.state_at("--at", "immediate", "--artifact", scene.first) == "one"
 
 
-@pytest.mark.parametrize("kind", ["xid", "xid exclusive", "time", "lsn", "name", "latest", "timeline 1"])
+@pytest.mark.parametrize(
+    "kind",
+    ["xid", "xid exclusive", "time", "time of the commit", "time exclusive", "lsn", "name", "latest", "timeline 1"],
+)
 def test_every_target_shows_its_state(scene: Scene, kind: str) -> None:
     marks = scene.walk.marks
     words, state = {
         "xid": (["--at", f"xid:{marks['two'].xid}", "--artifact", scene.first], "two"),
         "xid exclusive": (["--at", f"xid:{marks['two'].xid}", "--exclusive", "--artifact", scene.first], "one"),
         "time": (["--at", marks["three"].after.isoformat()], "three"),
+        "time of the commit": (["--at", marks["three"].committed_at.isoformat()], "three"),
+        "time exclusive": (["--at", marks["three"].committed_at.isoformat(), "--exclusive"], "two"),
         "lsn": (["--at", f"lsn:{marks['five'].lsn}"], "five"),
         "name": (["--at", "name:before four", "--artifact", scene.first], "three"),
         "latest": ([], "seven on two"),
@@ -154,6 +159,16 @@ def refused(scene: Scene, status: int, *words: str) -> str:
 def test_a_target_before_every_base_is_refused(scene: Scene) -> None:
     assert "no base is older" in refused(scene, 9, "--at", "2020-01-01T00:00:00+00:00")
     assert "no base is older" in refused(scene, 9, "--at", "lsn:0/1000000")
+
+
+@pytest.mark.parametrize("kind", ["time", "lsn"])
+def test_a_base_later_than_the_target_is_refused(scene: Scene, kind: str) -> None:
+    """It was asked for by its id, and an older one would do; but it is not what was asked for."""
+    two = scene.walk.marks["two"]
+    at = two.after.isoformat() if kind == "time" else f"lsn:{two.lsn}"
+    said = refused(scene, 9, "--at", at, "--artifact", scene.second)
+    assert scene.second in said
+    assert scene.walk.restore("--plan", "--at", at, "--artifact", scene.first).returncode == 0
 
 
 def test_a_target_after_the_last_commit_is_refused_with_its_stamp(scene: Scene) -> None:
@@ -257,7 +272,7 @@ def test_a_damaged_segment_is_named_and_earlier_moments_are_fine(scene: Scene, d
             assert done.returncode == (8 if same_size else 9), done.stdout + done.stderr
             assert name in done.stderr
             assert not into.exists() or list(into.iterdir()) == []
-        if damage == "flipped":
+        if damage in ("flipped", "removed"):
             assert scene.walk.state_at("--at", scene.walk.marks["three"].after.isoformat()) == "three"
         else:
             plan = scene.walk.restore("--plan", "--at", scene.walk.marks["three"].after.isoformat())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,8 +56,10 @@ def drill(walk: Walk, *words: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, document_of(done), done.stderr
 
 
-def listing(walk: Walk) -> list[tuple[str, int]]:
-    return sorted((path.name, path.stat().st_size) for path in walk.archive.iterdir())
+def listing(walk: Walk) -> dict[str, tuple[int, int, int]]:
+    """Return what the source has archived: each file with its size, when it was written, and whether it is the same."""
+    found = ((path.name, path.stat()) for path in walk.archive.iterdir())
+    return {name: (status.st_size, status.st_mtime_ns, status.st_ino) for name, status in found}
 
 
 def test_a_drill_of_a_random_moment_proves_every_level(walk: Walk) -> None:
@@ -70,17 +73,27 @@ def test_a_drill_of_a_random_moment_proves_every_level(walk: Walk) -> None:
 
 
 def test_two_drills_at_once_leave_the_source_as_it_is(walk: Walk) -> None:
-    before, slots = listing(walk), walk.server.execute("select slot_name from pg_replication_slots")
+    source = "select archived_count, failed_count, (select count(*) from pg_replication_slots) from pg_stat_archiver"
+    before, asked, log = listing(walk), walk.server.execute(source), walk.log_objects()
     words = [sys.executable, "-c", "from drkit.cli import main; main()", "drill", POLICY, "--json"]
     children = [
         subprocess.Popen([*words, "--seed", seed], cwd=walk.site.folder, stdout=subprocess.PIPE) for seed in ("1", "2")
     ]
-    for child in children:
-        stdout, _ = child.communicate(timeout=120)
-        assert child.returncode == 0, stdout
+    done = [child.communicate(timeout=120)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], done
     assert listing(walk) == before
-    assert walk.server.execute("select slot_name from pg_replication_slots") == slots
+    assert walk.server.execute(source) == asked
+    assert walk.log_objects() == log
+    documents = [json.loads(stdout) for stdout in done]
+    assert [document["levels"]["replays"]["result"] for document in documents] == ["passed", "passed"]
+    runs = [find_run(walk, document["run_id"]) for document in documents]
+    assert max(run["started_at"] for run in runs) < min(run["ended_at"] for run in runs), "they ran at once"
     assert list((walk.site.folder / "scratch").glob("*")) == []
+
+
+def find_run(walk: Walk, run_id: str) -> dict[str, Any]:
+    runs = document_of(walk.site.call("run", "list", "--json"))["runs"]
+    return dict(next(run for run in runs if run["run_id"] == run_id))
 
 
 def test_a_moment_is_reached_to_the_commit(walk: Walk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -201,6 +202,33 @@ def test_nothing_is_acknowledged_while_a_store_is_away(source: LogSite, archivin
         away.rename(source.site.store_folder)
         until(lambda: push(source, segment) == 0, "it is taken")
     assert segment.name in source.check_log().files
+
+
+def test_a_full_spool_acknowledges_nothing_and_holds_up_no_commit(source: LogSite, archiving: PostgresServer) -> None:
+    spool = source.spool
+    spool.mkdir(parents=True, mode=0o700)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(spool)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        first, *others = finished_segments(archiving, 3)
+        with source.serving():
+            source.wait_for("push      listening")
+            assert push(source, first) == 0
+            with contextlib.suppress(OSError), (spool / "filler").open("wb", buffering=0) as file:
+                while file.write(b"?" * 4096):
+                    pass
+            assert [push(source, path) for path in others] == [1, 1]
+            assert not {path.name for path in others} & source.stored_names()
+            source.wait_for("No space left on device")
+            write_rows(archiving)  # the server keeps its log, and waits for nobody
+            (spool / "filler").unlink()
+            assert [push(source, path) for path in others] == [0, 0]
+        log = source.gapless()
+        assert {path.name for path in (first, *others)} <= log.files.keys()
+        assert not list((spool / "sealed").iterdir())
+    finally:
+        subprocess.run(["umount", "-l", str(spool)], check=True)
 
 
 def test_what_lies_ready_is_shipped_ahead_and_answered_at_once(source: LogSite, archiving: PostgresServer) -> None:
