@@ -77,7 +77,7 @@ def connect(socket_path: str, timeout_s: float) -> _socket.socket:
         if len(os.fsencode(socket_path)) <= _LONGEST_SOCKET_PATH:
             line.connect(socket_path)
         else:
-            folder = os.open(os.path.dirname(socket_path), os.O_RDONLY)
+            folder = os.open(os.path.dirname(socket_path), os.O_PATH)  # who may only pass through may connect
             line.connect(f"/proc/self/fd/{folder}/{os.path.basename(socket_path)}")
     except BaseException:
         line.close()

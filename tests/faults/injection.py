@@ -10,6 +10,7 @@ its end, its status and its largest resident size. A job without a trace is the 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -188,16 +189,20 @@ def _import_everything() -> None:
 
     for module in pkgutil.walk_packages(drkit.__path__, "drkit."):
         importlib.import_module(module.name)
+    from drkit.model import Document
     from drkit.stores.s3_connection import _shared_session
     from drkit.validation import Section
 
-    for model in _kinds_of(Section):
+    for model in (*_kinds_of(Section), *_kinds_of(Document)):
         model.model_rebuild()
     _shared_session().client("s3", region_name="us-east-1")
     from drkit.binaries import newest_server_major, postgres_binary
 
     for tool in ("pg_dump", "pg_dumpall", "pg_restore", "psql", "initdb", "pg_ctl", "postgres"):
         postgres_binary(tool, newest_server_major())
+    # What a child's collector of garbage looks at, the kernel copies page by page.
+    gc.collect()
+    gc.freeze()
 
 
 def _kinds_of(model: type) -> Iterator[Any]:

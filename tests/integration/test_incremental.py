@@ -222,7 +222,7 @@ class TestWithoutWhatItNeeds:
 
     def test_a_parent_of_another_cluster(self, walk: Walk) -> None:
         full = walk.base()
-        with running_postgres(programs=programs_of(NEWEST), **SETTINGS) as other:
+        with running_postgres(programs=programs_of(NEWEST), stranger=True, **SETTINGS) as other:
             point_at(walk.site, other)
             refused(walk, 5, f"base {full} is of another cluster")
 

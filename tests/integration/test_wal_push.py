@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def archive_by(server: PostgresServer, command: str) -> None:
 def open_the_way(site: LogSite) -> None:
     """Let the server's user come as far as the socket, as the documentation asks for."""
     for folder in [site.spool, *site.spool.parents]:
-        if folder == Path("/tmp"):
+        if folder == Path(tempfile.gettempdir()):
             break
         folder.chmod(folder.stat().st_mode | 0o011)
 
@@ -164,7 +165,7 @@ def test_what_is_no_log_is_refused(
 def test_the_log_of_another_cluster_is_refused(
     source: LogSite, archiving: PostgresServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with source.serving(), running_postgres(segment_mib=1, **LOGGED) as stranger:
+    with source.serving(), running_postgres(segment_mib=1, stranger=True, **LOGGED) as stranger:
         source.wait_for("push      listening")
         make_rows(stranger)
         (segment,) = finished_segments(stranger, 1)

@@ -226,7 +226,7 @@ def test_a_server_of_another_cluster_is_not_followed(source: LogSite, logged: Po
         write_rows(logged, 20)
         until(lambda: source.shipped().files, "something is listed")
     before = source.shipped().files
-    with running_postgres(segment_mib=1, **LOGGED) as stranger:
+    with running_postgres(segment_mib=1, stranger=True, **LOGGED) as stranger:
         source.write_policy(stranger.url().reveal())
         with source.serving():
             source.wait_for("receiver  wrong-server")

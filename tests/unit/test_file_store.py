@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -116,7 +117,7 @@ def nobody() -> Iterator[None]:
 def test_a_folder_that_may_not_be_written_is_named(store: FileStore, request: pytest.FixtureRequest) -> None:
     root = root_of(store)
     for folder in root.parents:
-        if str(folder).startswith(str(Path("/tmp"))) and folder != Path("/tmp"):
+        if Path(tempfile.gettempdir()) in folder.parents:
             folder.chmod(0o755)
     root.chmod(0o500)
     request.getfixturevalue("nobody")
