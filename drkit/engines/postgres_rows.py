@@ -46,7 +46,7 @@ class Piece:
 
 
 def split_script(chunks: Iterable[bytes]) -> Iterator[Piece]:
-    r"""Cut the script that pg_restore writes for table data into pieces, about one for each chunk.
+    r"""Cut the script that pg_restore writes for table data into pieces; those of small chunks are larger than these.
 
     Raise SourceError for a script that ends within a COPY, or holds any statement but the settings at its start. In
     COPY's text format a line break is the end of a row, since those within values are escaped, and ``\.`` alone on a
@@ -104,7 +104,8 @@ def _rows(stream: Iterator[bytes], held: bytearray, statement: bytes) -> Iterato
         if at_line_start and held.startswith(_ROWS_END):
             del held[: len(_ROWS_END)]
             return
-        end = held.find(b"\n" + _ROWS_END)
+        # One byte is found ten times as fast as four, and most rows hold no backslash.
+        end = held.find(b"\n" + _ROWS_END) if b"\\" in held else -1
         # What comes after the last line break may be the beginning of the end, so it waits for the next chunk.
         cut = end + 1 if end >= 0 else held.rfind(b"\n") + 1
         if not cut and len(held) > _MOST_HELD_BYTES:
@@ -117,10 +118,18 @@ def _rows(stream: Iterator[bytes], held: bytearray, statement: bytes) -> Iterato
             yield Piece(statement, rows, whole=at_line_start)
             if end >= 0:
                 continue
-        chunk = next(stream, b"")
-        if not chunk:
+        if not _read_on(stream, held):
             raise SourceError("the script of the archive's rows ends within the rows of a table")
+
+
+def _read_on(stream: Iterator[bytes], held: bytearray) -> bool:
+    """Add a piece's worth to ``held``, since each piece costs to hand over; return whether there was any more."""
+    before = len(held)
+    for chunk in stream:
         held += chunk
+        if len(held) - before >= _PIECE_BYTES:
+            break
+    return len(held) > before
 
 
 def _only_settings(text: bytes, *, allowed: bool) -> bytes:
@@ -275,7 +284,7 @@ class RowsLoad:
 
     def _run(self) -> None:
         try:
-            for piece in split_script(self._chunks()):
+            for piece in split_script(iter(lambda: os.read(self._input, CHUNK_BYTES), b"")):
                 if piece.statement:
                     self._loaders.put(piece)
                 else:
@@ -296,14 +305,3 @@ class RowsLoad:
             if settings:
                 connection.execute(settings)
             self._loaders.start(connection)
-
-    def _chunks(self) -> Iterator[bytes]:
-        """Read the pipe to its end; small pieces are joined, since each costs to hand over."""
-        held = bytearray()
-        while read := os.read(self._input, CHUNK_BYTES):
-            held += read
-            if len(held) >= _PIECE_BYTES:
-                yield bytes(held)
-                held.clear()
-        if held:
-            yield bytes(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -67,6 +68,14 @@ EXPECTED = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module", params=[1, 1 << 18], ids=["every chunk", "joined"])
+def piece_bytes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Cut after every chunk, so that each place of a cut is tried, and as it is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres_rows, "_PIECE_BYTES", request.param)
+        yield
+
+
 def cut_at(script: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(cut % len(script) for cut in cuts), len(script)]
     return [script[a:b] for a, b in pairwise(places) if a < b]
@@ -115,14 +124,12 @@ def test_any_other_statement_is_refused(text: bytes) -> None:
 
 @given(st.integers(min_value=1, max_value=3), st.integers(min_value=1, max_value=40))
 def test_a_row_that_is_longer_than_what_is_held_goes_on_in_the_next_piece(rows: int, chunk_bytes: int) -> None:
-    held, postgres_rows._MOST_HELD_BYTES = postgres_rows._MOST_HELD_BYTES, 10
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres_rows, "_MOST_HELD_BYTES", 10)
         content = b"".join(b"%d\t" % n + b"x" * 100 + b"\n" for n in range(rows))
         script = b"COPY t FROM stdin;\n" + content + b"\\.\n"
         chunks = [script[at : at + chunk_bytes] for at in range(0, len(script), chunk_bytes)]
         pieces = list(split_script(chunks))
-    finally:
-        postgres_rows._MOST_HELD_BYTES = held
     assert joined(pieces)[b"COPY t FROM stdin;\n"] == content
     assert [piece.whole for piece in pieces] == [piece.rows.endswith(b"\n") or not piece.rows for piece in pieces]
     assert pieces[-1].whole
