@@ -215,7 +215,9 @@ class Receiving:
         lines = self._child.stderr_lines
         text = "\n".join(lines)
         trouble: ReceiverTrouble = next((kind for pattern, kind in _SIGNS if re.search(pattern, text)), "server-gone")
-        said = next((line.partition("error: ")[2] for line in reversed(lines) if "error: " in line), "")
+        errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+        # The last word is mostly "disconnected", which is what follows from the one before.
+        said = next((words for words in reversed(errors) if words != "disconnected"), "".join(errors[:1]))
         return trouble, SourceError(f"pg_receivewal ended: {said or 'without a word'}", details=lines)
 
     def stop(self) -> None:

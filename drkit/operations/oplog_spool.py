@@ -20,6 +20,7 @@ from drkit import bucket
 from drkit.canonical import canonical_json
 from drkit.log_documents import SliceRecord
 from drkit.operations.sealed_files import (
+    Ballast,
     Sealing,
     forget_sealed,
     free_bytes,
@@ -81,6 +82,7 @@ class OplogSpool:
         self.folder = folder
         self.sealed = folder / "sealed"
         self.manifests = folder / "manifests"
+        self.ballast = Ballast(folder)
         with translated(folder):
             for path in (folder.parent, folder, self.sealed, self.manifests):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from drkit.operations.oplog_log import dump_points
 from drkit.operations.oplog_ship import OplogShipper
 from drkit.operations.oplog_spool import OplogSpool, Position
 from drkit.operations.persistence import Persistence
+from drkit.operations.sealed_files import SpoolFull
 from drkit.operations.selection import find_artifacts
 from drkit.oplog import Anchor, OplogDisorder, OplogSpan, OplogTs
 from drkit.policy import BackupRule, Policy
@@ -35,6 +36,7 @@ _SHIP_S = 0.5
 _RECOVERY_S = 5.0
 _REACH_S = 10.0
 _RESERVE_BYTES = 64 * MIB
+_BALLAST_BYTES = MIB
 _SLACK = timedelta(seconds=30)
 _SHORT_WINDOW = timedelta(hours=1)
 
@@ -322,7 +324,12 @@ class OplogShipping:
         if not setting.recovered.is_set():
             self._shipper.recover()
             setting.recovered.set()
-        self._shipper.ship()
+        try:
+            self._shipper.ship()
+        except SpoolFull:
+            setting.spool.ballast.give_up()
+            raise
+        setting.spool.ballast.hold(_BALLAST_BYTES)
         if time.monotonic() - self._looked_s >= setting.rule.slice.total_seconds():
             self._looked_s = time.monotonic()
             if self._shipper.has_newer():

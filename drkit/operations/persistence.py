@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from drkit.errors import DrkitError, IntegrityError, SourceError, StoreError
+from drkit.operations.sealed_files import SpoolFull
 
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
@@ -35,6 +36,8 @@ class Persistence:
                 self._tell(self._damaged, error.message)
             except StoreError as error:
                 self._tell("waiting", error.message)
+            except SpoolFull as error:
+                self._tell("disk-full", error.message)
             except DrkitError as error:
                 self._tell("server-gone" if isinstance(error, SourceError) else "refused", error.message)
             if stopping.wait(self._wait_s):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -13,6 +14,7 @@ from drkit.engines.postgres_wal import ServerPosition, read_position
 from drkit.errors import DrkitError, IntegrityError, StoreError
 from drkit.model import Finding
 from drkit.operations.receive import Setting
+from drkit.operations.sealed_files import SpoolFull
 from drkit.stores import Store
 from drkit.units import MIB
 from drkit.wal import Segment, classify, format_lsn
@@ -76,17 +78,16 @@ class Watcher:
         if not findings:
             hint = advice(sighting)
             self._tell("advice" if hint else "agreed", hint or f"the store is at {format_lsn(stored_lsn)}")
-        setting.spool.keep_state(
-            {
-                "timeline": position.timeline,
-                "flushed_lsn": format_lsn(position.flushed_lsn),
-                "stored_lsn": format_lsn(stored_lsn),
-                "exposure_ms": round(exposure.total_seconds() * 1000),
-                "backlog": setting.shipper.backlog(),
-                "findings": [vars(item) for item in findings],
-            },
-            now,
-        )
+        state = {
+            "timeline": position.timeline,
+            "flushed_lsn": format_lsn(position.flushed_lsn),
+            "stored_lsn": format_lsn(stored_lsn),
+            "exposure_ms": round(exposure.total_seconds() * 1000),
+            "backlog": setting.shipper.backlog(),
+            "findings": [vars(item) for item in findings],
+        }
+        with suppress(SpoolFull):  # which those say who fill it; the positions are known all the same
+            setting.spool.keep_state(state, now)
 
     def _allowed(self) -> timedelta:
         """Return for how long log may be on the server alone: as the rule says, with room for the way."""

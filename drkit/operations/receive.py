@@ -29,6 +29,7 @@ from drkit.engines.postgres_wal import (
 from drkit.errors import IntegrityError, SourceError, StoreError
 from drkit.operations import Workplace
 from drkit.operations.persistence import Persistence
+from drkit.operations.sealed_files import translated
 from drkit.operations.ship import Shipper
 from drkit.operations.spool import Identity, Spool, is_mark, read_facts, segment_name_of
 from drkit.policy import BackupRule, Policy
@@ -110,6 +111,7 @@ class Receiver:
         url = setting.url()
         position = read_position(url, setting.slot)
         setting.meet(position)
+        self._spool.hold_ballast()
         self._leave_stale(position)
         self._ensure_slot(url, position)
         self._choose_start(position)
@@ -122,7 +124,7 @@ class Receiver:
             setting.rule.synchronous,
             setting.workplace.work_folder,
         )
-        with open_receiver(url, options, position) as receiving:
+        with translated(self._spool.folder), open_receiver(url, options, position) as receiving:
             self._watch(receiving, url, position, stopping)
 
     def _watch(self, receiving: Receiving, url: Secret, position: ServerPosition, stopping: threading.Event) -> None:
@@ -131,6 +133,8 @@ class Receiver:
             if receiving.ended():
                 trouble, error = receiving.trouble()
                 self._tell(trouble, error.message)
+                if trouble == "disk-full":
+                    self._persistence.progress()  # what filled the disk was received, and is on its way out
                 if trouble in ("log-removed", "slot-lost"):
                     self._jump(url, error)
                 elif trouble == "diverged":
@@ -231,6 +235,10 @@ class Receiver:
         }
         newest = max(((item.number, item.timeline) for item in held.values()), default=(0, 0))
         for path, segment in held.items():
+            if classify(path.name) == "partial" and path.stat().st_size != position.segment_bytes and is_mark(path):
+                # The disk filled while it was padded with zeros, before any log was in it: it would be refused.
+                path.unlink()
+                continue
             done = classify(path.name) == "partial" or is_mark(path)
             if done and (segment.number, segment.timeline) < newest:
                 self._spool.leave(path)

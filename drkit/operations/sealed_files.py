@@ -6,6 +6,7 @@ on with the same bytes, and a store that has them already says so.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,6 +23,10 @@ from drkit.stream import Meter, checked, compress, drain, prefetch
 from drkit.units import CHUNK_BYTES, format_utc
 
 _UNFINISHED = ".new"
+
+
+class SpoolFull(SourceError):
+    """The disk of the spool has no room left."""
 
 
 class SealedDamaged(IntegrityError):
@@ -148,6 +153,32 @@ def free_bytes(folder: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+class Ballast:
+    """Room that a file holds on the disk of a spool, and gives up when that is full.
+
+    What is in a spool leaves it once it is sealed and listed, which takes some room itself: without any, nothing would
+    ever make room again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "ballast"
+
+    def hold(self, size_bytes: int) -> None:
+        """Take the room, if as much is left then; a disk that has not so much is left alone."""
+        if self._path.exists() or free_bytes(self._path.parent) < 2 * size_bytes:
+            return
+        with suppress(OSError), _unfinished(self._path) as unfinished:
+            with unfinished.open("wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+            unfinished.replace(self._path)
+
+    def give_up(self) -> None:
+        """Make the room free for who seals and lists."""
+        with translated(self._path):
+            self._path.unlink(missing_ok=True)
+
+
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(path.name + _UNFINISHED)
@@ -173,7 +204,8 @@ def translated(path: Path) -> Iterator[None]:
     except DrkitError:
         raise
     except OSError as error:
-        raise SourceError(
+        kind = SpoolFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else SourceError
+        raise kind(
             f"the spool cannot be used: {error.strerror or error}: {error.filename or path}",
             hints=[f"df -h {path.parent}"],
         ) from error

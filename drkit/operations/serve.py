@@ -23,8 +23,9 @@ from drkit.operations.positions import Watcher
 from drkit.operations.push import PushServer
 from drkit.operations.receive import Receiver, Setting
 from drkit.operations.running import recorded_run
+from drkit.operations.sealed_files import SpoolFull
 from drkit.operations.ship import LIST_AFTER, Shipper
-from drkit.operations.spool import Spool, spool_folder
+from drkit.operations.spool import SEALED_AT_ONCE, Spool, spool_folder
 from drkit.policy import BackupRule, Policy
 from drkit.units import format_moment
 from drkit.wal import classify
@@ -34,7 +35,6 @@ _WHOLE_GROUP_WITHIN_S = STOP_WITHIN_S + 5
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
 _SCAN_S = 0.5
-_WORKERS = 2
 _FOLLOW_S = 1.0
 
 Tell = Callable[[str, str, str], None]
@@ -65,7 +65,7 @@ class SpoolShipping:
     def run(self, stopping: threading.Event) -> None:
         """Ship until ``stopping``, then once more what there is."""
         pause_s = 0.0
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="ship") as pool:
+        with ThreadPoolExecutor(SEALED_AT_ONCE, thread_name_prefix="ship") as pool:
             while True:
                 last = stopping.wait(pause_s)
                 try:
@@ -100,8 +100,11 @@ class SpoolShipping:
         for path in self._unfinished(last=last):
             _collect(partial(self._ship_partial, path), errors)
         _collect(partial(self._shipper.list_due, force=last), errors)
+        if any(isinstance(error, SpoolFull) for error in errors):
+            self._setting.spool.ballast.give_up()
         if errors:
             raise errors[0]
+        self._setting.spool.hold_ballast()
 
     def _finished(self) -> list[Path]:
         return [path for path in self._setting.spool.waiting_files() if classify(path.name) != "partial"]

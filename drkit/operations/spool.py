@@ -6,6 +6,7 @@ sealed/       files as they go into the stores, each with a record of what is in
 manifests/    log manifests that do not yet stand in every store
 identity.json which cluster the log is of
 receiver.pid  which process receives
+ballast       room for sealing and listing when the disk is full
 state.json    where things stand, for `drkit timeline` and `drkit check`
 socket        where `drkit wal push` asks
 """
@@ -27,6 +28,7 @@ from drkit.canonical import canonical_json
 from drkit.errors import IntegrityError
 from drkit.log_documents import LogRecord, SwitchRecord
 from drkit.operations.sealed_files import (
+    Ballast,
     Sealing,
     forget_sealed,
     free_bytes,
@@ -40,7 +42,7 @@ from drkit.operations.sealed_files import (
     write_state,
 )
 from drkit.site import Site
-from drkit.units import CHUNK_BYTES
+from drkit.units import CHUNK_BYTES, MIB
 from drkit.wal import (
     Segment,
     classify,
@@ -54,6 +56,9 @@ from drkit.wal import (
 from drkit.wal_pages import WalFacts, inspect
 
 _BACKUP_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
+
+SEALED_AT_ONCE = 2
+"""How many files of one policy are sealed at the same time: as many as machines have cores at the least."""
 
 _READ_BYTES = CHUNK_BYTES // 4
 """What a core's own cache holds while it is read, hashed and compressed: larger chunks go through memory twice."""
@@ -104,6 +109,7 @@ class Spool:
         self.sealed = folder / "sealed"
         self.manifests = folder / "manifests"
         self.socket = folder / "socket"
+        self.ballast = Ballast(folder)
         self._lock = threading.Lock()
         self._busy = 0
         with translated(folder):
@@ -131,6 +137,12 @@ class Spool:
     def free_bytes(self) -> int:
         """Return how much room there is."""
         return free_bytes(self.folder)
+
+    def hold_ballast(self) -> None:
+        """Hold room for what is sealed at the same time and its manifests, once the size of segments is known."""
+        identity = self.identity()
+        if identity is not None:
+            self.ballast.hold(SEALED_AT_ONCE * identity.segment_bytes + MIB)
 
     def received_files(self) -> list[Path]:
         """Return what was received and has a name of PostgreSQL's, in the order of names."""

@@ -250,6 +250,7 @@ def _serve() -> None:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, if it runs the tests, has switched off
             _run(job)
         print(child, flush=True)  # noqa: T201
         _, status, usage = os.wait4(child, 0)

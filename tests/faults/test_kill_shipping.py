@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -23,7 +25,7 @@ from drkit.app import open_app
 from drkit.errors import DrkitError, StoreExists, StoreUnavailable
 from drkit.operations import lanes
 from drkit.operations.log_chain import LogChain
-from drkit.operations.sealed_files import SealedDamaged
+from drkit.operations.sealed_files import SealedDamaged, SpoolFull
 from drkit.operations.serve import SpoolShipping
 from drkit.operations.ship import Shipper
 from drkit.operations.spool import Identity, Spool, spool_folder
@@ -33,6 +35,9 @@ from tests.faults.injection import Trigger, WatchedStore
 from tests.fixtures.shipping import LogSite
 from tests.fixtures.site import ReadySite
 from tests.fixtures.wal_files import CLUSTER, make_wal
+
+if TYPE_CHECKING:
+    from drkit.operations.receive import Setting
 
 MIB = 1 << 20
 COUNT = 1
@@ -212,6 +217,38 @@ def test_a_full_disk_loses_nothing_and_needs_no_help(source: LogSite, monkeypatc
         assert not list(source.spool.rglob("*.new"))
     ship_everything(source)
     assert set(wanted) <= check_invariants(source, wanted)
+
+
+@pytest.fixture
+def small_disk(source: LogSite) -> Iterator[Path]:
+    """Lend the spool's folder as a disk of 12 MiB."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(source.spool)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    yield source.spool
+    subprocess.run(["umount", "-l", str(source.spool)], check=True)
+
+
+def test_a_disk_without_a_byte_left_is_emptied_by_shipping_all_the_same(source: LogSite, small_disk: Path) -> None:
+    Spool(small_disk).keep_identity(Identity(str(CLUSTER), MIB))
+    wanted = fill(Spool(small_disk), FIRST)
+    with shipper_of(source) as (shipper, spool), ThreadPoolExecutor(2) as pool:
+        rule = shipper._policy.continuous_rule
+        setting = SimpleNamespace(spool=spool, shipper=shipper, rule=rule)
+        shipping = SpoolShipping(cast("Setting", setting))
+        spool.hold_ballast()
+        other = small_disk / "of another program"
+        with pytest.raises(OSError, match="No space left"):
+            other.write_bytes(b"x" * (12 << 20))
+        assert spool.free_bytes() == 0
+        with pytest.raises(SpoolFull, match="No space left on device"):
+            shipping._round(pool, last=True)
+        shipping._round(pool, last=True)
+        assert set(wanted) <= check_invariants(source, wanted)
+        assert not (small_disk / "ballast").exists()
+        other.unlink()
+        shipping._round(pool, last=True)
+        assert (small_disk / "ballast").stat().st_size > 2 * MIB
 
 
 def test_what_a_lost_spool_left_in_the_store_is_taken_over_after_a_while(

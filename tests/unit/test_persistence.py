@@ -8,6 +8,7 @@ import pytest
 
 from drkit.errors import ConfigError, DrkitError, IntegrityError, SourceError, StoreError
 from drkit.operations.persistence import Persistence
+from drkit.operations.sealed_files import SpoolFull
 
 
 class Stopping(threading.Event):
@@ -31,9 +32,10 @@ class Stopping(threading.Event):
         (IntegrityError("another cluster"), "wrong-server"),
         (StoreError("no store"), "waiting"),
         (SourceError("gone"), "server-gone"),
+        (SpoolFull("no room"), "disk-full"),
         (ConfigError("no such slot"), "refused"),
     ],
-    ids=["integrity", "store", "source", "other"],
+    ids=["integrity", "store", "source", "full", "other"],
 )
 def test_each_error_has_its_state_and_is_tried_again(error: DrkitError, state: str) -> None:
     told: list[tuple[str, str]] = []
