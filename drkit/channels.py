@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ DELIVERED_WITHIN_S = 10.0
 
 _TIMEOUT_S = 8.0
 _LATE_KEPT = 100
+_LATE_FOR_S = 6 * 3600.0
 _STATUS = re.compile(r"error=(\d{3})\b")
 
 
@@ -92,6 +94,7 @@ class _Attempt(threading.Thread):
 
     def __init__(self, send: Callable[[], str], notice: Notice) -> None:
         super().__init__(name="delivery", daemon=True)
+        self.until_s = time.monotonic() + _LATE_FOR_S
         self._send = send
         self.notice = notice
         self.error = "the delivery failed"
@@ -104,7 +107,8 @@ class Courier:
     """Delivers, and waits for each delivery no longer than ``within_s``; for one thread.
 
     No call of a library can be ended from outside. What takes longer goes on alone: nothing more is sent to its channel
-    until it has ended, and a notice that arrived late is not sent again.
+    until it has ended, and a notice that arrived late is not sent again. One that does not end in hours is left behind:
+    the channel may be well long since, and what it is told twice it knows by its id.
     """
 
     def __init__(self, send: Deliver = deliver, within_s: float = DELIVERED_WITHIN_S) -> None:
@@ -117,10 +121,10 @@ class Courier:
         """Send a notice as `deliver` does, within the time."""
         late = self._late.get(channel.name)
         if late is not None:
-            if late.is_alive():
+            if late.is_alive() and time.monotonic() < late.until_s:
                 return "it has not answered an earlier message yet"
             del self._late[channel.name]
-            if not late.error:
+            if not late.is_alive() and not late.error:
                 self._keep(channel, late.notice)
         if self._arrived.pop((channel.name, notice.notice_id), None) == notice:
             return ""

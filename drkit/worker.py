@@ -42,6 +42,7 @@ _RECLAIM_S = 5.0
 _LATE = timedelta(minutes=10)
 _SILENT_FOR = timedelta(minutes=2)
 _FOREIGN_SILENT_FOR = timedelta(minutes=10)
+_CLOCKS_APART = timedelta(hours=1)
 _HARD_AFTER_S = 5.0
 _STOPPING = "stopping"
 _NEWEST = 5
@@ -306,10 +307,10 @@ class Worker:
         """Tell whether a holder of another host is gone, as far as time can tell; its lease has expired by then.
 
         In a container every restart is another host. One that comes back all the same finds its lease taken over, and
-        commits nothing.
+        commits nothing. A word from further ahead than clocks are apart counts for none: that clock was wrong.
         """
         silent_for = self._clock() - item.decided_at if run is None else self._workplace.clock() - run.heartbeat_at
-        return silent_for > _FOREIGN_SILENT_FOR
+        return not -_CLOCKS_APART <= silent_for <= _FOREIGN_SILENT_FOR
 
     def _take_up(self, item: Occurrence, run: Run | None) -> None:
         """Write down how the attempt of a dead process ended; a child of it that still lives is waited for."""

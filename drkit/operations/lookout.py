@@ -122,7 +122,8 @@ class Lookout:
     def round(self) -> None:
         """Look once."""
         workplace, now = self._workplace, self._workplace.clock()
-        if self._asked_at is None or now - self._asked_at >= LEASE_EVERY:
+        # Also when that is still to come: the clock was put back, and would not be asked for as long.
+        if self._asked_at is None or not timedelta() <= now - self._asked_at < LEASE_EVERY:
             self._of_stores = list(ask_stores(workplace.stores, now))
             self._asked_at = now
         self._judge_some(now)

@@ -62,12 +62,13 @@ class RetryingStore:
         """Describe the objects under ``prefix`` (`Store.list`); a break is taken up behind the last key."""
         return self._resume_list(prefix, self._backoff.retry(lambda: self._store.list(prefix)))
 
-    def _resume_list(self, prefix: str, found_objects: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
+    def _resume_list(self, prefix: str, listing: Iterator[ObjectInfo] | None) -> Iterator[ObjectInfo]:
         last = ""
         delays_s = self._backoff.delays_s()
         while True:
             try:
-                for found in found_objects:
+                # Inside, because a store may fail already when it is asked for the listing.
+                for found in self._store.list(prefix) if listing is None else listing:
                     if found.key > last:
                         last = found.key
                         delays_s = self._backoff.delays_s()
@@ -77,7 +78,7 @@ class RetryingStore:
                 if delay_s is None:
                     raise
                 self._backoff.sleep(delay_s)
-                found_objects = self._store.list(prefix)
+                listing = None
             else:
                 return
 

@@ -155,6 +155,17 @@ def test_the_lease_says_who_lives_and_until_when(told: Telling, lookout: Lookout
     assert lease["expires_at"] == "2026-11-22T12:20:00.000000+00:00"
 
 
+def test_a_clock_that_was_put_back_does_not_let_the_lease_run_out(
+    told: Telling, lookout: Lookout, store: FrozenStore
+) -> None:
+    look(told, lookout)
+    look(told, lookout, days=-1)
+    (item,) = store.list(bucket.LEASES_PREFIX)
+    with store.open(item.key) as chunks:
+        lease = json.loads(b"".join(chunks))
+    assert lease["renewed_at"] == "2026-11-21T12:00:00.000000+00:00"
+
+
 class TestLate:
     @pytest.fixture
     def told(self, ready_site: ReadySite, store: FrozenStore) -> Iterator[Telling]:

@@ -272,6 +272,17 @@ class TestWithoutEnd:
         told.rounds(minutes=20)
         assert (held.asked, told.catalog.outbox.waiting()) == (["dump of orders failed"], 0)
 
+    def test_one_that_never_ends_is_left_behind_some_day(self, told: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
+        held, passed_s = Held(), [0.0]
+        monkeypatch.setattr("drkit.channels.time.monotonic", lambda: passed_s[0])
+        self.courier(told, held)
+        told.event("run.failed", **FAILED)
+        for hours, asked in ((5, 1), (2, 2)):
+            passed_s[0] += hours * 3600
+            told.rounds(minutes=20)
+            assert len(held.asked) == asked
+        held.open.set()
+
     def test_what_was_refused_late_is_told_again(self, told: Telling) -> None:
         held = Held()
         held.refuses = "it answered 500"

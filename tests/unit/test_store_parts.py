@@ -113,6 +113,23 @@ def test_a_listing_goes_on_behind_its_last_key() -> None:
     assert waits == [1.0, 2.0, 1.0]
 
 
+class Reluctant(Shaky):
+    """Is unavailable already when it is asked for a listing, as a folder may be."""
+
+    def list(self, prefix):
+        self._fail()
+        return super().list(prefix)
+
+
+def test_a_listing_that_cannot_be_begun_again_at_once_is_begun_later() -> None:
+    inner = Reluctant({3, 4, 5})
+    for key in "abc":
+        MemoryStore.put(inner, key, [b"1"])
+    store, waits = retrying(inner)
+    assert [found.key for found in store.list("")] == list("abc")
+    assert waits == [1.0, 2.0, 3.0]
+
+
 def test_jitter_stays_within_half_and_whole() -> None:
     delays = list(Backoff(attempts=50, first_s=1.0, longest_s=1.0).delays_s())
     assert all(0.5 <= delay_s <= 1.0 for delay_s in delays)

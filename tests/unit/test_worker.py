@@ -211,6 +211,13 @@ class TestWhatOthersLeft:
         scene.worker._reclaim()
         assert scene.item.reason == "attempt 1 ended (lost): nothing was heard of elsewhere/1@x any more"
 
+    def test_one_of_another_host_whose_clock_was_a_year_ahead_is_not_waited_for_a_year(self, scene: Scene) -> None:
+        self.take(scene, "elsewhere/1@x")
+        scene.now = START - timedelta(days=365)
+        scene.worker._reclaim()
+        assert scene.item.reason.startswith("attempt 1 ended (lost)")
+        assert scene.ledger.held() == {}
+
 
 def test_what_no_policy_wants_any_more_is_skipped(scene: Scene) -> None:
     (item,) = scene.ledger.waiting(START)
