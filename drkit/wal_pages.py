@@ -24,6 +24,7 @@ _RECORD = struct.Struct("<IIQBB2xI")
 _HEADERS = struct.Struct(f"<HHIQ{PAGE_BYTES - 16}x")
 _CROSSINGS = struct.Struct(f"<16xI{PAGE_BYTES - 36}xI4xI4x")
 """How much of a record a page continues, and what begins 16 and 8 bytes before its end."""
+_MAGICS = (0xD0, 0xD1)
 _MANAGER_AT = 17
 _BLOCK_PAGES = 8
 _CONTINUED = 0x0001
@@ -62,11 +63,19 @@ def read_identity(first_page: Buffer, name: str) -> tuple[str, int]:
         raise IntegrityError(f"{name} is too short for a WAL segment")
     magic, info, *_ = _SHORT.unpack_from(first_page)
     system_identifier, segment_bytes, page_bytes = _LONG.unpack_from(first_page, _SHORT_HEADER_BYTES)
-    if magic >> 8 != 0xD1 and magic >> 8 != 0xD0:
+    if magic >> 8 not in _MAGICS:
         raise IntegrityError(f"{name} does not begin as a WAL segment does")
     if not info & _IS_LONG or page_bytes != PAGE_BYTES:
         raise IntegrityError(f"{name} does not begin as a WAL segment of {PAGE_BYTES}-byte pages does")
     return str(system_identifier), segment_bytes
+
+
+def begins_page(header: Buffer, segment: Segment, offset: int) -> bool:
+    """Say whether a page of ``segment`` begins at ``offset``; in a file that is used again others do."""
+    if len(header) < _SHORT_HEADER_BYTES:
+        return False
+    magic, _, timeline, address, _ = _SHORT.unpack_from(header)
+    return magic >> 8 in _MAGICS and timeline <= segment.timeline and address == segment.start_lsn + offset
 
 
 def inspect(content: Buffer, name: str) -> WalFacts:

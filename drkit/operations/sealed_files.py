@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -45,10 +46,10 @@ class Sealing:
 def seal_file(
     path: Path, chunks: Iterable[bytes], sealing: Sealing, *, in_parallel: bool = True
 ) -> tuple[Meter, Meter]:
-    """Write ``chunks`` sealed to ``path``, durably; return what was measured of the plain and of the sealed bytes.
+    """Write ``chunks`` sealed to ``path``; return what was measured of the plain and of the sealed bytes.
 
     With ``in_parallel`` a second thread reads and hashes, which is worth its while where a core has nothing to do.
-    Nobody counts on the file before its note is written. Raise SourceError when the folder cannot hold it.
+    Nobody counts on the file before `write_note` has made it durable. Raise SourceError when the folder cannot hold it.
     """
     plain, stored = Meter(), Meter()
     with translated(path), _unfinished(path) as unfinished:
@@ -60,7 +61,6 @@ def seal_file(
             os.fchmod(target.fileno(), 0o600)
             for chunk in stored.measure(age.encrypt(compress(ahead, sealing.level), sealing.recipients)):
                 _write_all(target.fileno(), chunk)
-            os.fdatasync(target.fileno())
         unfinished.replace(path)
     return plain, stored
 
@@ -86,8 +86,16 @@ def read_sealed(path: Path, record: ObjectRecord) -> Iterator[bytes]:
 
 
 def write_note(path: Path, note: dict[str, Any]) -> None:
-    """Write down what a sealed file is; from then on it counts."""
-    write_durably(_note_of(path), canonical_json(note))
+    """Make a sealed file durable and write down what it is; from then on it counts."""
+    # A disk takes as long for two files at once as for one. Only then has the note the name by which it counts.
+    with ThreadPoolExecutor(1, "sync") as pool:
+        synced = pool.submit(_sync, path)
+        write_durably(_note_of(path), canonical_json(note), after=synced.result)
+
+
+def _sync(path: Path) -> None:
+    with translated(path), path.open("rb") as file:
+        os.fdatasync(file.fileno())
 
 
 def noted_files(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -115,13 +123,15 @@ def _note_of(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a small file so that it is there whole or not at all, whatever happens."""
+def write_durably(path: Path, content: bytes, *, after: Callable[[], object] | None = None) -> None:
+    """Write a small file so that it is there whole or not at all, whatever happens; not before ``after`` returns."""
     with translated(path), _unfinished(path) as unfinished:
         with unfinished.open("wb", buffering=0) as file:
             os.fchmod(file.fileno(), 0o600)
             _write_all(file.fileno(), content)
             os.fdatasync(file.fileno())
+        if after is not None:
+            after()
         unfinished.replace(path)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -20,6 +20,7 @@ from drkit import bucket
 from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists
 from drkit.log_documents import LogRecord
 from drkit.operations import Workplace
+from drkit.operations.growing import Growing, Stamp, stamp_of
 from drkit.operations.lanes import Lane, make_lanes, put_sealed, remove_stranger
 from drkit.operations.log_chain import LogChain, next_batch
 from drkit.operations.logs import list_log_manifests, listed_files, read_listed
@@ -34,8 +35,6 @@ LIST_AFTER = timedelta(seconds=30)
 
 LIST_EVERY = 64
 _MOST_COPIES = 4
-
-Stamp = tuple[int, int, int]
 
 
 class Shipper:
@@ -141,15 +140,30 @@ class Shipper:
                 self._compare(path, name, expected)
             sealed = self._sealed.get(name)
             if sealed is None and expected is None:
-                stamp = _stamp(path)
+                stamp = stamp_of(path)
                 sealed = self._spool.seal(path, name, self._chain.sealing, keep_source=keep_source)
-                self._stamps[name] = (sealed.record.plain_sha256, stamp)
-                with self._lock:
-                    self._sealed[name] = sealed
+                self._keep(sealed, stamp)
             if sealed is not None:
                 self._store(sealed)
             elif not keep_source:
                 self._remove_source(path)
+
+    def ship_growing(self, growing: Growing) -> None:
+        """Do what `ship` does for a segment while the server still writes it, as soon as it is finished.
+
+        Raise as `ship` does, and ReadInVain when it has to be shipped once more; nothing was kept of it then.
+        """
+        with self._alone(growing.name):
+            if self._expected(growing.name) is not None:
+                return
+            sealed = self._spool.seal_growing(growing, self._chain.sealing)
+            self._keep(sealed, growing.stamp)
+            self._store(sealed)
+
+    def _keep(self, sealed: Sealed, stamp: Stamp) -> None:
+        self._stamps[sealed.name] = (sealed.record.plain_sha256, stamp)
+        with self._lock:
+            self._sealed[sealed.name] = sealed
 
     def ship_partial(self, path: Path) -> bool:
         """Store what there is of an unfinished segment, under a name of its own that is never used again.
@@ -209,7 +223,7 @@ class Shipper:
 
     def _compare(self, path: Path, name: str, expected: str) -> None:
         """Raise IntegrityError unless the file is what has its name already; one that was read before is not read."""
-        stamp = _stamp(path)
+        stamp = stamp_of(path)
         if self._stamps.get(name) != (expected, stamp):
             digest = _sha256(path)
             if digest != expected:
@@ -366,11 +380,6 @@ def _conflict(name: str, there: str, here: str) -> IntegrityError:
         f"{name} was stored before with other content: SHA-256 {there}, and now {here}",
         hints=["two servers write the log of one policy, such as a copy that still archives: give each its own policy"],
     )
-
-
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:

@@ -27,6 +27,7 @@ from drkit import bucket
 from drkit.canonical import canonical_json
 from drkit.errors import IntegrityError
 from drkit.log_documents import LogRecord, SwitchRecord
+from drkit.operations.growing import Growing
 from drkit.operations.sealed_files import (
     Ballast,
     Sealing,
@@ -42,6 +43,7 @@ from drkit.operations.sealed_files import (
     write_state,
 )
 from drkit.site import Site
+from drkit.stream import Meter
 from drkit.units import CHUNK_BYTES, MIB
 from drkit.wal import (
     Segment,
@@ -180,7 +182,30 @@ class Spool:
         self._check_cluster(facts, name)
         path = self.sealed / name
         with translated(source), source.open("rb", buffering=0) as file, self._one_more() as alone:
-            plain, stored = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
+            measured = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
+        return self._note_sealed(path, facts, measured, sealing, None if keep_source else source)
+
+    def seal_growing(self, growing: Growing, sealing: Sealing) -> Sealed:
+        """Seal a segment while it is being written, until it is finished; raise as `seal` does, or ReadInVain.
+
+        The file stays the server's.
+        """
+        path, facts = self.sealed / growing.name, []
+
+        def chunks() -> Iterator[bytes]:
+            yield from growing.chunks()
+            facts.append(read_facts(growing.path, growing.name))
+            self._check_cluster(facts[0], growing.name)
+
+        with translated(growing.path):
+            measured = seal_file(path, chunks(), sealing, in_parallel=False)
+        return self._note_sealed(path, facts[0], measured, sealing, None)
+
+    def _note_sealed(
+        self, path: Path, facts: FileFacts, measured: tuple[Meter, Meter], sealing: Sealing, source: Path | None
+    ) -> Sealed:
+        plain, stored = measured
+        name = path.name
         record = LogRecord(
             part=name,
             kind=facts.kind,
@@ -194,7 +219,7 @@ class Spool:
             end_lsn=format_lsn(facts.end_lsn) if facts.kind == "partial" else None,
             ancestors=facts.ancestors,
         )
-        sealed = Sealed(facts.timeline, facts.begin_lsn, record, path, None if keep_source else source)
+        sealed = Sealed(facts.timeline, facts.begin_lsn, record, path, source)
         self.note(sealed)
         return sealed
 

@@ -14,7 +14,8 @@ import pytest
 
 from drkit import wal_client
 from drkit.errors import DrkitError, StoreUnavailable
-from drkit.operations.push import LOOK_AHEAD, PushServer, ready_names
+from drkit.operations.ahead import LOOK_AHEAD, ready_names
+from drkit.operations.push import PushServer
 from drkit.operations.spool import Identity
 from drkit.wal import Segment
 

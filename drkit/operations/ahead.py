@@ -1,0 +1,201 @@
+"""Shipping what PostgreSQL has not asked for yet, so that its turn costs no more than a question.
+
+PostgreSQL hands over one file after the other and waits. Behind the one that it handed over last, what lies ready is
+shipped as soon as it is, and the segment that is being written is read as it grows. Nothing is ever marked done for
+PostgreSQL, and what goes wrong here is said when it asks for the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from drkit.errors import DrkitError
+from drkit.folder_events import folder_events
+from drkit.operations.growing import LARGEST_BYTES, Growing
+from drkit.operations.ship import Shipper
+from drkit.operations.spool import Identity, Spool
+from drkit.wal import Segment, classify
+
+LOOK_AHEAD = 8
+_WORKERS = min((os.cpu_count() or 1) + 1, LOOK_AHEAD // 2)
+"""One more than there are cores: while one waits for a disk, another computes."""
+_LOOK_S = 0.25
+_AGAIN_S = 5.0
+
+
+class LookAhead:
+    """What is shipped early of one server's log; nothing is before the server handed over its first segment."""
+
+    def __init__(self, shipper: Shipper, spool: Spool, pool: ThreadPoolExecutor) -> None:
+        self._shipper = shipper
+        self._spool = spool
+        self._pool = pool
+        self._identity: Identity | None = None
+        self._last: Path | None = None
+        self._moved = threading.Event()
+        self._looking = threading.Lock()
+        self._lock = threading.Lock()
+        self._asked: set[str] = set()
+        self._ahead: set[str] = set()
+        self._growing: Growing | None = None
+        self._in_vain = ""
+
+    def run(self, stopping: threading.Event) -> None:
+        """Look out for what gets ready, until ``stopping``; a folder that cannot be read is tried again now and then.
+
+        Without it, what is ready is still shipped ahead whenever PostgreSQL hands over a file.
+        """
+        while not stopping.is_set():
+            if self._moved.wait(_LOOK_S):
+                with contextlib.suppress(OSError):
+                    self._look_out(stopping)
+                    continue
+                stopping.wait(_AGAIN_S)
+
+    def _look_out(self, stopping: threading.Event) -> None:
+        """Look whenever something gets ready where the last file came from."""
+        last = self._last
+        assert last is not None
+        with folder_events(_status_folder(last)) as events:
+            while not stopping.is_set() and self._last is not None and self._last.parent == last.parent:
+                self.look()
+                events.wait(_LOOK_S)
+
+    @contextmanager
+    def handed_over(self, path: Path) -> Iterator[None]:
+        """Take note that PostgreSQL waits for a file, and so has finished it."""
+        with self._lock:
+            self._asked.add(path.name)
+            self._finish(path.name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asked.discard(path.name)
+
+    def taken(self, path: Path) -> None:
+        """Take note that a file was handed over and is stored, and look for what follows on it."""
+        if classify(path.name) == "segment":
+            self._last = path
+            self._moved.set()
+        with contextlib.suppress(OSError):
+            self.look()
+
+    def look(self) -> None:
+        """Start on what is ready behind the file handed over last, unless something is wrong already."""
+        with self._looking:
+            last = self._last
+            self._identity = self._identity or self._spool.identity()
+            if last is None or self._identity is None or self._shipper.errors():
+                return
+            ready = ready_names(last, self._identity.segment_bytes)
+            for name in ready:
+                self._begin(last.with_name(name))
+            newest = Segment.parse(ready[-1] if ready else last.name, self._identity.segment_bytes)
+            self._grow(last, newest.next(), among={*ready})
+
+    def _begin(self, path: Path) -> None:
+        with self._lock:
+            self._finish(path.name)
+            if path.name in self._ahead or len(self._ahead) >= LOOK_AHEAD or self._shipper.has(path.name):
+                return
+            self._ahead.add(path.name)
+        try:
+            self._pool.submit(self._ship, path)
+        except RuntimeError:  # the pool takes nothing any more while serve stops
+            self._done(path.name)
+
+    def _finish(self, name: str) -> None:
+        if self._growing is not None and self._growing.name == name:
+            self._growing.finish()
+
+    def _ship(self, path: Path) -> None:
+        try:
+            with contextlib.suppress(DrkitError, OSError):
+                self._shipper.ship(path, keep_source=True)
+        finally:
+            self._done(path.name)
+
+    def _done(self, name: str) -> None:
+        with self._lock:
+            self._ahead.discard(name)
+
+    def _grow(self, last: Path, segment: Segment, among: set[str]) -> None:
+        """Read the segment behind all that is ready while it is written, one at a time; leave one that is not next."""
+        name = segment.name
+        if segment.segment_bytes > LARGEST_BYTES or len(among) >= LOOK_AHEAD or not self._is_written(last, name):
+            return
+        with self._lock:
+            if self._growing is not None:
+                if self._growing.name not in {*among, name}:
+                    self._growing.give_up()
+                return
+            if name in self._asked or name in self._ahead or name == self._in_vain:
+                return
+            self._growing = Growing(last.with_name(name), segment)
+            self._ahead.add(name)
+            threading.Thread(target=self._read, args=(self._growing,), name="growing", daemon=True).start()
+
+    def _is_written(self, last: Path, name: str) -> bool:
+        """Say whether a segment is there and neither stored nor done with; one made beforehand is there as well."""
+        done = _status_folder(last) / f"{name}.done"
+        return not self._shipper.has(name) and last.with_name(name).exists() and not done.exists()
+
+    def _read(self, growing: Growing) -> None:
+        try:
+            self._shipper.ship_growing(growing)
+        except (DrkitError, OSError):
+            # Whatever it was, once is enough: it is shipped like any other when it is ready.
+            self._in_vain = growing.name
+        finally:
+            self._done(growing.name)
+            self._growing = None
+
+    def give_up(self) -> None:
+        """Let go of the segment that is read while it is written."""
+        with self._lock:
+            if self._growing is not None:
+                self._growing.give_up()
+
+
+@contextmanager
+def looking_ahead(shipper: Shipper, spool: Spool) -> Iterator[LookAhead]:
+    """Look ahead until the context ends; what is being shipped then is shipped to its end."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="ahead") as pool:
+        ahead = LookAhead(shipper, spool, pool)
+        watcher = threading.Thread(target=ahead.run, args=(ended,), name="look-ahead", daemon=True)
+        watcher.start()
+        try:
+            yield ahead
+        finally:
+            ended.set()
+            watcher.join()
+            ahead.give_up()
+            pool.shutdown(cancel_futures=True)
+
+
+def ready_names(path: Path, segment_bytes: int) -> list[str]:
+    """Return which of the next segments lie ready behind the one that PostgreSQL handed over, in their order.
+
+    They are asked for by name: after hours without an archiver the folder has thousands, too many to list each time.
+    """
+    if classify(path.name) != "segment":
+        return []
+    names = []
+    segment = Segment.parse(path.name, segment_bytes)
+    for _ in range(LOOK_AHEAD):
+        segment = segment.next()
+        if (_status_folder(path) / f"{segment.name}.ready").exists():
+            names.append(segment.name)
+    return names
+
+
+def _status_folder(path: Path) -> Path:
+    return path.parent / "archive_status"
