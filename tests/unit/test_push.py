@@ -14,10 +14,13 @@ import pytest
 
 from drkit import wal_client
 from drkit.errors import DrkitError, StoreUnavailable
+from drkit.operations import ahead as ahead_module
 from drkit.operations.ahead import LOOK_AHEAD, ready_names
+from drkit.operations.growing import Growing
 from drkit.operations.push import PushServer
 from drkit.operations.spool import Identity
 from drkit.wal import Segment
+from tests.fixtures.wal_files import make_wal
 
 MIB = 1 << 20
 FIRST = Segment(1, 7, 16 * MIB)
@@ -32,6 +35,7 @@ class ScriptedShipper:
         self.changed = threading.Condition()
         self.held: set[str] = set()
         self.failures: list[DrkitError] = []
+        self.read = b""
 
     def ship(self, path: Path, *, keep_source: bool) -> None:
         assert keep_source
@@ -44,6 +48,16 @@ class ScriptedShipper:
             self.done.add(path.name)
             self.changed.notify_all()
 
+    def ship_growing(self, growing: Growing) -> None:
+        self.begun.append(growing.name)
+        for chunk in growing.chunks():
+            with self.changed:
+                self.read += chunk
+                self.changed.notify_all()
+        with self.changed:
+            self.done.add(growing.name)
+            self.changed.notify_all()
+
     def has(self, name: str) -> bool:
         return name in self.done
 
@@ -53,6 +67,10 @@ class ScriptedShipper:
     def wait_for(self, *names: str) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: self.done >= set(names), timeout=20), self.begun
+
+    def wait_until_read(self, size_bytes: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.read) >= size_bytes, timeout=20), len(self.read)
 
     def release(self, name: str) -> None:
         with self.changed:
@@ -154,3 +172,78 @@ def test_a_segment_under_way_is_waited_for_and_not_taken_for_done(
         assert wal_client.push(str(wal / second), str(socket), timeout_s=0.2) == 2
         shipper.release(second)
         assert wal_client.push(str(wal / second), str(socket)) == 0
+
+
+def test_what_gets_ready_later_is_shipped_before_anybody_asks(
+    wal: Path, shipper: ScriptedShipper, tmp_path: Path
+) -> None:
+    with answering(tmp_path, shipper) as socket:
+        make_ready(wal, 6)  # nothing was handed over yet, so nothing is looked at
+        assert wal_client.push(str(wal / FIRST.name), str(socket)) == 0
+        later = make_ready(wal, 8, 9)
+        shipper.wait_for(*later)
+        assert sorted(shipper.begun) == [FIRST.name, *later]
+
+
+@pytest.mark.parametrize("trouble", ["no folder", "nobody tells"])
+def test_pushing_goes_on_and_looks_ahead_where_nobody_watches(
+    wal: Path, shipper: ScriptedShipper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    if trouble == "no folder":
+        (wal / "archive_status").rmdir()
+    else:
+        (second,) = make_ready(wal, 8)
+        monkeypatch.setattr(ahead_module, "folder_events", lambda _: (_ for _ in ()).throw(OSError("no more watches")))
+    with answering(tmp_path, shipper) as socket:
+        assert wal_client.push(str(wal / FIRST.name), str(socket)) == 0
+        if trouble == "nobody tells":
+            shipper.wait_for(second)
+        assert wal_client.push(str(wal / FIRST.next().name), str(socket)) == 0
+
+
+def test_a_ready_segment_that_vanishes_is_nobodys_trouble(wal: Path, shipper: ScriptedShipper, tmp_path: Path) -> None:
+    plain = shipper.ship
+
+    def vanish(path: Path, *, keep_source: bool) -> None:
+        if path.name != FIRST.name:
+            with shipper.changed:
+                shipper.begun.append(path.name)
+                shipper.changed.notify_all()
+            raise FileNotFoundError(path)
+        plain(path, keep_source=keep_source)
+
+    shipper.ship = vanish  # type: ignore[method-assign]
+    with answering(tmp_path, shipper) as socket:
+        assert wal_client.push(str(wal / FIRST.name), str(socket)) == 0
+        (gone,) = make_ready(wal, 8)
+        with shipper.changed:
+            assert shipper.changed.wait_for(lambda: gone in shipper.begun, timeout=20)
+        (wal / "archive_status" / f"{gone}.ready").unlink()
+        assert wal_client.push(str(wal / FIRST.name), str(socket)) == 0
+        assert wal_client.push(str(wal / gone), str(socket)) == 1
+
+
+@pytest.mark.parametrize("how", ["ready", "handed over", "left behind"])
+def test_the_next_segment_is_read_while_it_grows(wal: Path, shipper: ScriptedShipper, tmp_path: Path, how: str) -> None:
+    content = make_wal(FIRST.next())
+    path = wal / FIRST.next().name
+    path.write_bytes(content[: 12 * MIB].ljust(16 * MIB, b"\0"))
+    with answering(tmp_path, shipper) as socket:
+        assert wal_client.push(str(wal / FIRST.name), str(socket)) == 0
+        shipper.wait_until_read(11 * MIB)
+        assert path.name not in shipper.done
+        if how == "left behind":
+            far = Segment(2, 40, FIRST.segment_bytes)
+            (wal / far.next().name).write_bytes(make_wal(far.next()))
+            assert wal_client.push(str(wal / far.name), str(socket)) == 0
+            shipper.wait_until_read(27 * MIB)
+            assert path.name not in shipper.done
+            return
+        path.write_bytes(content)
+        if how == "ready":
+            make_ready(wal, 8)
+            shipper.wait_for(path.name)
+        assert wal_client.push(str(path), str(socket)) == 0
+        shipper.wait_for(path.name)
+        shipper.wait_until_read(16 * MIB)
+        assert shipper.read == content

@@ -1,0 +1,214 @@
+"""Reading a segment while it is written: what counts as finished, and what makes the reading worth nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from drkit import folder_events as folder_events_module
+from drkit.app import open_app
+from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit.folder_events import folder_events
+from drkit.operations.growing import Growing, ReadInVain
+from drkit.operations.ship import Shipper
+from drkit.operations.spool import Identity, Spool, spool_folder
+from drkit.wal import Segment
+from tests.fixtures.shipping import LogSite
+from tests.fixtures.site import ReadySite
+from tests.fixtures.wal_files import CLUSTER, PAGE, make_wal
+
+MIB = 1 << 20
+SEGMENT = Segment(1, 7, MIB)
+CHUNK = MIB // 4
+BEFORE = make_wal(Segment(1, 3, MIB))
+"""What is in the file beforehand: the server uses its segments again."""
+
+
+class Server:
+    """Writes a segment in order, as PostgreSQL does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / SEGMENT.name
+        self.content = make_wal(SEGMENT)
+        self.path.write_bytes(BEFORE)
+
+    def write(self, start: int, end: int, content: bytes | None = None) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(start)
+            file.write((content or self.content)[start:end])
+
+
+class Reading:
+    """What was read so far of a segment that grows, by a thread that ends with the context."""
+
+    def __init__(self, growing: Growing) -> None:
+        self.growing = growing
+        self.chunks: list[bytes] = []
+        self.error: Exception | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for chunk in self.growing.chunks():
+                with self._changed:
+                    self.chunks.append(chunk)
+                    self._changed.notify_all()
+        except (DrkitError, OSError) as error:
+            self.error = error
+
+    def wait_for(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.chunks) >= count, timeout=20), len(self.chunks)
+
+    def end(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    return Server(tmp_path)
+
+
+@contextmanager
+def reading(server: Server) -> Iterator[Reading]:
+    growing = Growing(server.path, SEGMENT)
+    begun = Reading(growing)
+    try:
+        yield begun
+    finally:
+        growing.give_up()
+        begun.end()
+
+
+def test_what_lies_before_a_page_that_was_begun_is_read_and_the_rest_once_it_is_finished(server: Server) -> None:
+    with reading(server) as read:
+        server.write(0, 2 * CHUNK)  # the next page is still one of before
+        read.wait_for(1)
+        with server.path.open("rb") as file:
+            assert not read.growing._is_finished(file.fileno(), 2 * CHUNK)
+        server.write(2 * CHUNK, 2 * CHUNK + PAGE)
+        read.wait_for(2)
+        server.write(2 * CHUNK + PAGE, MIB)
+        read.wait_for(3)
+        read.growing.finish()
+        read.end()
+        assert (b"".join(read.chunks), read.error) == (server.content, None)
+        assert read.growing.stamp[1] == MIB
+
+
+def test_a_segment_that_was_written_over_after_it_was_read_is_not_taken_for_what_it_was(server: Server) -> None:
+    with reading(server) as read:
+        server.write(0, 3 * CHUNK)
+        read.wait_for(2)
+        server.write(0, MIB, make_wal(SEGMENT, seed=1))
+        read.growing.finish()
+        read.end()
+        assert isinstance(read.error, ReadInVain)
+        assert "written anew" in str(read.error)
+
+
+def test_another_file_of_the_same_name_is_not_taken_for_the_one_that_was_read(server: Server) -> None:
+    with reading(server) as read:
+        server.write(0, 3 * CHUNK)
+        read.wait_for(2)
+        other = server.path.with_name("other")
+        other.write_bytes(server.content)
+        other.rename(server.path)
+        read.growing.finish()
+        read.end()
+        assert isinstance(read.error, ReadInVain)
+
+
+@pytest.mark.parametrize("how", ["given up", "removed"])
+def test_a_segment_that_never_gets_finished_is_let_go_of(server: Server, how: str) -> None:
+    with reading(server) as read:
+        server.write(0, 2 * CHUNK)
+        read.wait_for(1)
+        if how == "given up":
+            read.growing.give_up()
+        else:
+            server.path.unlink()
+            read.growing.finish()
+        read.end()
+        assert isinstance(read.error, ReadInVain if how == "given up" else FileNotFoundError)
+
+
+@pytest.fixture
+def source(ready_site: ReadySite) -> LogSite:
+    site = LogSite(ready_site)
+    site.write_policy("env:NOWHERE", "receive: archive")
+    Spool(spool_folder(ready_site.load(), "orders")).keep_identity(Identity(str(CLUSTER), MIB))
+    return site
+
+
+@contextmanager
+def shipping(source: LogSite) -> Iterator[tuple[Shipper, Spool]]:
+    with open_app(source.site.site_file) as workplace:
+        spool = Spool(spool_folder(workplace.site, "orders"))
+        shipper = Shipper(workplace, workplace.policies["orders"], spool, list_after=timedelta())
+        shipper.recover()
+        yield shipper, spool
+
+
+def test_a_segment_shipped_while_it_grew_is_stored_as_it_is_and_known_when_it_is_handed_over(
+    source: LogSite, server: Server
+) -> None:
+    server.write(0, MIB)
+    with shipping(source) as (shipper, spool):
+        growing = Growing(server.path, SEGMENT)
+        growing.finish()
+        shipper.ship_growing(growing)
+        sealed = (spool.sealed / SEGMENT.name).read_bytes()
+        shipper.ship(server.path, keep_source=True)
+        assert (spool.sealed / SEGMENT.name).read_bytes() == sealed
+        server.write(0, MIB, make_wal(SEGMENT, seed=1))
+        with pytest.raises(IntegrityError, match="stored before with other content"):
+            shipper.ship(server.path, keep_source=True)
+        shipper.list_due(force=True)
+    assert source.plain(source.check_log().files[SEGMENT.name]) == server.content
+
+
+def test_nothing_is_kept_of_what_was_read_in_vain(source: LogSite, server: Server) -> None:
+    with shipping(source) as (shipper, spool):
+        for cluster, finish, error in ((CLUSTER, False, ReadInVain), (CLUSTER + 1, True, IntegrityError)):
+            server.write(0, MIB, make_wal(SEGMENT, cluster=cluster))
+            growing = Growing(server.path, SEGMENT)
+            (growing.finish if finish else growing.give_up)()
+            with pytest.raises(error):
+                shipper.ship_growing(growing)
+        server.path.rename(server.path.with_name("away"))
+        with pytest.raises(SourceError):
+            shipper.ship_growing(Growing(server.path, SEGMENT))
+        server.path.with_name("away").rename(server.path)
+        assert (list(spool.sealed.iterdir()), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
+        server.write(0, MIB)
+        shipper.ship(server.path, keep_source=True)
+        assert source.stored_names() == {SEGMENT.name}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_folder_says_when_something_is_made_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, told: bool
+) -> None:
+    if not told:
+        monkeypatch.setattr(folder_events_module, "_listen", lambda _: None)
+    with folder_events(tmp_path) as events:
+        events.wait(0)
+        (tmp_path / "new").touch()
+        events.wait(20)
+        (tmp_path / "other").touch()
+        (tmp_path / "other").rename(tmp_path / "moved")
+        events.wait(20)
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), folder_events(tmp_path / "nowhere"):
+        pass
