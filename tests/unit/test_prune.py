@@ -294,7 +294,7 @@ class Locked(MemoryStore):
     until = NOW + 20 * DAY
 
     def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo:
-        return replace(super().head(key, version_id=version_id), locked_until=self.until)
+        return super().head(key, version_id=version_id)._replace(locked_until=self.until)
 
     def delete(self, key: str, *, version_id: str | None = None) -> None:
         if self._now() < self.until and not key.startswith("leases/"):
@@ -332,7 +332,7 @@ class Locking(MemoryStore):
     def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo:
         self.heads += 1
         found = super().head(key, version_id=version_id)
-        return replace(found, locked_until=self.locks.get(key, found.modified_at + 30 * DAY))
+        return found._replace(locked_until=self.locks.get(key, found.modified_at + 30 * DAY))
 
     def extend_lock(self, key: str, until: datetime, *, version_id: str | None = None) -> None:
         self.locks[key] = max(until, self.head(key).locked_until or until)
