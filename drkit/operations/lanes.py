@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
-from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists, StoreUnavailable
+from drkit.errors import ConfigError, DrkitError, IntegrityError, StoreError, StoreExists, StoreUnavailable
 from drkit.model import ObjectRecord
 from drkit.operations.repository import join_repository
 from drkit.stores import ObjectInfo, Store
@@ -52,14 +52,21 @@ class Lane:
             self._is_well()
             raise
         except StoreError as error:
-            self.error = error
-            self._wait_s = min(max(2 * self._wait_s, _FIRST_WAIT_S), _LONGEST_WAIT_S)
-            self._until_s = time.monotonic() + self._wait_s
+            self._rest(error)
             raise
+        except ConfigError as error:  # a secret that is missing is this store's trouble, and no other's
+            refused = StoreError(error.message, details=error.details, hints=error.hints)
+            self._rest(refused)
+            raise refused from error
         self._is_well()
 
     def _is_well(self) -> None:
         self.error, self._wait_s = None, 0.0
+
+    def _rest(self, error: StoreError) -> None:
+        self.error = error
+        self._wait_s = min(max(2 * self._wait_s, _FIRST_WAIT_S), _LONGEST_WAIT_S)
+        self._until_s = time.monotonic() + self._wait_s
 
 
 def put_sealed(lane: Lane, record: ObjectRecord, chunks: Iterator[bytes]) -> ObjectInfo:

@@ -13,7 +13,7 @@ from ulid import ULID
 
 from drkit import bucket
 from drkit.canonical import canonical_json, parse_json
-from drkit.errors import IntegrityError, StoreError, StoreExists, StoreMissing
+from drkit.errors import ConfigError, IntegrityError, StoreError, StoreExists, StoreMissing
 from drkit.operations import Workplace
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.signing import MANIFEST_NAMESPACE, Trust, sign
@@ -95,7 +95,7 @@ class _Recovery:
 
 def _others_repo_id(workplace: Workplace, store_names: Sequence[str]) -> str | None:
     for name in store_names:
-        with suppress(StoreError):
+        with suppress(ConfigError, StoreError):
             repo_id = find_repo_id(workplace.stores[name])
             if repo_id is not None:
                 return repo_id

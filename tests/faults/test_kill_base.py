@@ -21,7 +21,7 @@ from tests.fixtures.physical import PHYSICAL
 from tests.fixtures.postgres import PostgresServer, running_postgres
 from tests.fixtures.recovery import started
 
-SHARDS = 3
+SHARDS = 2
 _TRACES = """
 select (select count(*) from pg_replication_slots)
      + (select count(*) from pg_stat_activity where application_name like 'drkit%' or backend_type = 'walsender')
@@ -109,7 +109,9 @@ def test_killed_at_every_request(
     shop = base_shop(machine / "shop", forker, server, rule, stores)
     earlier = shop.document("backup", "shop")["artifact_id"]
     points = [point for point in requests_of(shop.drkit("backup", "shop")) if _is_worth_it(point)]
-    assert len(points) > (35 if "local" in rule else 50)
+    if len(stores) == 1:
+        points = [point for point in points if "/artifacts/*/" in point]  # the others are those of the other way
+    assert len(points) > (25 if len(stores) == 1 else 50)
     survivor = BaseSurvivor(shop, server, stores)
     survivor.survive(share(points, shard, SHARDS))
     # What was taken before anything was killed; or the newest that stood when its own backup was.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from drkit.app import open_app
-from drkit.errors import DrkitError, StoreExists, StoreUnavailable
+from drkit.errors import DrkitError, StoreError, StoreExists, StoreUnavailable
 from drkit.operations import lanes
 from drkit.operations.log_chain import LogChain
 from drkit.operations.sealed_files import SealedDamaged, SpoolFull
@@ -360,6 +360,19 @@ def test_a_store_that_answers_that_a_key_is_taken_is_well(monkeypatch: pytest.Mo
             raise failure
         now_s[0] += 60
     assert lane.error is None
+
+
+def test_a_store_whose_secret_is_missing_keeps_nothing_from_the_next_one(source: LogSite) -> None:
+    wanted = fill(Spool(source.spool), FIRST)
+    keys = ['access_key: "env:NO_SUCH_KEY"', 'secret_key: "env:NO_SUCH_SECRET"']
+    source.site.add_store("cloud", "s3://nowhere/site", 'region: "us-east-1"', *keys)
+    source.write_policy("env:NOWHERE", stores=("primary", "cloud", "second"))
+    with shipper_of(source) as (shipper, spool):
+        with pytest.raises(StoreError, match="NO_SUCH_KEY"):
+            shipper.ship(spool.received / FIRST.name)
+        shipper.list_due(force=True)
+        assert [error.message for error in shipper.errors()] != []
+    assert set(wanted) <= check_invariants(source, wanted)
 
 
 def test_two_chains_never_grow_from_one_process(source: LogSite) -> None:
