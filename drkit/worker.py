@@ -26,6 +26,7 @@ from drkit.jobs import KINDS, Job
 from drkit.model import Run
 from drkit.occurrences import Occurrence, next_attempt, tell_attempts
 from drkit.operations import Reporter, Workplace
+from drkit.operations.health import Health
 from drkit.operations.running import close_lost_runs, new_id
 from drkit.operations.serve import Duty
 from drkit.partner import Partner
@@ -39,6 +40,7 @@ from drkit.units import format_bytes, format_duration
 JOB_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "drkit.cli.job")
 LOOK_S = 0.5
 _RECLAIM_S = 5.0
+_BEAT_S = 15.0
 _LATE = timedelta(minutes=10)
 _SILENT_FOR = timedelta(minutes=2)
 _FOREIGN_SILENT_FOR = timedelta(minutes=10)
@@ -86,6 +88,8 @@ class Worker:
         self._holder = str(ProcessIdentity.own())
         self._doing: list[_Doing] = []
         self._reclaimed_s = 0.0
+        self._beat_s = -_BEAT_S
+        self.health = Health(self._clock, {})
         self._hosts: dict[str, str] = {}
 
     def replace(self, policies: Sequence[Policy]) -> None:
@@ -101,10 +105,19 @@ class Worker:
                     self._look()
                     wait_s = LOOK_S
                 except CatalogError as error:  # it is asked again; what was done is written down then
+                    self.health.note_catalog(error.message)
                     self._reporter.line(f"worker  waiting: {error.message}")
                     wait_s = _RECLAIM_S
         finally:
             self._stop()
+
+    def _show_life(self) -> None:
+        """Say that the worker goes round; in the catalog as well, which shows that it can be written."""
+        if time.monotonic() - self._beat_s > _BEAT_S:
+            self._workplace.catalog.workers.beat(self._holder, self._workplace.clock())
+            self._beat_s = time.monotonic()
+        self.health.note_catalog()
+        self.health.tick(self.name)
 
     def _look(self) -> None:
         self._collect()
@@ -116,6 +129,7 @@ class Worker:
         if held["site"] < self._config.limits.runs:  # thousands may wait, and none can begin
             for item in self._ledger.waiting(self._clock()):
                 self._begin(item, held)
+        self._show_life()
 
     # Beginning
 
@@ -342,6 +356,8 @@ class Worker:
             doing.partner.wait(max(until_s - time.monotonic(), 0))
             with suppress(CatalogError):
                 self._end(doing)
+        with suppress(CatalogError):
+            self._workplace.catalog.workers.leave(self._holder)
 
     def _say(self, item: Occurrence, text: str) -> None:
         what = f" {item.what}" if item.what else ""
@@ -349,20 +365,21 @@ class Worker:
 
 
 def scheduler_duties(
-    workplace: Workplace, policies: Sequence[Policy], reporter: Reporter, ticked: Callable[[str], None]
+    workplace: Workplace, policies: Sequence[Policy], reporter: Reporter, health: Health
 ) -> tuple[list[Duty], Callable[[Sequence[Policy]], None]]:
     """Return the duties that plan what the policies want and do it, and how they are told of other policies.
 
-    ``ticked`` is told of each round of the first.
+    ``health`` is told of their rounds.
     """
     planner = Planner(workplace.catalog.occurrences, schedules_of(policies, workplace.site.scheduler))
     worker = Worker(workplace, planner, policies, reporter)
+    worker.health = health
 
     def replace(policies: Sequence[Policy]) -> None:
         worker.replace(policies)
         planner.replace(schedules_of(policies, workplace.site.scheduler))
 
-    return [Ticker(planner, workplace.clock, reporter, ticked=ticked), worker], replace
+    return [Ticker(planner, workplace.clock, reporter, ticked=health.tick), worker], replace
 
 
 def has_schedules(workplace: Workplace, policies: Sequence[Policy]) -> bool:

@@ -6,6 +6,7 @@ This file is the contract; `sqlite` implements it for one host. Every method may
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a 
     from drkit.catalog.outbox import Outbox
     from drkit.catalog.overview import Overview
     from drkit.catalog.verified import Verified
+    from drkit.catalog.workers import Workers
     from drkit.model import ArtifactEntry, Lease, Run, Scratch
 
 
@@ -74,6 +76,9 @@ class Catalog(Protocol):
     def measures(self) -> Measures:
         """Return what the catalog says in numbers."""
 
+    def glance(self) -> AbstractContextManager[Measures]:
+        """Lend measures of one moment, whatever is written meanwhile; nobody waits for who reads them."""
+
     @property
     def overview(self) -> Overview:
         """Return what tells how all policies stand."""
@@ -81,6 +86,10 @@ class Catalog(Protocol):
     @property
     def verified(self) -> Verified:
         """Return what is known of when copies were read."""
+
+    @property
+    def workers(self) -> Workers:
+        """Return who does what is due."""
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""

@@ -10,9 +10,10 @@ from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from drkit.catalog import sums
 from drkit.errors import CatalogError
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 APPLICATION_ID = 0x64726B74  # "drkt": tells a catalog from anybody else's SQLite file
 BUSY_TIMEOUT_S = 15.0
 _DRAFT_IS_OLD_S = 3600.0
@@ -219,8 +220,6 @@ _SALVAGE = {
         seen, holder, run_id from old.occurrences""",
     "attempts": """insert into attempts (occurrence_id, number, run_id, started_at, ended_at, failure, error)
         select occurrence_id, number, run_id, started_at, ended_at, failure, error from old.attempts""",
-    "former_occurrences": """insert into former_occurrences (state, many)
-        select state, many from old.former_occurrences""",
     "claims": "insert into claims (occurrence_id, thing) select occurrence_id, thing from old.claims",
     "event_readers": """insert or replace into event_readers (reader, event_id)
         select reader, event_id from old.event_readers""",
@@ -230,6 +229,7 @@ _SALVAGE = {
         due_at, digest, attempts, error, ended_at, outcome)
         select message_id, channel, kind, identity, level, policy, title, body, facts, made_at, due_at, digest,
         attempts, error, ended_at, outcome from old.outbox""",
+    **sums.SALVAGE,
 }
 
 

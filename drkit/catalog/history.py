@@ -68,7 +68,7 @@ _EVENTS = """
         and event_id <= coalesce((select event_id from event_readers where reader = 'notify'), 0)
         and event_id <= coalesce((select event_id from event_readers where reader = 'scheduler'), 0)
     order by event_id limit :most"""
-# The newest two of each policy, kind and state are looked at by metrics and by the next prune; backups are counted.
+# The newest two of each policy, kind and state are looked at by metrics and by the next prune; backups stay.
 _RUNS = """
     select run_id from runs r where started_at < :before and ended_at < :before
         and not (kind = 'backup' and state = 'succeeded')
@@ -82,13 +82,5 @@ _OCCURRENCES = """
 _OLD = {
     "events": (_EVENTS, ["delete from events where event_id = ?"]),
     "runs": (_RUNS, ["delete from runs where run_id = ?"]),
-    "occurrences": (
-        _OCCURRENCES,
-        [
-            # A counter that goes down would look to Prometheus as if all that is left had just happened.
-            """insert into former_occurrences (state, many) select state, 1 from occurrences where occurrence_id = ?
-            on conflict (state) do update set many = many + 1""",
-            "delete from occurrences where occurrence_id = ?",
-        ],
-    ),
+    "occurrences": (_OCCURRENCES, ["delete from occurrences where occurrence_id = ?"]),
 }

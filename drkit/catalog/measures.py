@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from typing import Protocol
+from functools import cache
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 from drkit.catalog.outbox import CatalogEvent, event_of
+from drkit.catalog.sums import DURATION_BUCKETS_S
 from drkit.units import format_utc, parse_utc
 
-DURATION_BUCKETS_S = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)
+SIZES = 21
+"""Of how many artifacts the sizes are told: the newest, and those that it is compared with."""
 
 
-@dataclass(frozen=True)
-class NewestArtifact:
-    """The newest artifact of one policy and method, how many there are, and in which stores it is."""
+class NewestArtifact(NamedTuple):
+    """The newest artifact of one policy and method, in which stores it is, and the moment of the oldest.
+
+    ``sizes`` are the stored bytes of the newest `SIZES`, newest first.
+    """
 
     policy: str
     method: str
@@ -26,10 +32,11 @@ class NewestArtifact:
     stored_bytes: int
     plain_bytes: int
     stores: tuple[str, ...]
+    oldest_at: datetime
+    sizes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class LastRuns:
+class LastRuns(NamedTuple):
     """When runs of one policy and kind last succeeded, and how the newest one that ended did."""
 
     policy: str
@@ -39,19 +46,17 @@ class LastRuns:
     last_duration_s: float
 
 
-@dataclass(frozen=True)
-class Durations:
+class Durations(NamedTuple):
     """How long backups of one policy took: how many within each of `DURATION_BUCKETS_S`, and in all."""
 
     policy: str
     within: tuple[int, ...]
-    count: int
+    many: int
     sum_s: float
 
 
-@dataclass(frozen=True)
-class LastDrill:
-    """The newest record of one drill of a policy."""
+class LastDrill(NamedTuple):
+    """The newest record of one drill of a policy; ``levels`` counts those that it has, by their result."""
 
     policy: str
     drill: str
@@ -59,15 +64,7 @@ class LastDrill:
     verdict: str
     ended_at: datetime
     rto_s: float | None
-
-
-@dataclass(frozen=True)
-class Restorable:
-    """From which moment on a policy can be restored by an artifact, and up to which a drill has shown it."""
-
-    policy: str
-    from_at: datetime
-    proven_to_at: datetime | None
+    levels: Mapping[str, int]
 
 
 class Measures(Protocol):
@@ -75,9 +72,6 @@ class Measures(Protocol):
 
     def newest_artifacts(self, now: datetime, policies: Collection[str]) -> list[NewestArtifact]:
         """Return the newest artifact of every method of these policies."""
-
-    def stored_sizes(self, policy: str, method: str, limit: int) -> list[int]:
-        """Return the stored bytes of the newest artifacts, newest first."""
 
     def last_runs(self) -> list[LastRuns]:
         """Return every policy and kind of run."""
@@ -91,20 +85,23 @@ class Measures(Protocol):
     def damaged_copies(self, policies: Collection[str]) -> list[tuple[str, str, str]]:
         """Return policy, subject and store of every copy that was damaged when it was read last."""
 
-    def oldest_readings(self, until: datetime) -> dict[str, datetime]:
+    def oldest_readings(self, until: datetime, policies: Collection[str]) -> dict[str, datetime]:
         """Return by policy when the copy that was read the longest ago was read, or made if it never was."""
 
-    def restorable(self) -> list[Restorable]:
-        """Return every policy that has artifacts."""
+    def proven(self, policies: Collection[str]) -> dict[str, datetime]:
+        """Return by policy up to which moment a drill has shown that it can be restored."""
 
-    def newest_heartbeat(self) -> datetime | None:
-        """Return when a running run was last seen alive; None when nothing runs."""
+    def oldest_heartbeat(self) -> datetime | None:
+        """Return when the most silent of the runs that go on showed that it lives; None when nothing runs."""
 
-    def occurrences(self) -> dict[str, int]:
-        """Return how many moments of schedules are in each state of the ledger, or were before it was trimmed."""
+    def totals(self, subject: str) -> dict[str, int]:
+        """Return how many there ever were, also of what was trimmed.
 
-    def waiting_since(self, now: datetime) -> list[datetime]:
-        """Return since when each occurrence waits that could run now, oldest first."""
+        Of subject ``occurrence`` by state (how many moments of schedules are, or were, in each), of ``event`` by name.
+        """
+
+    def waiting(self, now: datetime) -> tuple[int, datetime | None]:
+        """Return how many occurrences wait that could run now, and since when the first of them does."""
 
     def newest_event_id(self) -> int:
         """Return the number of the newest event, 0 when there is none."""
@@ -113,102 +110,105 @@ class Measures(Protocol):
         """Return the events after that one, oldest first."""
 
 
+# Each pair is found by one look into the index, and what is asked of it by another: no artifact in between is read.
 _NEWEST = """
-    select a.policy, a.method, a.artifact_id, a.stored_bytes, a.plain_bytes, g.newest,
-        (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = a.artifact_id) as stores
-    from (select policy, method, max(restorable_to_at) as newest from artifacts
-            where restorable_to_at <= :now and policy in (select value from json_each(:policies))
-            group by policy, method) g
-        join artifacts a on a.policy = g.policy and a.method = g.method and a.restorable_to_at = g.newest
-    order by a.artifact_id"""
-_LAST_RUN = "select policy, kind, state, max(started_at)"
-_SECONDS = "(julianday(ended_at) - julianday(started_at)) * 86400.0"
-_WITHIN = ", ".join(f"sum({_SECONDS} <= {bound}) as within_{bound}" for bound in DURATION_BUCKETS_S)
-_POLICY_SUMS = "select policy, count(*) as n"
-_FROM_RUNS = "from runs where kind = 'backup' and state = 'succeeded' group by policy"
+    with recursive pairs (policy, method) as (
+        select value, (select min(a.method) from artifacts a where a.policy = p.value) from json_each(:policies) p
+        union all
+        select policy, (select min(a.method) from artifacts a where a.policy = p.policy and a.method > p.method)
+        from pairs p where method is not null)
+    select p.policy, p.method, n.artifact_id, n.restorable_to_at, n.stored_bytes, n.plain_bytes,
+        (select group_concat(store, ' ') from artifact_stores s where s.artifact_id = n.artifact_id) as stores,
+        (select min(o.restorable_to_at) from artifacts o where o.policy = p.policy and o.method = p.method) as oldest,
+        (select group_concat(stored_bytes, ' ') from (select z.stored_bytes from artifacts z
+            where z.policy = p.policy and z.method = p.method and z.restorable_to_at <= :now
+            order by z.restorable_to_at desc limit :sizes)) as sizes
+    from pairs p join artifacts n on n.rowid = (
+        select a.rowid from artifacts a where a.policy = p.policy and a.method = p.method and a.restorable_to_at <= :now
+        order by a.restorable_to_at desc limit 1)
+    where p.method is not null"""
+_LAST_RUNS = "select policy, kind, succeeded_at, newest_state, newest_s from run_sums"
+_DURATIONS = """
+    select s.policy, s.sum_s, d.within_s, d.many from run_sums s join backup_durations d using (policy)
+    where s.kind = 'backup'"""
 _DRILLS = """
-    select policy, json_extract(record, '$.drill') as drill, level, verdict,
-        json_extract(record, '$.rto_ms') as rto_ms, max(ended_at) as ended
-    from evidence where kind = 'drill' and policy in (select value from json_each(:policies))
-    group by policy, json_extract(record, '$.drill')"""
+    with recursive drills (policy, drill) as (
+        select value, (select min(e.drill) from evidence e where e.policy = p.value and e.drill is not null)
+        from json_each(:policies) p
+        union all
+        select policy, (select min(e.drill) from evidence e where e.policy = d.policy and e.drill > d.drill)
+        from drills d where drill is not null)
+    select d.policy, d.drill, e.level, e.verdict, e.ended_at, json_extract(e.record, '$.rto_ms') as rto_ms,
+        json_extract(e.record, '$.levels') as levels
+    from drills d join evidence e on e.sha256 = (
+        select n.sha256 from evidence n where n.policy = d.policy and n.drill = d.drill
+        order by n.ended_at desc limit 1)
+    where d.drill is not null"""
+_PROVEN = """
+    select value, (select max(e.proves_to) from evidence e where e.policy = p.value and e.proves_to is not null)
+        as proven
+    from json_each(:policies) p"""
 # A reading of the future counts as none, because a clock was wrong.
 _OLDEST_READING = """
-    select s.policy, min(case when s.read_at <= :until then s.read_at
-        else (select a.restorable_to_at from artifacts a where a.artifact_id = s.artifact_id) end) as at
-    from artifact_stores s group by s.policy"""
-_RESTORABLE = """
-    select a.policy, min(a.restorable_to_at) as first,
-        (select max(json_extract(e.record, '$.restored_to_at')) from evidence e where e.policy = a.policy
-            and e.kind = 'drill' and e.verdict like 'passed%' and e.level <> 'intact') as proven
-    from artifacts a group by a.policy"""
+    with recursive held (policy, store) as (
+        select value, (select min(s.store) from artifact_stores s where s.policy = p.value) from json_each(:policies) p
+        union all
+        select policy, (select min(s.store) from artifact_stores s where s.policy = h.policy and s.store > h.store)
+        from held h where store is not null)
+    select policy,
+        (select min(s.read_at) from artifact_stores s
+            where s.policy = h.policy and s.store = h.store and s.read_at <= :until),
+        (select min(a.restorable_to_at) from artifact_stores s join artifacts a using (artifact_id)
+            where s.policy = h.policy and s.store = h.store and s.read_at > :until)
+    from held h where store is not null"""
 
 
 class SqliteMeasures(Measures):
-    """Measures of a SQLite catalog. In SQLite the bare columns beside one max() are those of its row."""
+    """Measures of a SQLite catalog."""
 
     def __init__(self, read: Callable[..., list[sqlite3.Row]]) -> None:
         self._read = read
 
     def newest_artifacts(self, now: datetime, policies: Collection[str]) -> list[NewestArtifact]:
         """Return the newest artifact of every method of these policies."""
-        values = {"now": format_utc(now), "policies": json.dumps(list(policies))}
-        newest = {(row["policy"], row["method"]): row for row in self._read(_NEWEST, values)}
         return [
             NewestArtifact(
-                *(row["policy"], row["method"], row["artifact_id"], parse_utc(row["newest"])),
-                *(row["stored_bytes"], row["plain_bytes"], tuple(sorted((row["stores"] or "").split()))),
+                *(policy, method, artifact_id, datetime.fromisoformat(at), stored_bytes, plain_bytes, _names(stores)),
+                oldest_at=datetime.fromisoformat(oldest),
+                sizes=tuple(map(int, str(sizes).split())),
             )
-            for row in newest.values()
+            for policy, method, artifact_id, at, stored_bytes, plain_bytes, stores, oldest, sizes in self._read(
+                _NEWEST, {"now": format_utc(now), "policies": json.dumps(list(policies)), "sizes": SIZES}
+            )
         ]
-
-    def stored_sizes(self, policy: str, method: str, limit: int) -> list[int]:
-        """Return the stored bytes of the newest artifacts, newest first."""
-        found = self._read(
-            "select stored_bytes from artifacts where policy = ? and method = ? order by restorable_to_at desc limit ?",
-            (policy, method, limit),
-        )
-        return [row["stored_bytes"] for row in found]
 
     def last_runs(self) -> list[LastRuns]:
         """Return every policy and kind of run."""
-        succeeded = {
-            (row["policy"], row["kind"]): row["at"]
-            for row in self._read(
-                "select policy, kind, max(ended_at) as at from runs where state = 'succeeded' group by policy, kind"
-            )
-        }
-        found = self._read(
-            f"{_LAST_RUN}, {_SECONDS} as took from runs where ended_at is not null group by policy, kind"
-        )
         return [
-            LastRuns(
-                row["policy"],
-                row["kind"],
-                parse_utc(at) if (at := succeeded.get((row["policy"], row["kind"]))) else None,
-                row["state"],
-                max(row["took"], 0.0),
-            )
-            for row in found
+            LastRuns(policy, kind, datetime.fromisoformat(succeeded_at) if succeeded_at else None, state, took_s)
+            for policy, kind, succeeded_at, state, took_s in self._read(_LAST_RUNS)
         ]
 
     def durations(self) -> list[Durations]:
         """Return how long the backups of every policy took."""
+        found: dict[str, tuple[float, dict[int, int]]] = {}
+        for policy, sum_s, within_s, many in self._read(_DURATIONS):
+            found.setdefault(policy, (sum_s, {}))[1][within_s] = many
         return [
             Durations(
-                row["policy"],
-                tuple(row[f"within_{bound}"] for bound in DURATION_BUCKETS_S),
-                row["n"],
-                max(row["total"], 0.0),
+                *(policy, tuple(accumulate(counts.get(bound, 0) for bound in DURATION_BUCKETS_S))),
+                *(sum(counts.values()), sum_s),
             )
-            for row in self._read(f"{_POLICY_SUMS}, sum({_SECONDS}) as total, {_WITHIN} {_FROM_RUNS}")
+            for policy, (sum_s, counts) in found.items()
         ]
 
     def last_drills(self, policies: Collection[str]) -> list[LastDrill]:
         """Return the newest record of every drill of these policies."""
         return [
             LastDrill(
-                *(row["policy"], row["drill"] or "", row["level"], row["verdict"], parse_utc(row["ended"])),
+                *(row["policy"], row["drill"], row["level"], row["verdict"], parse_utc(row["ended_at"])),
                 rto_s=None if row["rto_ms"] is None else row["rto_ms"] / 1000,
+                levels=Counter(json.loads(row["levels"] or "{}").values()),
             )
             for row in self._read(_DRILLS, {"policies": json.dumps(list(policies))})
         ]
@@ -222,38 +222,37 @@ class SqliteMeasures(Measures):
         )
         return [(row["policy"], row["subject"], row["store"]) for row in found]
 
-    def oldest_readings(self, until: datetime) -> dict[str, datetime]:
+    def oldest_readings(self, until: datetime, policies: Collection[str]) -> dict[str, datetime]:
         """Return by policy when the copy that was read the longest ago was read, or made if it never was."""
-        found = self._read(_OLDEST_READING, {"until": format_utc(until)})
-        return {row["policy"]: parse_utc(row["at"]) for row in found}
+        values = {"until": format_utc(until), "policies": json.dumps(list(policies))}
+        oldest: dict[str, str] = {}
+        for policy, *moments in self._read(_OLDEST_READING, values):
+            oldest[policy] = min(at for at in (oldest.get(policy), *moments) if at)
+        return {policy: datetime.fromisoformat(at) for policy, at in oldest.items()}
 
-    def restorable(self) -> list[Restorable]:
-        """Return every policy that has artifacts."""
-        return [
-            Restorable(row["policy"], parse_utc(row["first"]), parse_utc(row["proven"]) if row["proven"] else None)
-            for row in self._read(_RESTORABLE)
-        ]
+    def proven(self, policies: Collection[str]) -> dict[str, datetime]:
+        """Return by policy up to which moment a drill has shown that it can be restored."""
+        found = self._read(_PROVEN, {"policies": json.dumps(list(policies))})
+        return {policy: parse_utc(proven) for policy, proven in found if proven}
 
-    def newest_heartbeat(self) -> datetime | None:
-        """Return when a running run was last seen alive; None when nothing runs."""
-        found = self._read("select max(heartbeat_at) as at from runs where state = 'running'")
+    def oldest_heartbeat(self) -> datetime | None:
+        """Return when the most silent of the runs that go on showed that it lives; None when nothing runs."""
+        found = self._read("select min(heartbeat_at) as at from runs where state = 'running'")
         return parse_utc(found[0]["at"]) if found[0]["at"] else None
 
-    def occurrences(self) -> dict[str, int]:
-        """Return how many moments of schedules are in each state of the ledger."""
-        found = self._read(
-            "select state, sum(n) as n from (select state, count(*) as n from occurrences group by state"
-            " union all select state, many from former_occurrences) group by state"
-        )
-        return {row["state"]: row["n"] for row in found}
+    def totals(self, subject: str) -> dict[str, int]:
+        """Return how many there ever were, also of what was trimmed."""
+        found = self._read("select name, many from totals where subject = ?", (subject,))
+        return {row["name"]: row["many"] for row in found}
 
-    def waiting_since(self, now: datetime) -> list[datetime]:
-        """Return since when each occurrence waits that could run now, oldest first."""
+    def waiting(self, now: datetime) -> tuple[int, datetime | None]:
+        """Return how many occurrences wait that could run now, and since when the first of them does."""
         found = self._read(
-            "select not_before_at from occurrences where state = 'due' and not_before_at <= ? order by not_before_at",
+            "select count(*), min(not_before_at) from occurrences where state = 'due' and not_before_at <= ?",
             (format_utc(now),),
         )
-        return [parse_utc(row["not_before_at"]) for row in found]
+        count, since = found[0]
+        return count, parse_utc(since) if since else None
 
     def newest_event_id(self) -> int:
         """Return the number of the newest event, 0 when there is none."""
@@ -266,3 +265,8 @@ class SqliteMeasures(Measures):
             (event_id, limit),
         )
         return [event_of(row) for row in found]
+
+
+@cache
+def _names(joined: str | None) -> tuple[str, ...]:
+    return tuple(sorted((joined or "").split()))

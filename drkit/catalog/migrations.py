@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
+from drkit.catalog import sums
+
 MIGRATIONS = Migrations("drkit")
 
 _TABLES = (
@@ -311,6 +313,13 @@ def _copies(db: Database) -> None:
 def _history(db: Database) -> None:
     """Count the moments of schedules that are not in the ledger any more."""
     db.execute("create table former_occurrences (state text primary key, many integer not null) without rowid")
+
+
+@MIGRATIONS(name="011_sums")
+def _sums(db: Database) -> None:
+    """Sum up runs, events and moments of schedules as they are written."""
+    for statement in sums.MIGRATION:
+        db.execute(statement)
 
 
 def migrate(db: Database) -> int:

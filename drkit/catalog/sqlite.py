@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from drkit.catalog.occurrences import OccurrenceLedger
 from drkit.catalog.outbox import SqliteOutbox
 from drkit.catalog.overview import SqliteOverview
 from drkit.catalog.verified import SqliteVerified
+from drkit.catalog.workers import SqliteWorkers
 from drkit.errors import Busy, CatalogError, ConfigError, IntegrityError
 from drkit.units import format_moment, format_utc, parse_utc
 
@@ -102,6 +103,13 @@ class SqliteCatalog(Catalog):
         """Return what the catalog says in numbers."""
         return SqliteMeasures(self._read)
 
+    @contextmanager
+    def glance(self) -> Iterator[SqliteMeasures]:
+        """Lend measures of one moment, over a connection of their own."""
+        with files.translated(self.path), closing(files.connect(self.path)) as connection:
+            connection.execute("begin")
+            yield SqliteMeasures(lambda query, values=(): connection.execute(query, values).fetchall())
+
     @property
     def overview(self) -> SqliteOverview:
         """Return what tells how all policies stand."""
@@ -111,6 +119,11 @@ class SqliteCatalog(Catalog):
     def verified(self) -> SqliteVerified:
         """Return what is known of when copies were read."""
         return SqliteVerified(self._transaction, self._read)
+
+    @property
+    def workers(self) -> SqliteWorkers:
+        """Return who does what is due."""
+        return SqliteWorkers(self._transaction, self._read)
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""
@@ -135,8 +148,11 @@ class SqliteCatalog(Catalog):
         ended_at = None if run.ended_at is None else format_utc(run.ended_at)
         with self._transaction() as connection:
             connection.execute(
-                "insert or replace into runs (run_id, kind, policy, state, started_at, host, pid, heartbeat_at,"
-                " ended_at, error, outcome) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                # Not "or replace", which deletes a row and makes another: sums are kept of how a run changes.
+                "insert into runs (run_id, kind, policy, state, started_at, host, pid, heartbeat_at, ended_at, error,"
+                " outcome) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (run_id) do update set"
+                " state = excluded.state, heartbeat_at = excluded.heartbeat_at, ended_at = excluded.ended_at,"
+                " error = excluded.error, outcome = excluded.outcome",
                 (
                     *(run.run_id, run.kind, run.policy, run.state, format_utc(run.started_at), run.host, run.pid),
                     *(format_utc(run.heartbeat_at), ended_at, run.error, outcome),

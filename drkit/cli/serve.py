@@ -54,7 +54,7 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
         health = Health(workplace.clock, PATIENCE)
-        duties, replace = scheduler_duties(workplace, chosen, output, health.tick)
+        duties, replace = scheduler_duties(workplace, chosen, output, health)
 
         def changed(policies: Mapping[str, Policy]) -> None:
             replace([item for name, item in policies.items() if not policy or name in policy])
@@ -63,7 +63,7 @@ def serve(ctx: click.Context, policy: tuple[str, ...]) -> None:
         signal.signal(signal.SIGHUP, lambda *_: watch.ask())
         more = [*site_duties(workplace, health, output, output.event if output.json else None), *duties, watch]
         say_start(workplace, output)
-        run_duties(workplace, policy, output, stopping, more)
+        run_duties(workplace, policy, output, stopping, (health, more))
     if threading.active_count() > 1:
         # Some thread waits for a store that never answers, and Python would wait for it. It can be cut anywhere.
         os._exit(0)

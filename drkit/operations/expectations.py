@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 
 from drkit.copy_rule import StorePlace
 from drkit.policy import BackupRule, DrillRule, Policy
@@ -15,6 +14,7 @@ from drkit.site import Site, StoreConfig
 from drkit.stores.opening import LOCK_FOR
 
 _LONGEST = timedelta(days=366 * 30)
+_REMEMBERED = 8192
 GRACE = timedelta(hours=1)
 """How long a scheduled run may take before it is missed."""
 
@@ -81,11 +81,20 @@ def store_place(name: str, config: StoreConfig) -> StorePlace:
 
 
 def _dues(rules: Iterable[tuple[str, BackupRule | DrillRule]], now: datetime) -> tuple[Due, ...]:
-    return tuple(
-        due_of(what, Recurrence(rule.schedule, rule.timezone, rule.dst, rule.jitter or timedelta()), now)
-        for what, rule in rules
-        if rule.schedule is not None
-    )
+    return tuple(due_of(what, recurrence, now) for what, rule in rules if (recurrence := recurrence_of(rule)))
+
+
+def recurrence_of(rule: BackupRule | DrillRule) -> Recurrence | None:
+    """Return when a rule wants something done, patience with its jitter included; None when it has no schedule."""
+    if rule.schedule is None:
+        return None
+    return Recurrence(rule.schedule, rule.timezone, rule.dst, rule.jitter or timedelta())
+
+
+def interval_of(schedule: Recurrence, now: datetime) -> timedelta:
+    """Return how far apart the last two moments of a schedule are."""
+    before, last = _newest_two(schedule, now)
+    return last - before
 
 
 def due_of(what: str, schedule: Recurrence, now: datetime) -> Due:
@@ -97,8 +106,19 @@ def due_of(what: str, schedule: Recurrence, now: datetime) -> Due:
     return Due(what, last - schedule.offset, last - before)
 
 
-@lru_cache(maxsize=8192)
+_standing: dict[Recurrence, tuple[datetime, datetime, datetime]] = {}
+
+
 def _newest_two(schedule: Recurrence, now: datetime) -> tuple[datetime, datetime]:
-    """Return the last two moments of a schedule; thousands of policies share a few hundred of them."""
-    before, last = schedule.newest(now - _LONGEST, now - GRACE, 2)[-2:]
-    return before, last
+    """Return the last two moments of a schedule; they are looked for again when its next has come.
+
+    Thousands of policies share a few hundred schedules, and are asked of several times a minute.
+    """
+    until = now - GRACE
+    known = _standing.get(schedule)
+    if known is None or not known[1] <= until < known[2]:
+        before, last = schedule.newest(now - _LONGEST, until, 2)[-2:]
+        if len(_standing) >= _REMEMBERED:
+            _standing.clear()
+        _standing[schedule] = known = before, last, schedule.next_after(until)
+    return known[0], known[1]

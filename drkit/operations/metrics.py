@@ -9,25 +9,23 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from drkit import __version__
-from drkit.catalog.measures import DURATION_BUCKETS_S, NewestArtifact
+from drkit.catalog.measures import Measures, NewestArtifact
+from drkit.catalog.sums import DURATION_BUCKETS_S
 from drkit.operations import Workplace
-from drkit.operations.expectations import expectation_of
+from drkit.operations.exposition import Exposition, Family
 from drkit.operations.health import Health
 from drkit.operations.lookout import CLOCK_MARGIN, free_and_size_bytes, restorable_to, watched_folders
+from drkit.operations.metrics_promises import Promises
 from drkit.policy import Policy
 from drkit.stores.opening import LOCK_FOR
 
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric
-
 _CACHED_S = 5.0
-_SIZES = 20
 _FEWEST_SIZES = 5
 
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -74,11 +72,15 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("target", "drill", "level", "verdict"),
     ),
     "drkit_drill_interval_seconds": ("How often the schedule wants a drill.", ("target", "drill")),
+    "drkit_drill_checks": ("Levels of the newest drill, by their result.", ("target", "drill", "result")),
     "drkit_drill_rto_seconds": ("RTO of the newest drill.", ("target", "drill", "stage")),
     "drkit_drill_rto_target_seconds": ("The policy's RTO.", ("target",)),
     "drkit_scratch_active": ("Scratch servers that are there.", ()),
     "drkit_scratch_leaked": ("Scratch servers that could not be taken away: copies of data.", ()),
-    "drkit_worker_last_heartbeat_timestamp_seconds": ("When a run that goes on last showed that it lives.", ()),
+    "drkit_run_heartbeat_timestamp_seconds": (
+        "When the run that was silent for the longest of those that go on last showed that it lives.",
+        (),
+    ),
     "drkit_queue_depth": ("Scheduled things that could run now and wait.", ()),
     "drkit_queue_oldest_seconds": ("How long the first of them has waited.", ()),
     "drkit_duty_last_tick_timestamp_seconds": ("When a duty of drkit serve last went round.", ("duty",)),
@@ -89,58 +91,71 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "drkit_volume_free_bytes": ("Room on the volume of a folder that drkit writes to.", ("volume",)),
     "drkit_volume_size_bytes": ("Size of that volume.", ("volume",)),
 }
+COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "drkit_occurrences_total": ("Moments of schedules, by what became of them.", ("outcome",)),
+    "drkit_lease_lost_total": ("Runs whose lease another run took while they stood still.", ()),
+}
 HISTOGRAM = "drkit_backup_duration_seconds"
-OUTCOMES = ("done", "failed", "missed", "coalesced", "skipped")
-COUNTER = "drkit_occurrences_total"
 _HISTOGRAM_HELP = "How long backups took that succeeded, since the catalog begins."
+OUTCOMES = ("done", "failed", "missed", "coalesced", "skipped")
 
 
 class Collector:
-    """What `prometheus_client` asks; what was collected is good for a few seconds."""
+    """Reads the numbers; what was read is good for a few seconds, so that several who ask cost one reading."""
 
     def __init__(self, workplace: Workplace, health: Health) -> None:
         self._workplace = workplace
         self._health = health
         self._turn = threading.Lock()
-        self._collected: list[Metric] = []
+        self._promises: Promises | None = None
+        self._collected: Exposition | None = None
         self._collected_s = 0.0
 
-    def collect(self) -> list[Metric]:
-        """Return every family; raise CatalogError when the catalog cannot be read."""
+    def collect(self) -> Exposition:
+        """Return all numbers as of one moment; raise CatalogError when the catalog cannot be read."""
         with self._turn:
-            if not self._collected or time.monotonic() - self._collected_s > _CACHED_S:
-                self._collected = list(_Reading(self._workplace, self._health).families())
+            if self._collected is None or time.monotonic() - self._collected_s > _CACHED_S:
+                self._collected = self._read()
                 self._collected_s = time.monotonic()
             return self._collected
+
+    def _read(self) -> Exposition:
+        workplace, policies = self._workplace, self._workplace.policies
+        if self._promises is None or self._promises.policies is not policies:
+            self._promises = Promises(policies, workplace.site, _family)
+        with workplace.catalog.glance() as measures:
+            return _Reading(workplace, self._health, measures, self._promises).exposition()
+
+
+def _family(name: str) -> Family:
+    return Family(name, *GAUGES[name])
 
 
 class _Reading:
     """One reading of everything; each method adds the samples of one subject."""
 
-    def __init__(self, workplace: Workplace, health: Health) -> None:
-        from prometheus_client.core import GaugeMetricFamily
-
+    def __init__(self, workplace: Workplace, health: Health, measures: Measures, promises: Promises) -> None:
         self._workplace = workplace
         self._health = health
-        self._measures = workplace.catalog.measures
+        self._measures = measures
+        self._problems = workplace.catalog.outbox.problems()
+        self._policies = promises.policies
         self._now = workplace.clock()
-        self._gauges = {
-            name: GaugeMetricFamily(name, text, labels=list(labels)) for name, (text, labels) in GAUGES.items()
-        }
+        self._gauges = {name: _family(name) for name in GAUGES} | promises.families(self._now)
+        self._counters = {name: Family(name, text, labels, "counter") for name, (text, labels) in COUNTERS.items()}
+        self._durations = Family(HISTOGRAM, _HISTOGRAM_HELP, ("target",), "histogram")
 
-    def families(self) -> Iterator[Metric]:
+    def exposition(self) -> Exposition:
         subjects: tuple[Callable[[], None], ...] = (
-            *(self._site, self._runs, self._artifacts, self._policies, self._drills),
+            *(self._site, self._runs, self._artifacts, self._targets, self._drills),
             *(self._scratches, self._telling, self._volumes),
         )
         for subject in subjects:
             subject()
-        yield from self._gauges.values()
-        yield self._durations()
-        yield self._occurrences()
+        return Exposition([*self._gauges.values(), *self._counters.values(), self._durations])
 
     def _set(self, name: str, value: float, *labels: str) -> None:
-        self._gauges[name].add_metric(list(labels), value)
+        self._gauges[name].add(value, *labels)
 
     def _site(self) -> None:
         self._set("drkit_build_info", 1, __version__)
@@ -149,14 +164,22 @@ class _Reading:
         signing = self._workplace.site.keys.signing
         if signing is not None and signing.exists():
             self._set("drkit_key_age_seconds", self._now.timestamp() - signing.stat().st_mtime, "signing")
-        waiting = self._measures.waiting_since(self._now)
-        self._set("drkit_queue_depth", len(waiting))
-        self._set("drkit_queue_oldest_seconds", (self._now - waiting[0]).total_seconds() if waiting else 0)
-        beat_at = self._measures.newest_heartbeat()
-        if beat_at is not None:
-            self._set("drkit_worker_last_heartbeat_timestamp_seconds", beat_at.timestamp())
+        count, since = self._measures.waiting(self._now)
+        self._set("drkit_queue_depth", count)
+        self._set("drkit_queue_oldest_seconds", (self._now - since).total_seconds() if since else 0)
 
     def _runs(self) -> None:
+        beat_at = self._measures.oldest_heartbeat()
+        if beat_at is not None:
+            self._set("drkit_run_heartbeat_timestamp_seconds", beat_at.timestamp())
+        for took in self._measures.durations():
+            self._durations.add_histogram(DURATION_BUCKETS_S, (*took.within, took.many), took.sum_s, took.policy)
+        moments = self._measures.totals("occurrence")
+        for outcome in OUTCOMES:
+            self._counters["drkit_occurrences_total"].add(moments.get(outcome, 0), outcome)
+        events = self._measures.totals("event")
+        self._counters["drkit_occurrences_total"].add(events.get("occurrence.late", 0), "late")
+        self._counters["drkit_lease_lost_total"].add(events.get("lease.lost", 0))
         for run in self._measures.last_runs():
             if run.succeeded_at is not None:
                 self._set("drkit_last_success_timestamp_seconds", run.succeeded_at.timestamp(), run.policy, run.kind)
@@ -165,50 +188,33 @@ class _Reading:
 
     def _artifacts(self) -> None:
         self._newest: dict[str, list[NewestArtifact]] = {}
-        for item in self._measures.newest_artifacts(self._now + CLOCK_MARGIN, self._workplace.policies):
+        for item in self._measures.newest_artifacts(self._now + CLOCK_MARGIN, self._policies):
             self._newest.setdefault(item.policy, []).append(item)
             labels = (item.policy, item.method)
             self._set("drkit_newest_artifact_timestamp_seconds", item.restorable_to_at.timestamp(), *labels)
             self._set("drkit_backup_bytes", item.plain_bytes, *labels, "plain")
             self._set("drkit_backup_bytes", item.stored_bytes, *labels, "stored")
-            score = size_zscore(self._measures.stored_sizes(*labels, _SIZES + 1))
+            score = size_zscore(item.sizes)
             if score is not None:
                 self._set("drkit_backup_size_zscore", score, *labels)
 
-    def _policies(self) -> None:
-        restorable = {item.policy: item for item in self._measures.restorable()}
-        gaps = [item.policy for item in self._workplace.catalog.outbox.problems() if item.level == "gap"]
-        damaged = [policy for policy, _, _ in self._measures.damaged_copies(self._workplace.policies)]
-        read_at = self._measures.oldest_readings(self._now + CLOCK_MARGIN)
-        site = self._workplace.site.folder.resolve().name
-        for name, policy in self._workplace.policies.items():
-            tier = "" if policy.tier is None else str(policy.tier)
-            self._set("drkit_target_info", 1, name, policy.target.engine, tier, site)
-            self._set("drkit_chain_gap_count", gaps.count(name), name)
-            self._set("drkit_damaged_copies", damaged.count(name), name)
+    def _targets(self) -> None:
+        names = self._policies.keys()
+        proven = self._measures.proven(names)
+        gaps = Counter(item.policy for item in self._problems if item.level == "gap")
+        damaged = Counter(policy for policy, _, _ in self._measures.damaged_copies(names))
+        read_at = self._measures.oldest_readings(self._now + CLOCK_MARGIN, names)
+        for name, policy in self._policies.items():
+            self._set("drkit_chain_gap_count", gaps[name], name)
+            self._set("drkit_damaged_copies", damaged[name], name)
             if name in read_at:
                 self._set("drkit_oldest_reading_timestamp_seconds", read_at[name].timestamp(), name)
-            self._promises(policy)
             self._copies(policy)
-            if name in restorable:
-                first = restorable[name]
-                self._set("drkit_restorable_from_timestamp_seconds", first.from_at.timestamp(), name)
-                until = restorable_to(self._workplace, policy, self._newest.get(name, ()))
-                self._exposure(name, until, first.proven_to_at)
-
-    def _promises(self, policy: Policy) -> None:
-        expectation = expectation_of(policy, self._now, self._workplace.site)
-        for due in expectation.backups:
-            self._set("drkit_schedule_interval_seconds", due.every.total_seconds(), policy.policy, due.what)
-        for due in expectation.drills:
-            self._set("drkit_drill_interval_seconds", due.every.total_seconds(), policy.policy, due.what)
-        if expectation.reading is not None:
-            self._set("drkit_reading_promise_seconds", expectation.reading.within.total_seconds(), policy.policy)
-        goals = policy.objectives
-        if goals.rpo is not None:
-            self._set("drkit_rpo_target_seconds", goals.rpo.total_seconds(), policy.policy)
-        if goals.rto is not None:
-            self._set("drkit_drill_rto_target_seconds", goals.rto.total_seconds(), policy.policy)
+            newest = self._newest.get(name)
+            if newest:
+                oldest_at = min(item.oldest_at for item in newest)
+                self._set("drkit_restorable_from_timestamp_seconds", oldest_at.timestamp(), name)
+                self._exposure(name, restorable_to(self._workplace, policy, newest), proven.get(name))
 
     def _copies(self, policy: Policy) -> None:
         newest = max(self._newest.get(policy.policy, ()), key=lambda item: item.restorable_to_at, default=None)
@@ -223,7 +229,6 @@ class _Reading:
                 self._set("drkit_retention_lock_until_timestamp_seconds", until.timestamp(), policy.policy, name)
         for (domain, immutable), count in domains.items():
             self._set("drkit_copies", count, policy.policy, domain, immutable)
-        self._set("drkit_copies_target", len(policy.stores), policy.policy)
 
     def _exposure(self, target: str, until: datetime | None, proven_to_at: datetime | None) -> None:
         if until is not None:
@@ -234,16 +239,17 @@ class _Reading:
                 self._set("drkit_rpo_exposure_seconds", exposed.total_seconds(), target, proof)
 
     def _drills(self) -> None:
-        for item in self._measures.last_drills(self._workplace.policies):
+        for item in self._measures.last_drills(self._policies):
             labels = (item.policy, item.drill, item.level, item.verdict)
             self._set("drkit_drill_last_timestamp_seconds", item.ended_at.timestamp(), *labels)
+            for result, count in item.levels.items():
+                self._set("drkit_drill_checks", count, item.policy, item.drill, result)
             if item.rto_s is not None:
                 self._set("drkit_drill_rto_seconds", item.rto_s, item.policy, item.drill, "verified")
 
     def _scratches(self) -> None:
-        leaked = [item for item in self._workplace.catalog.outbox.problems() if item.level == "leaked"]
         self._set("drkit_scratch_active", len(self._workplace.catalog.scratches()))
-        self._set("drkit_scratch_leaked", len(leaked))
+        self._set("drkit_scratch_leaked", sum(item.level == "leaked" for item in self._problems))
 
     def _telling(self) -> None:
         outbox = self._workplace.catalog.outbox
@@ -251,9 +257,8 @@ class _Reading:
         if sent_at is not None:
             self._set("drkit_notification_last_proof_timestamp_seconds", sent_at.timestamp())
         self._set("drkit_notifications_waiting", outbox.waiting())
-        levels = [problem.level for problem in outbox.problems()]
-        for level in sorted(set(levels)):
-            self._set("drkit_problems", levels.count(level), level)
+        for level, count in sorted(Counter(problem.level for problem in self._problems).items()):
+            self._set("drkit_problems", count, level)
 
     def _volumes(self) -> None:
         for volume, folder in watched_folders(self._workplace).items():
@@ -263,26 +268,6 @@ class _Reading:
                 continue
             self._set("drkit_volume_free_bytes", free, volume)
             self._set("drkit_volume_size_bytes", size, volume)
-
-    def _occurrences(self) -> Metric:
-        from prometheus_client.core import CounterMetricFamily
-
-        family = CounterMetricFamily(COUNTER, "Moments of schedules, by what became of them.", labels=["outcome"])
-        counts = self._measures.occurrences()
-        for outcome in OUTCOMES:
-            family.add_metric([outcome], counts.get(outcome, 0))
-        return family
-
-    def _durations(self) -> Metric:
-        from prometheus_client.core import HistogramMetricFamily
-
-        family = HistogramMetricFamily(HISTOGRAM, _HISTOGRAM_HELP, labels=["target"])
-        for item in self._measures.durations():
-            buckets = [
-                (str(float(bound)), float(count)) for bound, count in zip(DURATION_BUCKETS_S, item.within, strict=True)
-            ]
-            family.add_metric([item.policy], [*buckets, ("+Inf", float(item.count))], sum_value=item.sum_s)
-        return family
 
 
 def size_zscore(sizes: Sequence[int]) -> float | None:
@@ -299,31 +284,9 @@ def size_zscore(sizes: Sequence[int]) -> float | None:
     return (newest - median) / max(deviation, median / 100, 1.0)
 
 
-def render(collector: Collector, accept: str = "") -> tuple[bytes, str]:
-    """Return the numbers as text, and its content type: OpenMetrics for who asks for it."""
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.exposition import choose_encoder
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once(collector.collect()))
-    encoder, content_type = choose_encoder(accept)
-    return encoder(registry), content_type
-
-
-class _Once:
-    def __init__(self, families: Sequence[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Sequence[Metric]:
-        return self._families
-
-    def describe(self) -> Sequence[Any]:
-        return ()
-
-
 def write_textfile(path: Path, collector: Collector) -> None:
     """Put the numbers into a file, whole or not at all; whoever reads the file needs no other rights."""
-    text, _ = render(collector)
+    text, _ = collector.collect().text()
     unfinished = path.with_name(f".{path.name}.new")
     unfinished.write_bytes(text)
     unfinished.chmod(0o644)

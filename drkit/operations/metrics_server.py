@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from drkit.errors import CatalogError
 from drkit.operations.health import Health
-from drkit.operations.metrics import Collector, render, write_textfile
+from drkit.operations.metrics import Collector, write_textfile
 from drkit.site_metrics import split_address
 
 _WRITE_EVERY_S = 15.0
@@ -69,7 +69,7 @@ def answering(listen: str, collector: Collector, health: Health) -> Iterator[tup
 
 def _metrics(collector: Collector, accept: str) -> tuple[int, bytes, str]:
     try:
-        return 200, *render(collector, accept)
+        return 200, *collector.collect().text(accept)
     except CatalogError as error:
         return 503, f"{error.message}\n".encode(), "text/plain; charset=utf-8"
 

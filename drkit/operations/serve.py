@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +20,7 @@ from typing import Protocol
 from drkit.credentials import mask_url
 from drkit.errors import Busy, CatalogError, DrkitError, StoreError
 from drkit.operations import Reporter, Workplace
+from drkit.operations.health import LONG_PATIENCE, USUAL_PATIENCE, Health, Pulse
 from drkit.operations.heartbeat import HeartbeatWriter
 from drkit.operations.positions import Watcher
 from drkit.operations.push import PushServer
@@ -38,7 +41,7 @@ _SCAN_S = 0.5
 _FOLLOW_S = 1.0
 
 Tell = Callable[[str, str, str], None]
-_Running = tuple[threading.Thread, threading.Event]
+_Running = tuple[threading.Thread, Pulse]
 
 
 class Duty(Protocol):
@@ -134,8 +137,11 @@ def _collect(step: Callable[[], object], errors: list[DrkitError]) -> None:
 class LogShipping:
     """The duty that ships the log of one policy: alone, as a recorded run, with duties of its own."""
 
-    def __init__(self, workplace: Workplace, policy: Policy, rule: BackupRule, reporter: Reporter) -> None:
+    def __init__(
+        self, workplace: Workplace, policy: Policy, rule: BackupRule, reporter: Reporter, health: Health
+    ) -> None:
         self.name = f"{rule.method} {policy.policy}"
+        self._health = health
         self._workplace = workplace
         self._policy = policy
         self._rule = rule
@@ -158,7 +164,7 @@ class LogShipping:
 
     def _ship(self, stopping: threading.Event) -> None:
         duties = self._wal_duties() if self._rule.method == "wal" else self._oplog_duties()
-        with running_duties(duties, self.tell):
+        with running_duties(duties, self.tell, group=Group(self._health, f"{self.name} ", LONG_PATIENCE)):
             stopping.wait()
 
     def _wal_duties(self) -> list[Duty]:
@@ -210,22 +216,36 @@ class LogShipping:
                 self._workplace.catalog.add_event("oplog.state", now, facts)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Who watches some duties, what their names begin with there, and how long one may show no sign of life."""
+
+    health: Health
+    prefix: str = ""
+    patience: timedelta = USUAL_PATIENCE
+
+
 @contextmanager
-def running_duties(duties: Sequence[Duty], tell: Tell, within_s: float = STOP_WITHIN_S) -> Iterator[None]:
+def running_duties(
+    duties: Sequence[Duty], tell: Tell, within_s: float = STOP_WITHIN_S, group: Group | None = None
+) -> Iterator[None]:
     """Run each duty in a thread until the context ends; then stop them, the last one first, within a bound.
 
     One that does not stop (a store that never answers) is left behind and said; nothing is lost by ending it hard.
     """
-    running = [_start(duty, tell) for duty in duties]
+    watched = group or Group(Health(partial(datetime.now, UTC), {}))
+    running = [_start(duty, tell, watched) for duty in duties]
     try:
         yield
     finally:
         _stop(reversed(running), tell, within_s)
 
 
-def _start(duty: Duty, tell: Tell) -> _Running:
-    leaving = threading.Event()
+def _start(duty: Duty, tell: Tell, group: Group) -> _Running:
+    name = group.prefix + duty.name
+    leaving = Pulse(name, group.health)
     thread = threading.Thread(target=_keep_running, args=(duty, tell, leaving), name=duty.name, daemon=True)
+    group.health.watch(name, thread, group.patience)
     thread.start()
     return thread, leaving
 
@@ -239,7 +259,7 @@ def _stop(running: Iterable[_Running], tell: Tell, within_s: float) -> None:
             tell(thread.name, "stuck", "it does not stop, and is left behind")
 
 
-def _keep_running(duty: Duty, tell: Tell, leaving: threading.Event) -> None:
+def _keep_running(duty: Duty, tell: Tell, leaving: Pulse) -> None:
     """Run a duty again when an error ended it: one that nobody foresaw must not end log shipping in silence."""
     wait_s = _FIRST_WAIT_S
     while not leaving.is_set():
@@ -247,7 +267,9 @@ def _keep_running(duty: Duty, tell: Tell, leaving: threading.Event) -> None:
             duty.run(leaving)
         except Exception as error:  # noqa: BLE001 - said, kept as an event, and tried again
             # Of an error that nobody foresaw nobody knows what is in its words.
-            tell(duty.name, "failed", mask_url(f"{type(error).__name__}: {error}"))
+            failure = mask_url(f"{type(error).__name__}: {error}")
+            leaving.fail(failure)
+            tell(duty.name, "failed", failure)
         leaving.wait(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
@@ -257,8 +279,11 @@ class LogShippers:
 
     name = "logs"
 
-    def __init__(self, workplace: Workplace, names: Collection[str], reporter: Reporter, tell: Tell) -> None:
+    def __init__(
+        self, workplace: Workplace, names: Collection[str], reporter: Reporter, tell: Tell, health: Health
+    ) -> None:
         self._workplace = workplace
+        self._health = health
         self._names = names
         self._reporter = reporter
         self._tell = tell
@@ -287,8 +312,8 @@ class LogShippers:
         for name, policy in wanted.items():
             rule = policy.continuous_rule
             if rule is not None and name not in self._running:
-                duty = LogShipping(self._workplace, policy, rule, self._reporter)
-                self._running[name] = policy, _start(duty, self._tell)
+                duty = LogShipping(self._workplace, policy, rule, self._reporter, self._health)
+                self._running[name] = policy, _start(duty, self._tell, Group(self._health))
 
 
 def serve(
@@ -296,9 +321,13 @@ def serve(
     names: Collection[str],
     reporter: Reporter,
     stopping: threading.Event,
-    more: Sequence[Duty] = (),
+    watched: tuple[Health, Sequence[Duty]],
 ) -> None:
-    """Ship the logs of the policies of these names, or of all, and run ``more``, until ``stopping`` is set."""
+    """Ship the logs of the policies of these names, or of all, and run further duties, until ``stopping`` is set.
+
+    ``watched`` are who watches them all, and the further duties.
+    """
+    health, more = watched
     within_s = _WHOLE_GROUP_WITHIN_S + workplace.site.scheduler.stop_within.total_seconds()
 
     said: dict[str, str] = {}
@@ -311,5 +340,6 @@ def serve(
                 facts = {"duty": duty, "state": state, "message": message}
                 workplace.catalog.add_event("duty.failed", workplace.clock(), facts)
 
-    with running_duties([LogShippers(workplace, names, reporter, tell), *more], tell, within_s):
+    duties = [LogShippers(workplace, names, reporter, tell, health), *more]
+    with running_duties(duties, tell, within_s, Group(health)):
         stopping.wait()

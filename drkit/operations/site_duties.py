@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PATIENCE: Mapping[str, timedelta] = {
     "scheduler": timedelta(seconds=90),
+    "worker": timedelta(seconds=90),
     Notifier.name: timedelta(minutes=5),  # a channel that never answers is waited for, 10 s a message
     Lookout.name: timedelta(minutes=10),  # an S3 store that never answers is waited for, four minutes
 }

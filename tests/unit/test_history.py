@@ -115,16 +115,16 @@ def test_moments_go_but_those_that_wait_and_the_counters_go_on(catalog: SqliteCa
     done, _ = ledger.waiting(NOW)
     assert ledger.claim(Claim(done.occurrence_id, "host/1@x", "run", {}), done.due_at)
     assert ledger.finish(replace(done, run_id="run"), Ending("done"), done.due_at)
-    before = catalog.measures.occurrences()
+    before = catalog.measures.totals("occurrence")
     assert _trim(catalog)["occurrences"] == 3
     assert [(item.due_at, item.state) for item in ledger.history()] == [
         (NOW - 10 * DAY, "missed"),
         (NOW - 470 * DAY, "due"),
     ]
     assert ledger.attempts(done.occurrence_id) == []
-    assert catalog.measures.occurrences() == before
+    assert catalog.measures.totals("occurrence") == before
     assert _trim(catalog)["occurrences"] == 0
-    assert catalog.measures.occurrences() == before
+    assert catalog.measures.totals("occurrence") == before
 
 
 def test_what_proves_something_stays(catalog: SqliteCatalog) -> None:

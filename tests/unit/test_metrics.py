@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from drkit.model import Run
 from drkit.operations.health import Health
-from drkit.operations.metrics import COUNTER, GAUGES, HISTOGRAM, Collector, render, size_zscore, write_textfile
+from drkit.operations.metrics import COUNTERS, GAUGES, HISTOGRAM, Collector, size_zscore, write_textfile
 from drkit.operations.metrics_server import answering
 from tests.fixtures.bucket import NOW, entry_of, make_manifest
 from tests.fixtures.site import ReadySite
@@ -63,7 +63,7 @@ def fill(told: Telling) -> None:
 
 
 def samples_of(told: Telling) -> Samples:
-    text, _ = render(Collector(told.workplace, health_of(told)))
+    text, _ = Collector(told.workplace, health_of(told)).collect().text()
     families = list(text_string_to_metric_families(text.decode()))
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
@@ -222,5 +222,5 @@ class TestDocuments:
         documented = {name: tuple(part for part in labels.split(", ") if part) for name, labels in rows}
         assert documented == {name: labels for name, (_, labels) in GAUGES.items()} | {
             HISTOGRAM: ("target",),
-            COUNTER: ("outcome",),
+            **{name: labels for name, (_, labels) in COUNTERS.items()},
         }
