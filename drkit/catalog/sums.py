@@ -8,6 +8,7 @@ from __future__ import annotations
 
 DURATION_BUCKETS_S = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 
+# A Julian day tells a millisecond at best: a run of exactly a minute took no longer than one.
 _ADD_RUN = """
     insert into run_sums (policy, kind, succeeded_at, newest_at, newest_state, newest_s, sum_s)
     select policy, kind, case when state = 'succeeded' then ended_at end, started_at, state, took_s,
@@ -22,7 +23,7 @@ _ADD_RUN = """
         sum_s = sum_s + excluded.sum_s;
     insert into backup_durations (policy, within_s, many)
     select new.policy, coalesce((select min(value) from json_each('BOUNDS')
-        where value >= (julianday(new.ended_at) - julianday(new.started_at)) * 86400.0), 0), 1
+        where value >= (julianday(new.ended_at) - julianday(new.started_at)) * 86400.0 - 0.001), 0), 1
     where new.kind = 'backup' and new.state = 'succeeded'
     on conflict (policy, within_s) do update set many = many + 1;""".replace("BOUNDS", str(list(DURATION_BUCKETS_S)))
 _COUNT_EVENT = "insert into totals values ('event', new.name, 1) on conflict do update set many = many + 1;"

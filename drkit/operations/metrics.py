@@ -81,8 +81,13 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "When the run that was silent for the longest of those that go on last showed that it lives.",
         (),
     ),
+    "drkit_worker_last_heartbeat_timestamp_seconds": (
+        "When the process that does what is due last went round and wrote to the catalog; of several, the newest.",
+        (),
+    ),
     "drkit_queue_depth": ("Scheduled things that could run now and wait.", ()),
     "drkit_queue_oldest_seconds": ("How long the first of them has waited.", ()),
+    "drkit_healthy": ("1 when /healthz answers 200, else 0.", ()),
     "drkit_duty_last_tick_timestamp_seconds": ("When a duty of drkit serve last went round.", ("duty",)),
     "drkit_key_age_seconds": ("Age of the signing key's file.", ("key",)),
     "drkit_notification_last_proof_timestamp_seconds": ("When a notification last arrived.", ()),
@@ -159,6 +164,7 @@ class _Reading:
 
     def _site(self) -> None:
         self._set("drkit_build_info", 1, __version__)
+        self._set("drkit_healthy", self._health.report()["ok"])
         for duty, ticked_at in self._health.last_ticks().items():
             self._set("drkit_duty_last_tick_timestamp_seconds", ticked_at.timestamp(), duty)
         signing = self._workplace.site.keys.signing
@@ -169,6 +175,9 @@ class _Reading:
         self._set("drkit_queue_oldest_seconds", (self._now - since).total_seconds() if since else 0)
 
     def _runs(self) -> None:
+        worker_at = self._workplace.catalog.workers.last_beat()
+        if worker_at is not None:
+            self._set("drkit_worker_last_heartbeat_timestamp_seconds", worker_at.timestamp())
         beat_at = self._measures.oldest_heartbeat()
         if beat_at is not None:
             self._set("drkit_run_heartbeat_timestamp_seconds", beat_at.timestamp())

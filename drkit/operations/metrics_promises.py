@@ -44,11 +44,14 @@ class Promises:
         reading = policy.verify or self._site.verify
         if reading is not None:
             self._reading.add(reading.full_coverage_within.total_seconds(), name)
-        rules = [(_BACKUPS, backup.method, backup) for backup in policy.backups]
-        for family, what, rule in [*rules, *((_DRILLS, drill.name, drill) for drill in policy.drills)]:
-            recurrence = recurrence_of(rule)
-            if recurrence is not None:
-                self._schedules.setdefault((family, name, what), []).append(recurrence)
+        for backup in policy.backups:
+            self._add_schedule((_BACKUPS, name, backup.method), recurrence_of(backup))
+        for drill in policy.drills:
+            self._add_schedule((_DRILLS, name, drill.name), recurrence_of(drill))
+
+    def _add_schedule(self, of: tuple[str, str, str], recurrence: Recurrence | None) -> None:
+        if recurrence is not None:
+            self._schedules.setdefault(of, []).append(recurrence)
 
     def families(self, now: datetime) -> dict[str, Family]:
         """Return the families by name. Of several schedules for one method the one that comes round sooner counts."""

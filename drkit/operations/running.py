@@ -39,11 +39,13 @@ class RunningRun:
     ``planned`` says that somebody planned it, who will try again or say that it was given up.
     """
 
-    def __init__(self, run: Run, lease: Lease) -> None:
+    def __init__(self, run: Run, lease: Lease, clock: Callable[[], datetime]) -> None:
         self.run = run
+        self._clock = clock
         self.lease = lease
         self.outcome: dict[str, Any] | None = None
         self.planned = False
+        self._is_lost = False
 
     @property
     def run_id(self) -> str:
@@ -57,10 +59,19 @@ class RunningRun:
         """
         held = catalog.lease(self.lease.name)
         if held is not None and held.fence > self.lease.fence:
+            self.note_lost(catalog, held.holder)
             raise Busy(
                 f"{self.lease.name} was taken over by {held.holder} while this run stood still; nothing is committed",
                 hints=["drkit run list"],
             )
+
+    def note_lost(self, catalog: Catalog, holder: str) -> None:
+        """Add an event, once: another run has taken the lease over."""
+        if not self._is_lost:
+            self._is_lost = True
+            facts = {**_facts(self.run), "lease": self.lease.name, "holder": holder}
+            with contextlib.suppress(CatalogError):
+                catalog.add_event("lease.lost", self._clock(), facts)
 
 
 @contextmanager
@@ -93,7 +104,7 @@ def recorded_run(
     now, planned = clock(), _planned.get() is not None
     run = Run(_next_id(now), kind, policy, "running", now, socket.gethostname(), os.getpid(), now)
     lease = _acquire(catalog, alone or f"{kind}/{policy}", run)
-    running = RunningRun(run, lease)
+    running = RunningRun(run, lease, clock)
     running.planned = planned
     try:
         catalog.start_run(run)
@@ -156,7 +167,12 @@ def _heartbeat(catalog: Catalog, clock: Callable[[], datetime], running: Running
     def beat() -> None:
         while not stopping.wait(HEARTBEAT_S):
             with contextlib.suppress(DrkitError):
-                running.lease = catalog.renew_lease(running.lease, LEASE_TTL, clock())
+                try:
+                    running.lease = catalog.renew_lease(running.lease, LEASE_TTL, clock())
+                except Busy:
+                    held = catalog.lease(running.lease.name)
+                    running.note_lost(catalog, held.holder if held else "")
+                    raise
                 catalog.beat(running.run_id, clock())
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

@@ -13,9 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from drkit.model import Run
+from drkit.operations.exposition import Exposition, Family
 from drkit.operations.health import Health
 from drkit.operations.metrics import COUNTERS, GAUGES, HISTOGRAM, Collector, size_zscore, write_textfile
 from drkit.operations.metrics_server import answering
@@ -56,9 +58,11 @@ def fill(told: Telling) -> None:
     verified = {"kind": "verification", "policy": "orders", "run_id": "V", "verdict": "failed", "copies": [copy]}
     told.catalog.index_evidence({**verified, "ended_at": NOW.isoformat()}, "1" * 64, ["primary"])
     record = {"kind": "drill", "policy": "orders", "drill": "weekly", "verdict": "passed", "run_id": "D"}
-    record |= {"selection": {"level": "works"}, "rto_ms": 112_000, "artifact_id": "A"}
+    levels = {"exists": "passed", "intact": "passed", "works": "not run"}
+    record |= {"levels": levels, "selection": {"level": "works"}, "rto_ms": 112_000, "artifact_id": "A"}
     record |= {"ended_at": "2026-11-21T12:00:00.000000+00:00", "restored_to_at": "2026-11-20T12:00:00.000000+00:00"}
     told.catalog.index_evidence(record, "0" * 64, ["primary"])
+    told.catalog.workers.beat("host/1@x", NOW - timedelta(seconds=7))
     told.event("run.failed", run_id="R0", kind="backup", policy="orders", method="dump", error="no")
 
 
@@ -99,6 +103,12 @@ def test_they_are_what_the_catalog_says(told: Telling) -> None:
     assert value(found, "drkit_damaged_copies", target="orders") == 1
     assert value(found, "drkit_oldest_reading_timestamp_seconds", target="orders") == oldest
     assert value(found, "drkit_reading_promise_seconds", target="orders") == 30 * 86400
+    checks = {"target": "orders", "drill": "weekly"}
+    assert value(found, "drkit_drill_checks", result="passed", **checks) == 2
+    assert value(found, "drkit_drill_checks", result="not run", **checks) == 1
+    assert value(found, "drkit_worker_last_heartbeat_timestamp_seconds") == NOW.timestamp() - 7
+    assert value(found, "drkit_run_heartbeat_timestamp_seconds") == NOW.timestamp()
+    assert value(found, "drkit_healthy") == 1
     assert value(found, "drkit_problems", level="failed") == 1
     assert value(found, "drkit_notification_last_proof_timestamp_seconds") == NOW.timestamp()
     assert value(found, f"{HISTOGRAM}_bucket", target="orders", le="60.0") == 0
@@ -133,6 +143,51 @@ def test_no_label_has_values_without_an_end(told: Telling) -> None:
 def test_how_far_a_size_is_from_those_before(sizes: list[int], expected: float | None) -> None:
     found = size_zscore(sizes)
     assert found == (None if expected is None else pytest.approx(expected, abs=20 if expected < -50 else 0.01))
+
+
+def test_events_and_moments_are_counted(told: Telling) -> None:
+    told.event("lease.lost", run_id="R", kind="backup", policy="orders", lease="backup/orders", holder="other")
+    told.event("occurrence.late", schedule="s", kind="backup", policy="orders", what="dump", late_s=900.0)
+    found = samples_of(told)
+    assert value(found, "drkit_lease_lost_total") == 1
+    assert value(found, "drkit_occurrences_total", outcome="late") == 1
+    assert value(found, "drkit_occurrences_total", outcome="done") == 0
+
+
+def test_both_formats_are_read_as_they_were_meant() -> None:
+    odd = 'back\\slash "quoted"\nnewline, {brace} ü'
+    gauge = Family("drkit_some", "Text\nwith \\.", ("target", "kind"))
+    gauge.add(True, odd, "x")
+    gauge.add(1.7e9 + 0.123456, "plain", "")
+    counter = Family("drkit_things_total", "Things.", (), "counter")
+    counter.add(3)
+    histogram = Family("drkit_took_seconds", "Took.", ("target",), "histogram")
+    histogram.add_histogram((10, 60), (1, 2, 4), 99.5, odd)
+    shown = Exposition([gauge, counter, histogram])
+    for parse, accept in (
+        (text_string_to_metric_families, ""),
+        (openmetrics_families, "application/openmetrics-text; version=1.0.0, text/plain;q=0.5"),
+    ):
+        text, content_type = shown.text(accept)
+        assert content_type.startswith("application/openmetrics-text" if accept else "text/plain")
+        families = {family.name: family for family in parse(text.decode())}
+        assert {name: family.type for name, family in families.items()} == {
+            "drkit_some": "gauge",
+            "drkit_things": "counter",
+            "drkit_took_seconds": "histogram",
+        }
+        first, second = families["drkit_some"].samples
+        assert (first.labels, first.value) == ({"target": odd, "kind": "x"}, 1)
+        assert (second.labels["target"], second.value) == ("plain", 1.7e9 + 0.123456)
+        assert [sample.value for sample in families["drkit_things"].samples] == [3]
+        buckets = {s.labels.get("le", s.name): s.value for s in families["drkit_took_seconds"].samples}
+        assert buckets == {
+            "10.0": 1,
+            "60.0": 2,
+            "+Inf": 4,
+            "drkit_took_seconds_count": 4,
+            "drkit_took_seconds_sum": 99.5,
+        }
 
 
 class TestServed:
