@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
@@ -57,7 +58,13 @@ def fill(told: Telling) -> None:
     copy = {"subject": "gone", "store": "primary", "verified_at": NOW.isoformat(), "size_bytes": 7, "sound": False}
     verified = {"kind": "verification", "policy": "orders", "run_id": "V", "verdict": "failed", "copies": [copy]}
     told.catalog.index_evidence({**verified, "ended_at": NOW.isoformat()}, "1" * 64, ["primary"])
-    record = {"kind": "drill", "policy": "orders", "drill": "weekly", "verdict": "passed", "run_id": "D"}
+    record: dict[str, Any] = {
+        "kind": "drill",
+        "policy": "orders",
+        "drill": "weekly",
+        "verdict": "passed",
+        "run_id": "D",
+    }
     levels = {"exists": "passed", "intact": "passed", "works": "not run"}
     record |= {"levels": levels, "selection": {"level": "works"}, "rto_ms": 112_000, "artifact_id": "A"}
     record |= {"ended_at": "2026-11-21T12:00:00.000000+00:00", "restored_to_at": "2026-11-20T12:00:00.000000+00:00"}

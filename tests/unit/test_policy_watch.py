@@ -19,6 +19,7 @@ from drkit.catalog.sqlite import SqliteCatalog
 from drkit.errors import ConfigError
 from drkit.operations import Workplace
 from drkit.operations import serve as serve_module
+from drkit.operations.health import Health
 from drkit.operations.lookout import broken_policies
 from drkit.operations.policy_watch import PolicyWatch
 from drkit.operations.routes import Routes
@@ -253,7 +254,9 @@ class TestLogShippers:
         scene.edit("backups:\n  - {method: dump}\n", self.WAL)
         scene.look()
         stopping, told = threading.Event(), list[tuple[str, ...]]()
-        shippers = LogShippers(scene.workplace, (), scene, lambda *words: told.append(words))
+        shippers = LogShippers(
+            scene.workplace, (), scene, lambda *words: told.append(words), Health(scene.workplace.clock, {})
+        )
         thread = threading.Thread(target=shippers.run, args=[stopping])
         thread.start()
         yield self.Shipping.ran
