@@ -54,6 +54,7 @@ def fast_clock(began_s: float) -> datetime:
 
 def serve(site: Path, began_s: float) -> None:
     """Do what `drkit serve` does, with schedules on the fast clock."""
+    from drkit.operations.health import Health
     from drkit.operations.serve import serve as run_duties
     from drkit.scheduler import Planner, Ticker, schedules_of
     from drkit.worker import Worker
@@ -76,7 +77,7 @@ def serve(site: Path, began_s: float) -> None:
         policies = list(workplace.policies.values())
         planner = Planner(workplace.catalog.occurrences, schedules_of(policies, workplace.site.scheduler))
         more = [Ticker(planner, clock, Said(), tick_s=0.25), Worker(workplace, planner, policies, Said(), clock)]
-        run_duties(workplace, list(workplace.policies), Said(), stopping, more)
+        run_duties(workplace, list(workplace.policies), Said(), stopping, (Health(clock, {}), more))
     os._exit(0)
 
 

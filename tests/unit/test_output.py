@@ -11,6 +11,7 @@ import pytest
 from drkit.app import open_app
 from drkit.cli.output import Output
 from drkit.operations import serve
+from drkit.operations.health import Health
 from tests.fixtures.site import ReadySite
 
 
@@ -53,7 +54,8 @@ def test_a_duty_that_fails_is_an_event_also_where_lines_are_silent(
     monkeypatch.setattr(serve, "_FIRST_WAIT_S", 0.01)
     duty, stopping = Failing(3, "cannot reach postgresql://me:hunter2@db/orders"), threading.Event()
     with open_app(ready_site.site_file) as workplace:
-        serving = threading.Thread(target=serve.serve, args=(workplace, [], Output(json=True), stopping, [duty]))
+        watched = Health(workplace.clock, {}), [duty]
+        serving = threading.Thread(target=serve.serve, args=(workplace, [], Output(json=True), stopping, watched))
         serving.start()
         assert duty.ran.wait(20)
         stopping.set()
