@@ -37,7 +37,7 @@ _ORIGIN, _TOP_TRANSACTION, _LONG_DATA, _SHORT_DATA = 253, 252, 254, 255
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST_MICROSECONDS = 3_155_760_000_000_000  # the year 2100: what is beyond is no stamp
 
-Buffer = bytes | memoryview
+Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,28 @@ def begins_page(header: Buffer, segment: Segment, offset: int) -> bool:
     return magic >> 8 in _MAGICS and timeline <= segment.timeline and address == segment.start_lsn + offset
 
 
-def inspect(content: Buffer, name: str) -> WalFacts:
-    """Read a segment's own account; ``name`` is its segment name.
+class CommitSearch:
+    """Looks for the first commit of a segment while it is written, so that `inspect` need not look there again."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._ended = False
+        self.quiet_pages = 0
+        """In how many pages from the first on no commit begins."""
+
+    def look(self, content: Buffer, finished_bytes: int) -> None:
+        """Go on in a segment of which so much is finished; whatever may be a commit is left to `inspect`.
+
+        A page is only looked at once the page behind it is finished too, into which a commit may reach.
+        """
+        pages = _Pages(content, self._segment, finished_bytes // PAGE_BYTES)
+        while not self._ended and self.quiet_pages + _BLOCK_PAGES < pages.count:
+            self._ended = bool(pages.suspects(self.quiet_pages))
+            self.quiet_pages += 0 if self._ended else _BLOCK_PAGES
+
+
+def inspect(content: Buffer, name: str, *, quiet_pages: int = 0) -> WalFacts:
+    """Read a segment's own account; ``name`` is its segment name, ``quiet_pages`` what a `CommitSearch` has found.
 
     Raise IntegrityError when it is not a segment, or is another one than its name says.
     """
@@ -95,7 +115,7 @@ def inspect(content: Buffer, name: str) -> WalFacts:
     # Where it ends is asked first, and nothing behind it is looked at: a segment may grow while it is read.
     end_lsn = pages.end_lsn()
     pages.cut(end_lsn)
-    blocks = range(0, pages.count, _BLOCK_PAGES)
+    blocks = range(quiet_pages, pages.count, _BLOCK_PAGES)
     first = next((found for block in blocks for page in pages.suspects(block) for found in pages.commits(page)), None)
     last = None
     for page in (page for block in reversed(blocks) for page in reversed(pages.suspects(block))) if first else ():
@@ -121,11 +141,11 @@ def goes_on(content: Buffer, name: str, lsn: int, since_lsn: int) -> bool:
 class _Pages:
     """The pages of one segment that were written; the rest of the file is zeros, or what it was before."""
 
-    def __init__(self, content: Buffer, segment: Segment) -> None:
+    def __init__(self, content: Buffer, segment: Segment, count: int | None = None) -> None:
         self.content = memoryview(content)
         self.segment = segment
         self.magic = _SHORT.unpack_from(content)[0]
-        self.count = self._count()
+        self.count = self._count() if count is None else count
 
     def _count(self) -> int:
         whole = len(self.content) // PAGE_BYTES

@@ -147,10 +147,21 @@ def fill_log(place: Bench, segments: int) -> None:
         place.server.execute("select pg_switch_wal()")
 
 
-def drain(place: Bench, command: str, segments: int) -> float:
+@contextmanager
+def stopped(serve: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Stop `drkit serve` while a backlog is made, or it would have stored some of it before its time is taken."""
+    serve.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        serve.send_signal(signal.SIGCONT)
+
+
+def drain(place: Bench, serve: subprocess.Popen[bytes], command: str, segments: int) -> float:
     """Let so many segments wait, then hand them to an archiver; return the seconds until the last one is archived."""
     set_archiver(place.server, "false")
-    fill_log(place, segments)
+    with stopped(serve):
+        fill_log(place, segments)
     place.server.execute("select pg_stat_reset_shared('archiver')")
     set_archiver(place.server, command)
     started = time.perf_counter()
@@ -175,14 +186,15 @@ def push(place: Bench, command: str, name: str) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def pushes(place: Bench, command: str, segments: int) -> dict[str, list[float]]:
+def pushes(place: Bench, serve: subprocess.Popen[bytes], command: str, segments: int) -> dict[str, list[float]]:
     """Push a backlog one right after the other, and then each segment as soon as the server has finished it.
 
     Return the milliseconds of each push. The backlog comes as fast as it is taken; the second is what a server waits
-    for that writes its log at its own pace, and there is never anything to look ahead to.
+    for that writes its log at its own pace.
     """
     set_archiver(place.server, "false")
-    fill_log(place, segments)
+    with stopped(serve):
+        fill_log(place, segments)
     took = {"of a backlog": [push(place, command, name) for name in waiting(place)], "as finished": []}
     done = set(waiting(place))
     for _ in range(segments):
@@ -204,7 +216,7 @@ def bench_wal(scale: int, repeats: int) -> None:
         archive_push = " ".join(rest.command("archive-push"))
         write_policy(place, "pushed", "{method: base}", "{method: wal, receive: archive}")
         place.server.execute("create table bench_log (row text)")
-        with serving(place, "pushed"):
+        with serving(place, "pushed") as serve:
             ours = archive_command(place, "pushed")
             sides = {
                 "pgbackrest": f"{archive_push} %p",
@@ -212,17 +224,20 @@ def bench_wal(scale: int, repeats: int) -> None:
                 "drkit": ours,
             }
             best = place.alternately(
-                {name: lambda command=command: drain(place, command, segments) for name, command in sides.items()}
+                {
+                    name: lambda command=command: drain(place, serve, command, segments)
+                    for name, command in sides.items()
+                }
             )
             megabytes = segments * _SEGMENT_BYTES / 1e6
             for name, seconds in best.items():
                 print(f"  {name:<16} {megabytes / seconds:7.0f} MB/s", flush=True)
             report("drain of a backlog", best, "pgbackrest async", {"drkit": 1.0})
-            for name, command in {"pgbackrest": f"{archive_push} %p", "drkit": ours}.items():
-                for how, took in pushes(place, command, _PUSHES).items():
+            for name, command in sides.items():
+                for how, took in pushes(place, serve, command, _PUSHES).items():
                     p95 = statistics.quantiles(took, n=20)[-1]
                     median = statistics.median(took)
-                    print(f"  push by {name:<12} {how:<14} median {median:6.1f} ms   p95 {p95:6.1f} ms", flush=True)
+                    print(f"  push by {name:<16} {how:<14} median {median:6.1f} ms   p95 {p95:6.1f} ms", flush=True)
         print("promised: p95 under 30 ms and below pgBackRest's; drain at least pgBackRest's")
     bench_gaps(repeats)
 
@@ -253,12 +268,12 @@ def bench_replay(scale: int, repeats: int) -> None:
         write_policy(place, "pushed", "{method: base, via: local, parallel: 2}", "{method: wal, receive: archive}")
         place.server.execute("create table bench_log (row text)")
         archive_push = " ".join(rest.command("archive-push"))
-        with serving(place, "pushed"):
+        with serving(place, "pushed") as serve:
             both = f"{archive_push} %p && {archive_command(place, 'pushed')}"
             set_archiver(place.server, both)
             rest.run("backup", "--type=full")
             place.drkit("backup", "pushed", "--method", "base")
-            drain(place, both, segments)
+            drain(place, serve, both, segments)
 
         shares: list[float] = []
         # Each into a folder of its own: inodes that were deleted just before make ext4 search long for others.

@@ -15,7 +15,7 @@ from pathlib import Path
 from drkit.errors import SourceError
 from drkit.units import CHUNK_BYTES, MIB
 from drkit.wal import Segment
-from drkit.wal_pages import begins_page
+from drkit.wal_pages import CommitSearch, begins_page
 
 LARGEST_BYTES = 32 * MIB
 """Larger segments are read once they are whole: what is read early is kept in memory."""
@@ -33,12 +33,13 @@ class ReadInVain(SourceError):
 
 
 class Growing:
-    """One segment that is being written; ``stamp`` is there once it was read whole."""
+    """One segment that is being written; ``stamp`` is there once it was read whole, and ``search`` has looked at it."""
 
     def __init__(self, path: Path, segment: Segment) -> None:
         self.path = path
         self.segment = segment
         self.stamp: Stamp = (0, 0, 0)
+        self.search = CommitSearch(segment)
         self._changed = threading.Event()
         self._given_up = False
 
@@ -62,10 +63,12 @@ class Growing:
         Raise ReadInVain once it is given up, or is not what it was when it was read early; OSError when it cannot be
         read.
         """
-        early: list[bytes] = []
+        early, early_bytes = bytearray(self.segment.segment_bytes), 0
         with self.path.open("rb", buffering=0) as file:
             for chunk in self._finished(file.fileno()):
-                early.append(chunk)
+                early[early_bytes : early_bytes + len(chunk)] = chunk
+                early_bytes += len(chunk)
+                self.search.look(early, early_bytes)
                 yield chunk
             if self._given_up:
                 raise ReadInVain(f"{self.name} is not finished")
@@ -73,8 +76,9 @@ class Growing:
             self.stamp = stamp_of(self.path)
             if os.fstat(file.fileno()).st_ino != self.stamp[0]:
                 raise self._replaced()
-            for chunk in early:
-                if file.read(len(chunk)) != chunk:
+            for position in range(0, early_bytes, _READ_BYTES):
+                chunk = file.read(_READ_BYTES)
+                if len(chunk) != _READ_BYTES or not early.startswith(chunk, position):  # == would need a copy
                     raise self._replaced()
             while chunk := file.read(_READ_BYTES):
                 yield chunk

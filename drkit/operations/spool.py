@@ -194,7 +194,7 @@ class Spool:
 
         def chunks() -> Iterator[bytes]:
             yield from growing.chunks()
-            facts.append(read_facts(growing.path, growing.name))
+            facts.append(read_facts(growing.path, growing.name, quiet_pages=growing.search.quiet_pages))
             self._check_cluster(facts[0], growing.name)
 
         with translated(growing.path):
@@ -294,13 +294,16 @@ class FileFacts:
         return self.end_lsn - self.begin_lsn if self.kind == "partial" else None
 
 
-def read_facts(source: Path, name: str) -> FileFacts:
-    """Find out what is in a file that is to be kept under ``name``; raise IntegrityError when it is not that."""
+def read_facts(source: Path, name: str, *, quiet_pages: int = 0) -> FileFacts:
+    """Find out what is in a file that is to be kept under ``name``; raise IntegrityError when it is not that.
+
+    ``quiet_pages`` is for `inspect`.
+    """
     with translated(source):
-        return _read_facts(source, name)
+        return _read_facts(source, name, quiet_pages)
 
 
-def _read_facts(source: Path, name: str) -> FileFacts:
+def _read_facts(source: Path, name: str, quiet_pages: int) -> FileFacts:
     kind = classify(name)
     if kind == "history":
         timeline = parse_history_name(name)
@@ -318,8 +321,9 @@ def _read_facts(source: Path, name: str) -> FileFacts:
     if not size_bytes:
         raise IntegrityError(f"{name} is empty")
     with source.open("rb") as file:
+        content = memoryview(mmap.mmap(file.fileno(), size_bytes, access=mmap.ACCESS_READ))
         # Not closed by hand: an error on its way up still refers to what was read.
-        facts = inspect(memoryview(mmap.mmap(file.fileno(), size_bytes, access=mmap.ACCESS_READ)), name[:24])
+        facts = inspect(content, name[:24], quiet_pages=quiet_pages)
     segment = facts.segment
     if size_bytes != segment.segment_bytes:
         raise IntegrityError(f"{name} has {size_bytes:,} bytes, a segment of this cluster {segment.segment_bytes:,}")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from drkit.errors import IntegrityError
 from drkit.wal import Segment
-from drkit.wal_pages import _Pages, goes_on, inspect, read_identity
+from drkit.wal_pages import CommitSearch, _Pages, goes_on, inspect, read_identity
 from tests.fixtures.wal_files import CLUSTER, PAGE, commit_record, make_wal, record
 
 MIB = 1 << 20
@@ -119,6 +119,33 @@ def test_no_commit_is_overlooked_wherever_it_lies(sizes: list[int | None]) -> No
             records.append(record(0, 0x20, b"\x01" * (size // 8 * 8)))
     facts = inspect(with_records(*records), SEGMENT.name)
     assert (facts.first_commit_at, facts.last_commit_at) == ((commits[0], commits[-1]) if commits else (None, None))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.integers(min_value=0, max_value=3 * PAGE)), min_size=1, max_size=40),
+    st.lists(st.integers(min_value=1, max_value=60), min_size=1, max_size=8),
+)
+def test_what_was_searched_while_a_segment_grew_need_not_be_searched_again(
+    sizes: list[int | None], steps: list[int]
+) -> None:
+    records = [
+        commit_record(NOON + timedelta(seconds=number)) if size is None else record(10, 0, b"\1" * size)
+        for number, size in enumerate(sizes)
+    ]
+    content = with_records(*records)
+    search, grown, finished = CommitSearch(SEGMENT), bytearray(MIB), 0
+    for step in steps:
+        finished = min(finished + step * PAGE, MIB)
+        grown[:finished] = content[:finished]
+        search.look(grown, finished)
+    assert inspect(content, SEGMENT.name, quiet_pages=search.quiet_pages) == inspect(content, SEGMENT.name)
+
+
+def test_a_segment_without_commits_is_searched_as_it_grows() -> None:
+    search = CommitSearch(SEGMENT)
+    search.look(make_wal(SEGMENT), MIB)
+    assert MIB - 10 * PAGE < search.quiet_pages * PAGE < MIB
 
 
 def test_the_last_record_counts_only_when_all_of_it_is_there() -> None:
