@@ -7,6 +7,7 @@ be ended by a signal, and leak nothing. Work is imported when it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def _never(config: SchedulerConfig) -> str | None:  # noqa: ARG001 - backups and
     return None
 
 
-def _always(policy: Policy) -> bool:  # noqa: ARG001
+def _always(policy: Policy, locking: AbstractSet[str]) -> bool:  # noqa: ARG001
     return True
 
 
@@ -61,14 +62,14 @@ class JobKind:
     """How jobs of one kind are scheduled and done.
 
     ``run`` raises the error that ended it, and returns facts otherwise. Housekeeping names its time in the site file
-    by ``cron``, for the policies for which it is ``wanted``. ``reads_source`` counts it against the limit of the
-    database's host, ``further_stores`` against that of every store of the policy. ``can_stall`` is False for what has
-    a time-out of its own.
+    by ``cron``, for the policies for which it is ``wanted``, given the names of the stores that lock. ``reads_source``
+    counts it against the limit of the database's host, ``further_stores`` against that of every store of the policy.
+    ``can_stall`` is False for what has a time-out of its own.
     """
 
     run: Work
     cron: Callable[[SchedulerConfig], str | None] = _never
-    wanted: Callable[[Policy], bool] = _always
+    wanted: Callable[[Policy, AbstractSet[str]], bool] = _always
     missed: MissedRule = "latest_only"
     catch_up: timedelta = timedelta(days=1)
     reads_source: bool = False
@@ -137,12 +138,23 @@ def _prune(workplace: Workplace, policy: Policy, job: Job, reporter: Reporter) -
     return {"marked": len(result.marked), "removed": len(result.removed), "blocked": result.blocked}
 
 
+def _lock(workplace: Workplace, policy: Policy, job: Job, reporter: Reporter) -> Mapping[str, Any]:  # noqa: ARG001
+    from drkit.operations.locking import keep_locked
+
+    return keep_locked(workplace, policy)
+
+
 KINDS: Mapping[str, JobKind] = {
     "backup": JobKind(_back_up, catch_up=timedelta(days=31), reads_source=True),
     "drill": JobKind(_drill, missed="all_within", catch_up=timedelta(days=7), further_stores=False, can_stall=False),
-    "prune": JobKind(_prune, cron=lambda config: config.prune, wanted=lambda policy: policy.retention is not None),
-    "copy": JobKind(_copy, cron=lambda config: config.copy_missing, wanted=lambda policy: len(policy.stores) > 1),
+    "prune": JobKind(_prune, cron=lambda config: config.prune, wanted=lambda policy, _: policy.retention is not None),
+    "copy": JobKind(_copy, cron=lambda config: config.copy_missing, wanted=lambda policy, _: len(policy.stores) > 1),
     "verify": JobKind(_verify, cron=lambda config: config.verify),
+    "lock": JobKind(
+        _lock,
+        cron=lambda config: config.extend_locks,
+        wanted=lambda policy, locking: not locking.isdisjoint(policy.stores),
+    ),
 }
 """Every kind of job; housekeeping adds a line here, and its time to `drkit.site_scheduler`."""
 

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -40,11 +41,17 @@ _GAPS: Mapping[str, str] = {"wal.gap": "base", "oplog.gap": "dump", "oplog.timel
 """Events after which nothing can be restored until there is a new backup of that method."""
 
 
-def schedules_of(policies: Iterable[Policy], config: SchedulerConfig) -> list[Schedule]:
-    """Return everything that comes round by itself: backups, drills and housekeeping of every policy."""
-    return [
-        item for policy in policies for item in (*_backups(policy), *_drills(policy), *_housekeeping(policy, config))
-    ]
+def schedules_of(
+    policies: Iterable[Policy], config: SchedulerConfig, locking: AbstractSet[str] = frozenset()
+) -> list[Schedule]:
+    """Return everything that comes round by itself: backups, drills and housekeeping of every policy.
+
+    ``locking`` are the names of the stores whose locks are to be extended.
+    """
+    found: list[Schedule] = []
+    for policy in policies:
+        found += (*_backups(policy), *_drills(policy), *_housekeeping(policy, config, locking))
+    return found
 
 
 def _backups(policy: Policy) -> Iterable[Schedule]:
@@ -73,10 +80,10 @@ def _schedule(kind: str, policy: Policy, what: str, rule: BackupRule | DrillRule
     return _of_kind(name, kind, policy, what, recurrence, rule.catch_up)
 
 
-def _housekeeping(policy: Policy, config: SchedulerConfig) -> Iterable[Schedule]:
+def _housekeeping(policy: Policy, config: SchedulerConfig, locking: AbstractSet[str]) -> Iterable[Schedule]:
     for kind, job in KINDS.items():
         cron = job.cron(config)
-        if cron is not None and job.wanted(policy):
+        if cron is not None and job.wanted(policy, locking):
             name = f"{kind}/{policy.policy}"
             recurrence = Recurrence(cron, config.timezone, offset=spread(name, timedelta(hours=1)))
             yield _of_kind(name, kind, policy, "", recurrence, None)
@@ -89,12 +96,12 @@ def _of_kind(
     return Schedule(name, kind, policy.policy, what, recurrence, job.missed, catch_up or job.catch_up)
 
 
-def coming_up(policies: Iterable[Policy], config: SchedulerConfig, now: datetime, count: int) -> list[dict[str, str]]:
+def coming_up(schedules: Iterable[Schedule], now: datetime, count: int) -> list[dict[str, str]]:
     """Return the next ``count`` moments of all schedules in order, in UTC and on the clock of each schedule's zone."""
     from zoneinfo import ZoneInfo
 
     rows = []
-    streams = [_moments(item, now) for item in schedules_of(policies, config)]
+    streams = [_moments(item, now) for item in schedules]
     for due_at, _, item in islice(heapq.merge(*streams), count):
         rule = item.recurrence
         local = due_at.astimezone(ZoneInfo(rule.timezone))

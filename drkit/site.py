@@ -30,6 +30,7 @@ _S3_ONLY = (
     "endpoint",
     "object_lock",
     "lock_for",
+    "lock_at_most",
     "path_style",
     "ca_bundle",
     "access_key",
@@ -106,6 +107,12 @@ class StoreConfig(Section):
     )
     lock_for: Duration | None = Field(
         default=None, description="With object_lock: for how long from then on; 30d when left out.", examples=["30d"]
+    )
+    lock_at_most: Duration | None = Field(
+        default=None,
+        description="With object_lock: lock artifacts as long as their policy's retention is known to keep them, up to "
+        "so long from then; lock_for when left out, and never shorter than that.",
+        examples=["400d"],
     )
     path_style: Flag = Field(
         default=False, description="s3: the bucket in the path, as many other servers than AWS want it."
@@ -189,6 +196,11 @@ class Site(Section):
     def path(self) -> Path:
         """Return the site file."""
         return self._path
+
+    @property
+    def locking_stores(self) -> frozenset[str]:
+        """Return the names of the stores that lock what is written."""
+        return frozenset(name for name, store in self.stores.items() if store.object_lock is not None)
 
     @property
     def folder(self) -> Path:
@@ -354,6 +366,9 @@ def _store_problems(document: SourceDocument) -> list[Problem]:
         if len(pair) == 1:
             other = "secret_key" if pair == ["access_key"] else "access_key"
             problems.append(document.problem(("stores", name, pair[0]), f"is given without {other}"))
-        if "lock_for" in given and "object_lock" not in given:
-            problems.append(document.problem(("stores", name, "lock_for"), "is given without object_lock"))
+        problems += [
+            document.problem(("stores", name, key), "is given without object_lock")
+            for key in ("lock_for", "lock_at_most")
+            if key in given and "object_lock" not in given
+        ]
     return problems

@@ -43,6 +43,12 @@ class SchedulerConfig(Section):
         description="When to read stored bytes again as the policies' verification promises want it; null for never.",
         examples=['"45 1 * * *"'],
     )
+    extend_locks: Cron | None = Field(
+        default="0 6 * * *",
+        validate_default=False,
+        description="When to lock for longer what is kept, in stores with object_lock; null for never: only prunes do.",
+        examples=['"0 6 * * *"'],
+    )
     timezone: Zone = Field(default="UTC", description="The time zone of these schedules.", examples=["Europe/Berlin"])
     keep_history: Annotated[Duration, Field(ge=timedelta(days=7))] = Field(
         default=timedelta(days=400),

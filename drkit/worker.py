@@ -371,17 +371,18 @@ def scheduler_duties(
 
     ``health`` is told of their rounds.
     """
-    planner = Planner(workplace.catalog.occurrences, schedules_of(policies, workplace.site.scheduler))
+    site = workplace.site
+    planner = Planner(workplace.catalog.occurrences, schedules_of(policies, site.scheduler, site.locking_stores))
     worker = Worker(workplace, planner, policies, reporter)
     worker.health = health
 
     def replace(policies: Sequence[Policy]) -> None:
         worker.replace(policies)
-        planner.replace(schedules_of(policies, workplace.site.scheduler))
+        planner.replace(schedules_of(policies, site.scheduler, site.locking_stores))
 
     return [Ticker(planner, workplace.clock, reporter, ticked=health.tick), worker], replace
 
 
 def has_schedules(workplace: Workplace, policies: Sequence[Policy]) -> bool:
     """Tell whether anything of the policies comes round by itself."""
-    return bool(schedules_of(policies, workplace.site.scheduler))
+    return bool(schedules_of(policies, workplace.site.scheduler, workplace.site.locking_stores))

@@ -36,9 +36,11 @@ def schedule(ctx: click.Context, policy: tuple[str, ...], count: int, past: bool
             found = [item for item in workplace.catalog.occurrences.history(limit=100_000) if _wanted(item, names)]
             rows = [document_of(item) for item in found[:count]]
         else:
-            from drkit.scheduler import coming_up
+            from drkit.scheduler import coming_up, schedules_of
 
-            rows = coming_up(chosen, workplace.site.scheduler, workplace.clock(), count)
+            site = workplace.site
+            schedules = schedules_of(chosen, site.scheduler, site.locking_stores)
+            rows = coming_up(schedules, workplace.clock(), count)
     output.result("schedule", {"occurrences": rows}, _past_table(rows) if past else _next_table(rows))
 
 

@@ -13,6 +13,7 @@ from drkit.errors import DrkitError, IntegrityError, StoreError
 from drkit.model import ArtifactEntry, ObjectRecord
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import TrustedManifest, open_sealed, read_recorded
+from drkit.operations.prune_locks import lock_as_planned
 from drkit.operations.repository import join_repository
 from drkit.operations.sealed_copy import copy_sealed
 from drkit.stores import Store
@@ -64,6 +65,7 @@ def copy_artifact(
     key = bucket.manifest_key(entry.manifest.policy, entry.manifest.artifact_id)
     target.put(bucket.signature_key(key), [trusted.signature])
     target.put(key, [trusted.data])
+    lock_as_planned(workplace, workplace.policies.get(entry.manifest.policy), entry.manifest, store_name)
     copied = dataclasses.replace(entry, stores=tuple(dict.fromkeys((*entry.stores, store_name))))
     workplace.catalog.index_artifact(copied)
     workplace.catalog.verified.forget(entry.manifest.artifact_id, store_name)

@@ -48,6 +48,7 @@ from drkit.operations.parent_base import (
     kept_manifest,
     planned_parent,
 )
+from drkit.operations.prune_locks import lock_as_planned
 from drkit.operations.repository import ensure_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.selection import find_artifacts
@@ -385,6 +386,7 @@ class _Job:
         store.put(key, [data])
         entry = ArtifactEntry(manifest, hashlib.sha256(data).hexdigest(), (store.name,), details)
         self.workplace.catalog.index_artifact(entry)
+        lock_as_planned(self.workplace, self.policy, manifest, store.name)
         if manifest.method == BASE:
             forget_older(self._kept_manifest)
         return entry

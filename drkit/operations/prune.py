@@ -9,25 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from drkit import bucket
 from drkit.errors import ConfigError, StoreError, StoreMissing
 from drkit.operations import Reporter, Workplace
 from drkit.operations.prune_facts import Stored, take_stock
-from drkit.operations.prune_locks import extend_locks
+from drkit.operations.prune_locks import extend_locks, kept_by
 from drkit.operations.prune_steps import Pruning
+from drkit.operations.retention_settings import guards_of, rules_of
 from drkit.operations.running import recorded_run
 from drkit.operations.store_lease import StoreLease, store_lease
-from drkit.policy import BackupRule, Policy
-from drkit.policy_retention import Retention
-from drkit.retention import CLOCK_SKEW, Guards, Plan, Rules, plan_retention
+from drkit.policy import Policy
+from drkit.retention import CLOCK_SKEW, Plan, plan_retention
 from drkit.units import format_duration
-
-_STALE_AT_LEAST = timedelta(days=2)
-_STALE_WAITS = 3
-_LOOKED_AT = timedelta(days=100)
-_LOOKED_AT_RUNS = 3000
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def prune(workplace: Workplace, policy: Policy, reporter: Reporter, options: Pru
         stored, plan = plan_prune(workplace, policy, [*_clocks_apart(leases), *unheld])
         blocked = _blocked(plan, options)
         pruning = Pruning(workplace, stored, plan, running, leases)
-        extend_locks(workplace, stored, plan, pruning.attempt)
+        extend_locks(workplace, stored, kept_by(plan, stored), pruning.attempt)
         if not blocked:
             pruning.carry_out(reporter)
         result = _result(plan, stored, pruning, blocked)
@@ -117,55 +112,6 @@ def plan_prune(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         stored = stored.with_locks(locks)
         plan = plan_retention(stored.holdings(), rules, guards, stored.now)
     return stored, plan
-
-
-def rules_of(policy: Policy, retention: Retention) -> Rules:
-    """Return the rules of a policy; periods are those of its own calendar."""
-    scheduled = (rule.timezone for rule in policy.backups if rule.schedule is not None)
-    return Rules(
-        last=retention.last,
-        hourly=retention.hourly,
-        daily=retention.daily,
-        weekly=retention.weekly,
-        monthly=retention.monthly,
-        yearly=retention.yearly,
-        within=retention.within,
-        recovery_window=retention.recovery_window,
-        timezone=retention.timezone or next(scheduled, "UTC"),
-    )
-
-
-def guards_of(policy: Policy, retention: Retention) -> Guards:
-    """Return the guards of a policy; a method goes stale after three of its longest waits, or as the policy says."""
-    stale: dict[str, timedelta] = {
-        rule.method: retention.stale_after or max(_STALE_WAITS * _longest_wait(rule), _STALE_AT_LEAST)
-        for rule in policy.backups
-        if rule.schedule is not None or retention.stale_after is not None
-    }
-    return Guards(
-        minimum=retention.minimum,
-        failed_keep=retention.failed_keep,
-        stale_after=stale,
-        max_removed_percent=retention.max_removed_percent,
-        grace=retention.grace,
-    )
-
-
-def _longest_wait(rule: BackupRule) -> timedelta:
-    """Return the longest time between two runs of a schedule within a quarter: weekends and long months count."""
-    from datetime import UTC
-    from itertools import islice, pairwise
-
-    from cronsim import CronSim
-
-    assert rule.schedule is not None
-    begin = datetime(2026, 1, 1, tzinfo=UTC)
-    longest = timedelta()
-    for earlier, later in pairwise(islice(CronSim(rule.schedule, begin), _LOOKED_AT_RUNS)):
-        longest = max(longest, later - earlier)
-        if later - begin > _LOOKED_AT:
-            break
-    return longest
 
 
 def _blocked(plan: Plan, options: PruneOptions) -> str:

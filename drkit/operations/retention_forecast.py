@@ -12,7 +12,7 @@ from cronsim import CronSim
 
 from drkit.errors import ConfigError
 from drkit.operations import Workplace
-from drkit.operations.prune import guards_of, rules_of
+from drkit.operations.retention_settings import guards_of, rules_of
 from drkit.policy import METHODS, Policy
 from drkit.retention_simulation import Sample, Series, simulate
 

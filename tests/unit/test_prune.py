@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,8 @@ from drkit.operations.check import gather
 from drkit.operations.holds import hold_artifact, release_artifact
 from drkit.operations.inventory import take_inventory
 from drkit.operations.judgement import judge
-from drkit.operations.prune import PruneResult, guards_of, prune
+from drkit.operations.prune import PruneResult, prune
+from drkit.operations.retention_settings import guards_of
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import find_artifacts
 from drkit.operations.store_lease import store_lease
@@ -29,7 +29,7 @@ from drkit.stores import ObjectInfo, read_object
 from drkit.stores.memory import MemoryStore
 from drkit.units import format_utc
 from tests.fixtures.bucket import NOW
-from tests.fixtures.pruning import DAY, HOUR, PruneWorld, Silent, prune_world
+from tests.fixtures.pruning import DAY, HOUR, Locking, PruneWorld, Silent, prune_world
 from tests.fixtures.site import ReadySite
 
 
@@ -321,32 +321,10 @@ def test_what_is_locked_is_deferred_with_all_that_it_builds_on_and_is_no_error(w
     assert len(world.prune().removed) == 4
 
 
-class Locking(MemoryStore):
-    """A store that locks what is put for thirty days, and for longer when it is asked to."""
-
-    def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, **options)  # type: ignore[arg-type]
-        self.locks: dict[str, datetime] = {}
-        self.heads = 0
-
-    def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo:
-        self.heads += 1
-        found = super().head(key, version_id=version_id)
-        return found._replace(locked_until=self.locks.get(key, found.modified_at + 30 * DAY))
-
-    def extend_lock(self, key: str, until: datetime, *, version_id: str | None = None) -> None:
-        self.locks[key] = max(until, self.head(key).locked_until or until)
-
-
 @pytest.fixture
 def locking(world: PruneWorld) -> Locking:
     """Lend a world's offsite store that locks, as the site says."""
-    store = Locking("offsite", now=lambda: world.now)
-    world.stores["offsite"] = world.bucket.stores["offsite"] = store
-    world.bucket.__post_init__()
-    lock = world.site.stores["primary"].model_copy(update={"object_lock": "compliance"})
-    world.site = world.site.model_copy(update={"stores": {**world.site.stores, "offsite": lock}})
-    return store
+    return world.lock_offsite()
 
 
 def test_what_is_kept_stays_locked_and_what_is_marked_runs_out(world: PruneWorld, locking: Locking) -> None:

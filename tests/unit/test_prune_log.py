@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ulid import ULID
 
 from drkit import bucket
+from drkit.errors import IntegrityError
 from drkit.log_documents import (
     LogManifest,
     LogRecord,
@@ -22,6 +23,7 @@ from drkit.log_documents import (
 from drkit.model import ArtifactEntry, Compression, Encryption, LogPosition, OplogPosition
 from drkit.operations.check import gather
 from drkit.operations.judgement import judge
+from drkit.operations.locking import keep_locked
 from drkit.operations.log_check import summarize_wal
 from drkit.operations.prune import PruneResult
 from drkit.operations.prune_reach import reach_of
@@ -352,6 +354,53 @@ def test_fresh_log_at_old_positions_is_not_swept_away(logs: LogWorld) -> None:
     assert world.stores["primary"].head(fresh)
 
 
+def test_log_that_is_kept_stays_locked_and_what_goes_runs_out(world: PruneWorld) -> None:
+    locking = world.lock_offsite(lock_for=4 * DAY)
+    logs = LogWorld(world)
+    for _ in range(8):
+        logs.pass_days(2)
+        keep_locked(world.workplace, world.policy)
+        world.prune()
+        plan = world.prune(dry_run=True).plan
+        kept = [item.name for item in plan.log if item.action == "keep" and not item.is_marked]
+        files = {key: [file.key for file in manifest.files] for key, manifest in logs.manifests}
+        for key in kept:
+            for name in (key, bucket.signature_key(key), *files[key]):
+                until = locking.head(name).locked_until
+                assert until is not None
+                assert until >= world.now + 2 * DAY, name
+    assert {item.action for item in plan.log} > {"keep"}, "the oldest runs out"
+    gone = [item.name for item in plan.log if item.action != "keep"]
+    assert all(locking.locks.get(name, world.now) <= world.now + 4 * DAY for name in gone)
+
+
+def test_log_of_a_window_is_locked_to_its_end_where_the_store_allows_it(world: PruneWorld) -> None:
+    world.retention = {**WINDOW, "recovery_window": "60d"}
+    locking = world.lock_offsite(lock_at_most=400 * DAY)
+    logs = LogWorld(world)
+    logs.pass_days(2)
+    shipped_at = world.now - DAY
+    keep_locked(world.workplace, world.policy)
+    (first, manifest), _ = logs.manifests
+    for name in (first, bucket.signature_key(first), manifest.files[0].key):
+        assert locking.head(name).locked_until == shipped_at + 60 * DAY
+
+
+def test_a_log_manifest_that_is_not_believed_is_told_of_and_hinders_no_other(logs: LogWorld) -> None:
+    world = logs.world
+    locking = world.lock_offsite()
+    logs.pass_days(4)
+    key = logs.listed("offsite")[0]
+    locking.delete(bucket.signature_key(key))
+    locking.put(bucket.signature_key(key), [b"nobody's"])
+    world.now += 20 * DAY
+    world.retention = {"within": "1000d"}
+    with pytest.raises(IntegrityError, match="1 log manifests were not locked anew"):
+        keep_locked(world.workplace, world.policy)
+    others = {name for name in logs.listed("offsite") if name != key}
+    assert {name for name in locking.asked if bucket.parse_log_manifest_key(name)} == others
+
+
 class TestOplog:
     """The same for slices of MongoDB's oplog."""
 
@@ -386,6 +435,21 @@ class TestOplog:
         result = world.prune(dry_run=True)
         before, after = reach_of(world.workplace, result.stored, result.plan)
         assert len(before.windows) == len(after.windows) == 1
+
+    def test_slices_that_are_kept_stay_locked(self, world: PruneWorld) -> None:
+        policy = world.policy.model_dump(by_alias=True, exclude_none=True, mode="json")
+        policy["target"] = {"engine": "mongodb", "url": "env:ORDERS_URL"}
+        policy["backups"] = [{"method": "dump"}, {"method": "oplog"}]
+        del policy["retention"]
+        locking, keys = world.lock_offsite(), list[str]()
+        now = int(world.now.timestamp())
+        self._ship(world, (OplogTs(now - 86400, 1), OplogTs(now, 1)), None, keys)
+        world.now += 20 * DAY
+        facts = keep_locked(world.workplace, Policy.model_validate(policy))
+        assert facts == {"artifacts": 0, "log_manifests": 1}
+        stored = {item.key for item in locking.list(bucket.logs_prefix("orders"))}
+        assert set(locking.asked) == stored
+        assert len(stored) == 3
 
     def _ship(self, world: PruneWorld, ends: tuple[OplogTs, OplogTs], previous: str | None, keys: list[str]) -> str:
         facts = {"from_ts": str(ends[0]), "to_ts": str(ends[1])}
