@@ -7,7 +7,6 @@ what is not copied.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -16,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from fastcrc import crc32
 
 from drkit.engines.postgres_pages import PageCheck
 from drkit.errors import SourceError
@@ -60,7 +61,7 @@ class CopiedFile:
     path: str
     size_bytes: int
     modified_s: int
-    sha256: str
+    crc32c: int
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class TarStream:
                 return
         try:
             status = os.fstat(descriptor)
-            digest = hashlib.sha256()
+            checksum = 0
             yield _header(name, status, size_bytes=status.st_size)
             pages = self._pages if self._pages and self._pages.wants(name) else None
             left_bytes = status.st_size
@@ -227,23 +228,23 @@ class TarStream:
                     chunk = os.read(descriptor, min(left_bytes, CHUNK_BYTES)) or bytes(min(left_bytes, CHUNK_BYTES))
                     if pages:
                         pages.add(name, chunk, status.st_size - left_bytes)
-                digest.update(chunk)
+                checksum = crc32.iscsi(chunk, checksum)
                 left_bytes -= len(chunk)
                 yield chunk
             yield _padding(status.st_size)
         finally:
             os.close(descriptor)
-        self._keep(name, status.st_size, int(status.st_mtime), digest.hexdigest())
+        self._keep(name, status.st_size, int(status.st_mtime), checksum)
 
     def content(self, name: str, content: bytes, modified_s: int) -> Iterator[bytes]:
         """Yield the entry of a file that is not read from the root."""
         entry = tarfile.TarInfo(name)
         entry.size, entry.mode, entry.mtime = len(content), 0o600, modified_s
         yield entry.tobuf(tarfile.GNU_FORMAT) + content + _padding(len(content))
-        self._keep(name, len(content), modified_s, hashlib.sha256(content).hexdigest())
+        self._keep(name, len(content), modified_s, crc32.iscsi(content))
 
-    def _keep(self, name: str, size_bytes: int, modified_s: int, sha256: str) -> None:
-        self.copied.append(CopiedFile(self._prefix + name, size_bytes, modified_s, sha256))
+    def _keep(self, name: str, size_bytes: int, modified_s: int, crc32c: int) -> None:
+        self.copied.append(CopiedFile(self._prefix + name, size_bytes, modified_s, crc32c))
 
 
 def _header(name: str, status: os.stat_result, *, size_bytes: int, kind: bytes = tarfile.REGTYPE) -> bytes:
