@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests needs."""
 
+import gc
 import signal
 
 import pytest
@@ -24,3 +25,9 @@ settings.load_profile("drkit")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the soak: it may last as long as all other tests, which go on beside it."""
     items.sort(key=lambda item: item.path.name != "test_soak.py")
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage leave alone what thousands of tests are made of: it stays to the end."""
+    gc.collect()
+    gc.freeze()
