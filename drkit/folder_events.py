@@ -1,4 +1,4 @@
-"""Being told that something was made in a folder: inotify(7), and a short sleep where there is none."""
+"""Being told that something was made in one of some folders: inotify(7), and a short sleep where there is none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ _ROOM_BYTES = 1 << 16
 
 
 class FolderEvents(Protocol):
-    """Waits for something new in a folder."""
+    """Waits for something new."""
 
     def wait(self, timeout_s: float) -> None:
         """Return once something was made since the last call, after ``timeout_s`` at the latest."""
@@ -44,10 +44,11 @@ class _Untold:
 
 
 @contextmanager
-def folder_events(folder: Path) -> Iterator[FolderEvents]:
-    """Listen to a folder; raise OSError when it cannot be read."""
-    os.scandir(folder).close()
-    descriptor = _listen(folder)
+def folder_events(*folders: Path) -> Iterator[FolderEvents]:
+    """Listen to some folders; raise OSError when one cannot be read."""
+    for folder in folders:
+        os.scandir(folder).close()
+    descriptor = _listen(folders)
     if descriptor is None:
         yield _Untold()
         return
@@ -57,7 +58,7 @@ def folder_events(folder: Path) -> Iterator[FolderEvents]:
         os.close(descriptor)
 
 
-def _listen(folder: Path) -> int | None:
+def _listen(folders: Sequence[Path]) -> int | None:
     """Return what to read the kernel's word from; None where the kernel has none, or no more of it to give."""
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "inotify_init1"):
@@ -65,7 +66,8 @@ def _listen(folder: Path) -> int | None:
     descriptor = int(library.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
     if descriptor < 0:
         return None
-    if library.inotify_add_watch(descriptor, os.fsencode(folder), _CREATED_OR_MOVED_IN) < 0:
-        os.close(descriptor)
-        return None
+    for folder in folders:
+        if library.inotify_add_watch(descriptor, os.fsencode(folder), _CREATED_OR_MOVED_IN) < 0:
+            os.close(descriptor)
+            return None
     return descriptor

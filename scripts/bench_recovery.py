@@ -14,13 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from bench_log import bench_gaps
 from bench_place import DRKIT, Bench, bench, make_database, report, write_policy
 
 from tests.fixtures.postgres import PostgresServer, as_server_user, free_port
+
+T = TypeVar("T")
 
 _SEGMENT_BYTES = 16 << 20
 _PUSHES = 40
@@ -148,16 +152,21 @@ def fill_log(place: Bench, segments: int) -> None:
 
 
 @contextmanager
-def stopped(serve: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Stop `drkit serve` while a backlog is made, or it would have stored some of it before its time is taken."""
-    serve.send_signal(signal.SIGSTOP)
+def stopped(serve: subprocess.Popen[bytes] | None) -> Iterator[None]:
+    """Stop `drkit serve`, if it runs, while a backlog is made or another archiver's time is taken.
+
+    It would store some of it before its own time is taken, or take the processors from the other.
+    """
+    if serve is not None:
+        serve.send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        serve.send_signal(signal.SIGCONT)
+        if serve is not None:
+            serve.send_signal(signal.SIGCONT)
 
 
-def drain(place: Bench, serve: subprocess.Popen[bytes], command: str, segments: int) -> float:
+def drain(place: Bench, command: str, segments: int, serve: subprocess.Popen[bytes] | None) -> float:
     """Let so many segments wait, then hand them to an archiver; return the seconds until the last one is archived."""
     set_archiver(place.server, "false")
     with stopped(serve):
@@ -186,7 +195,7 @@ def push(place: Bench, command: str, name: str) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def pushes(place: Bench, serve: subprocess.Popen[bytes], command: str, segments: int) -> dict[str, list[float]]:
+def pushes(place: Bench, command: str, segments: int, serve: subprocess.Popen[bytes] | None) -> dict[str, list[float]]:
     """Push a backlog one right after the other, and then each segment as soon as the server has finished it.
 
     Return the milliseconds of each push. The backlog comes as fast as it is taken; the second is what a server waits
@@ -223,18 +232,20 @@ def bench_wal(scale: int, repeats: int) -> None:
                 "pgbackrest async": f"{archive_push} --archive-async %p",
                 "drkit": ours,
             }
-            best = place.alternately(
-                {
-                    name: lambda command=command: drain(place, serve, command, segments)
-                    for name, command in sides.items()
-                }
-            )
+
+            def alone(measure: Callable[..., T], name: str, count: int) -> T:
+                if name == "drkit":
+                    return measure(place, ours, count, serve)
+                with stopped(serve):
+                    return measure(place, sides[name], count, None)
+
+            best = place.alternately({name: partial(alone, drain, name, segments) for name in sides})
             megabytes = segments * _SEGMENT_BYTES / 1e6
             for name, seconds in best.items():
                 print(f"  {name:<16} {megabytes / seconds:7.0f} MB/s", flush=True)
             report("drain of a backlog", best, "pgbackrest async", {"drkit": 1.0})
-            for name, command in sides.items():
-                for how, took in pushes(place, serve, command, _PUSHES).items():
+            for name in sides:
+                for how, took in alone(pushes, name, _PUSHES).items():
                     p95 = statistics.quantiles(took, n=20)[-1]
                     median = statistics.median(took)
                     print(f"  push by {name:<16} {how:<14} median {median:6.1f} ms   p95 {p95:6.1f} ms", flush=True)
@@ -273,7 +284,7 @@ def bench_replay(scale: int, repeats: int) -> None:
             set_archiver(place.server, both)
             rest.run("backup", "--type=full")
             place.drkit("backup", "pushed", "--method", "base")
-            drain(place, serve, both, segments)
+            drain(place, both, segments, serve)
 
         shares: list[float] = []
         # Each into a folder of its own: inodes that were deleted just before make ext4 search long for others.

@@ -59,10 +59,10 @@ class LookAhead:
                 stopping.wait(_AGAIN_S)
 
     def _look_out(self, stopping: threading.Event) -> None:
-        """Look whenever something gets ready where the last file came from."""
+        """Look whenever a segment is made or gets ready where the last file came from."""
         last = self._last
         assert last is not None
-        with folder_events(_status_folder(last)) as events:
+        with folder_events(last.parent, _status_folder(last)) as events:
             while not stopping.is_set() and self._last is not None and self._last.parent == last.parent:
                 self.look()
                 events.wait(_LOOK_S)

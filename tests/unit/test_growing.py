@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,15 +196,40 @@ def test_nothing_is_kept_of_what_was_read_in_vain(source: LogSite, server: Serve
         assert source.stored_names() == {SEGMENT.name}
 
 
+@pytest.mark.parametrize("which", [SEGMENT.name, f"{SEGMENT.name}.json.new"])
+def test_what_the_disk_does_not_keep_never_counts(
+    source: LogSite, server: Server, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    server.write(0, MIB)
+    plain, failed = os.fdatasync, []
+
+    def fail(descriptor: int) -> None:
+        if not failed and Path(f"/proc/self/fd/{descriptor}").readlink().name == which:
+            failed.append(which)
+            raise OSError(errno.EIO, "Input/output error")
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with shipping(source) as (shipper, spool):
+        growing = Growing(server.path, SEGMENT)
+        growing.finish()
+        with pytest.raises(SourceError, match="Input/output error"):
+            shipper.ship_growing(growing)
+        assert (spool.load_sealed(), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
+        shipper.ship(server.path, keep_source=True)
+        assert source.stored_names() == {SEGMENT.name}
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_a_folder_says_when_something_is_made_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, told: bool
 ) -> None:
     if not told:
         monkeypatch.setattr(folder_events_module, "_listen", lambda _: None)
-    with folder_events(tmp_path) as events:
+    (tmp_path / "inside").mkdir()
+    with folder_events(tmp_path, tmp_path / "inside") as events:
         events.wait(0)
-        (tmp_path / "new").touch()
+        (tmp_path / "inside" / "new").touch()
         events.wait(20)
         (tmp_path / "other").touch()
         (tmp_path / "other").rename(tmp_path / "moved")
