@@ -2,7 +2,7 @@
 
 A lock cannot be taken back, and what the rules will want in a year nobody knows. So a lock is made as long as the store
 always locks, or to the end that the rules are known to keep an artifact to where the store allows it (`lock_at_most`),
-and is extended once half of its time is over and the thing is still kept. What is marked is left to run out.
+and is extended once half of its time is over and the thing is still kept. What is to go is left to run out.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Kept:
 
 
 def kept_by(plan: Plan | None, stored: Stored) -> Kept:
-    """Return what a plan keeps and nobody has marked; without a plan, because nothing is ever removed, everything."""
+    """Return what a plan keeps, also what is marked and wanted again; without one, where nothing goes, everything."""
     decisions = (*plan.artifacts, *plan.log) if plan else ()
-    going = {item.name for item in decisions if item.action != "keep" or item.is_marked}
+    going = {item.name for item in decisions if item.action != "keep"}
     return Kept(
         [name for name in stored.copies if name not in going], [key for key in stored.log_manifests if key not in going]
     )

@@ -16,6 +16,7 @@ from drkit.operations.artifact_copying import copy_artifact
 from drkit.operations.holds import hold_artifact, release_artifact
 from drkit.operations.locking import keep_locked
 from drkit.operations.prune_locks import lock_as_planned
+from drkit.operations.reader_lease import live_reader, reader_lease
 from drkit.operations.running import new_id
 from drkit.scheduler import schedules_of
 from drkit.site_scheduler import SchedulerConfig
@@ -238,3 +239,56 @@ def test_a_real_bucket_locks_to_the_planned_end(world: PruneWorld, kind: str, re
     store.extend_lock = lambda key, *_, **__: asked.append(key)  # type: ignore[method-assign, assignment]
     keep_locked(world.workplace, world.policy)
     assert asked == [], "one look later nothing is to be done"
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_kill_at_any_moment_of_an_extension_leaves_it_to_the_next(world: PruneWorld) -> None:
+    world.retention = {"within": "1000d"}
+    locking = world.lock_offsite()
+    entries = world.back_up(2)
+    extending = locking.extend_lock
+    for steps in range(6):
+        world.now += 20 * DAY
+        locking.asked.clear()
+
+        def extend(key: str, *arguments: object, at: int = steps, **options: object) -> None:
+            if len(locking.asked) == at:
+                raise Killed
+            extending(key, *arguments, **options)  # type: ignore[arg-type]
+
+        locking.extend_lock = extend  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            keep_locked(world.workplace, world.policy)
+        locking.extend_lock = extending  # type: ignore[method-assign]
+        keep_locked(world.workplace, world.policy)
+        for entry in entries:
+            assert all(span >= 15 * DAY for span in left(world, locking, entry)), steps
+
+
+def test_what_is_marked_and_wanted_again_is_locked_before_a_prune_takes_it_back(world: PruneWorld) -> None:
+    locking = world.lock_offsite()
+    world.stores["offsite"].head = lambda key, **_: MemoryStore.head(locking, key)  # locks that nobody may see
+    (first, *_) = world.back_up(6)
+    assert first.manifest.artifact_id in world.prune().marked
+    world.retention = {"last": 10}
+    locking.asked.clear()
+    keep_locked(world.workplace, world.policy)
+    assert bucket.manifest_key("orders", first.manifest.artifact_id) in locking.asked
+
+
+@pytest.mark.parametrize("kind", ["moto", "versitygw"])
+def test_a_reader_of_a_bucket_that_locks_holds_up_a_prune_and_gives_its_lease_back(
+    world: PruneWorld, kind: str, request: pytest.FixtureRequest
+) -> None:
+    server: S3Server = request.getfixturevalue(f"{kind}_server")
+    store = server.store(server.bucket(object_lock=True), lock=ObjectLock("governance", DAY))
+    world.stores["offsite"] = store
+    now = datetime.now(UTC)
+    for _ in range(2):
+        with reader_lease(world.workplace, "orders", ["offsite"], Silent()):
+            assert live_reader(store, "orders", now) == "leases/read.orders.0.json"
+            assert live_reader(store, "orders", now + HOUR) == ""
+        assert live_reader(store, "orders", now) == ""
