@@ -27,7 +27,7 @@ from tests.fixtures.site import ReadySite
 
 FROZEN_S = float(os.environ.get("DRKIT_FREEZE_SECONDS", "5"))
 _LONGEST_S = 180 + FROZEN_S
-_NOISE = "create table noise as select n, sha512(n::text::bytea) from generate_series(1, 400000) n"
+_NOISE = "create table noise as select n, sha512(n::text::bytea) from generate_series(1, 200000) n"
 _UNDERWAY = "select coalesce(min(backup_streamed), 0) > 8000000 from pg_stat_progress_basebackup"
 BASES = {"streamed": "via: stream, max_rate: 10MB", "copied": "via: local, parallel: 2, max_rate: 10MB"}
 
