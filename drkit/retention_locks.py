@@ -33,11 +33,11 @@ class LockTerm:
 
     def until(self, planned_end: datetime, now: datetime) -> datetime:
         """Return until when something is locked now."""
-        return max(now + self.least, min(planned_end, now + self.most))
+        return max(now + self.least, min(planned_end, _later(now, self.most)))
 
     def enough(self, planned_end: datetime, now: datetime) -> datetime:
         """Return how long a lock must last not to be extended now: one look in half of ``least`` finds each in time."""
-        return max(now + self.least / 2, min(planned_end, now + self.most / 2))
+        return max(now + self.least / 2, min(planned_end, _later(now, self.most / 2)))
 
 
 def planned_end(at: datetime, rules: Rules, minimum: int, coming: Iterator[datetime]) -> datetime:

@@ -44,6 +44,8 @@ class LookAhead:
         self._asked: set[str] = set()
         self._ahead: set[str] = set()
         self._growing: Growing | None = None
+        self._reader: threading.Thread | None = None
+        self._ended = False
         self._in_vain = ""
 
     def run(self, stopping: threading.Event) -> None:
@@ -136,11 +138,12 @@ class LookAhead:
                 if self._growing.name not in {*among, name}:
                     self._growing.give_up()
                 return
-            if name in self._asked or name in self._ahead or name == self._in_vain:
+            if self._ended or name in self._asked or name in self._ahead or name == self._in_vain:
                 return
             self._growing = Growing(last.with_name(name), segment)
             self._ahead.add(name)
-            threading.Thread(target=self._read, args=(self._growing,), name="growing", daemon=True).start()
+            self._reader = threading.Thread(target=self._read, args=(self._growing,), name="growing", daemon=True)
+            self._reader.start()
 
     def _is_written(self, last: Path, name: str) -> bool:
         """Say whether a segment is there and neither stored nor done with; one made beforehand is there as well."""
@@ -157,11 +160,15 @@ class LookAhead:
             self._done(growing.name)
             self._growing = None
 
-    def give_up(self) -> None:
-        """Let go of the segment that is read while it is written."""
+    def end(self) -> None:
+        """Read nothing more that is being written; return once nobody reads or seals it any more."""
         with self._lock:
+            self._ended = True
             if self._growing is not None:
                 self._growing.give_up()
+            reader = self._reader
+        if reader is not None:
+            reader.join()
 
 
 @contextmanager
@@ -177,8 +184,8 @@ def looking_ahead(shipper: Shipper, spool: Spool) -> Iterator[LookAhead]:
         finally:
             ended.set()
             watcher.join()
-            ahead.give_up()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            ahead.end()
 
 
 def ready_names(path: Path, segment_bytes: int) -> list[str]:

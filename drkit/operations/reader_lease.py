@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Self
 
 from drkit import bucket
-from drkit.errors import Busy, StoreError
+from drkit.errors import Busy, ConfigError, StoreError
 from drkit.operations import Reporter, Workplace
 from drkit.operations.store_lease import LEASE_TTL, StoreLease, is_given_back, take_lease
 from drkit.retention_facts import CLOCK_SKEW
@@ -88,11 +88,11 @@ class _Reader:
                 return
         except Busy:
             self._lease = None
-        except StoreError:
+        except (ConfigError, StoreError):
             return
         try:
             self._lease = self._take()
-        except StoreError as error:
+        except (ConfigError, StoreError) as error:  # a secret may be missing
             self._refusal = f"store {self._store.name} takes no lease of this reader: {error.message}"
 
     def _take(self) -> StoreLease | None:

@@ -184,8 +184,9 @@ class Ballast:
             unfinished.replace(self._path)
 
     def give_up(self) -> None:
-        """Make the room free for who seals and lists."""
+        """Make the room free for who seals and lists, also what a process took that was killed meanwhile."""
         with translated(self._path):
+            self._path.with_name(self._path.name + _UNFINISHED).unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
 
 

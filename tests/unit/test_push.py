@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from drkit import wal_client
 from drkit.errors import DrkitError, StoreUnavailable
 from drkit.operations import ahead as ahead_module
-from drkit.operations.ahead import LOOK_AHEAD, ready_names
+from drkit.operations.ahead import LOOK_AHEAD, looking_ahead, ready_names
 from drkit.operations.growing import Growing
 from drkit.operations.push import PushServer
+from drkit.operations.ship import Shipper
 from drkit.operations.spool import Identity
 from drkit.wal import Segment
 from tests.fixtures.wal_files import make_wal
@@ -115,7 +116,7 @@ def answering(folder: Path, shipper: ScriptedShipper) -> Iterator[Path]:
     )
     stopping = threading.Event()
     server = PushServer(setting)
-    thread = threading.Thread(target=server.run, args=(stopping,))
+    thread = threading.Thread(target=server.run, args=(stopping,), name="duty")
     thread.start()
     try:
         assert told.wait(20)
@@ -248,3 +249,38 @@ def test_the_next_segment_is_read_while_it_grows(wal: Path, shipper: ScriptedShi
         shipper.wait_for(path.name)
         shipper.wait_until_read(16 * MIB)
         assert shipper.read == content
+
+
+def test_nobody_seals_what_grows_any_more_once_the_duty_has_ended(
+    wal: Path, shipper: ScriptedShipper, tmp_path: Path
+) -> None:
+    """Else two would write one file of the spool when the duty begins anew."""
+    path = wal / FIRST.next().name
+    path.write_bytes(make_wal(FIRST.next()))
+    plain, waited = shipper.ship_growing, []
+
+    def linger(growing: Growing) -> None:
+        (duty,) = [thread for thread in threading.enumerate() if thread.name == "duty"]
+        try:
+            plain(growing)
+        finally:
+            duty.join(0.5)
+            waited.append(duty.is_alive())
+
+    shipper.ship_growing = linger  # type: ignore[method-assign]
+    with answering(tmp_path, shipper) as socket:
+        assert wal_client.push(str(wal / FIRST.name), str(socket)) == 0
+        shipper.wait_until_read(MIB)
+    assert waited == [True]
+
+
+def test_an_answer_that_comes_after_the_end_begins_nothing_more(wal: Path, shipper: ScriptedShipper) -> None:
+    (wal / FIRST.next().name).write_bytes(make_wal(FIRST.next()))
+    spool: Any = SimpleNamespace(identity=lambda: Identity("1", FIRST.segment_bytes))
+    with looking_ahead(cast("Shipper", shipper), spool) as ahead:
+        pass
+    try:
+        ahead.taken(wal / FIRST.name)
+        assert "growing" not in [thread.name for thread in threading.enumerate()]
+    finally:
+        ahead.end()

@@ -12,7 +12,7 @@ import pytest
 
 from drkit import bucket
 from drkit.canonical import canonical_json
-from drkit.errors import StoreError
+from drkit.errors import ConfigError, StoreError
 from drkit.operations import reader_lease as leases
 from drkit.operations.reader_lease import HELD_UP_AT_MOST, live_reader, reader_lease
 from drkit.operations.store_lease import take_lease
@@ -242,3 +242,27 @@ def test_a_reader_that_comes_while_a_prune_deletes_keeps_the_rest(world: PruneWo
     assert world.ids() == world.ids("offsite")
     world.now += 20 * MINUTE
     assert len(world.prune().removed) == 2
+
+
+def test_a_secret_that_is_missing_is_said_at_once_and_one_that_comes_back_makes_a_reader_hold_its_lease(
+    world: PruneWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = world.stores["offsite"]
+    looking, writing, written = store.head, store.replace, threading.Event()
+
+    def refuse(key: str, **options: object) -> ObjectInfo:
+        raise ConfigError("the secret env:OFFSITE_KEY is not set")
+
+    def write(key: str, content: bytes, *, expected: str | None) -> ObjectInfo:
+        found = writing(key, content, expected=expected)
+        written.set()
+        return found
+
+    store.head, store.replace = refuse, write
+    monkeypatch.setattr(leases, "_BEAT_S", 0.01)
+    said = Said()
+    with reader_lease(world.workplace, "orders", ["offsite"], said):
+        assert "store offsite takes no lease of this reader: the secret env:OFFSITE_KEY is not set" in said.lines[0]
+        store.head = looking
+        assert written.wait(60)
+        assert live_reader(store, "orders", world.now) == "leases/read.orders.0.json"

@@ -97,6 +97,9 @@ def test_a_store_locks_for_its_least_and_to_the_planned_end_up_to_its_most() -> 
     assert [term.until(item, now) - now for item in ends] == [30 * DAY, 40 * DAY, 100 * DAY]
     assert [term.enough(item, now) - now for item in ends] == [15 * DAY, 40 * DAY, 50 * DAY]
     assert [LockTerm(30 * DAY, 30 * DAY).enough(item, now) - now for item in ends] == [15 * DAY] * 3
+    endless = LockTerm(30 * DAY, timedelta.max)
+    assert [endless.until(item, now) - now for item in ends] == [30 * DAY, 40 * DAY, 1000 * DAY]
+    assert [endless.enough(item, now) - now for item in ends] == [15 * DAY, 40 * DAY, 1000 * DAY]
 
 
 @pytest.mark.parametrize("most", [30, 31, 400])
