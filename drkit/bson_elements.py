@@ -17,6 +17,9 @@ DOUBLE, STRING, DOCUMENT, ARRAY, BINARY, UNDEFINED, OBJECT_ID, BOOLEAN = range(0
 DATE, NULL, REGEX, POINTER, CODE, SYMBOL, SCOPED_CODE, INT32, TIMESTAMP, INT64, DECIMAL = range(0x09, 0x14)
 MIN_KEY, MAX_KEY = 0xFF, 0x7F
 
+LARGEST_DOCUMENT_BYTES = (16 << 20) + (16 << 10)
+"""What a server accepts internally (BSONObjMaxInternalSize): an oplog entry may be that much over 16 MiB."""
+
 _LENGTH = struct.Struct("<i")
 _FIXED_BYTES = {
     DOUBLE: 8,

@@ -23,6 +23,7 @@ import bson
 from bson.errors import BSONError
 from fastcrc import crc64
 
+from drkit.bson_elements import LARGEST_DOCUMENT_BYTES
 from drkit.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 MAGIC = b"\x6d\xe2\x99\x81"
 TERMINATOR = -1
 FORMAT_VERSION = "0.1"
-LARGEST_DOCUMENT_BYTES = (16 << 20) + (16 << 10)
-"""What a server accepts internally (BSONObjMaxInternalSize): an oplog entry may be that much over 16 MiB."""
 _SMALLEST_DOCUMENT_BYTES = 5
 _MOST_COLLECTIONS = 1_000_000
 _LARGEST_HEADER_BYTES = 1 << 16

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from drkit.bson_elements import TIMESTAMP, find_value
+from drkit.bson_elements import LARGEST_DOCUMENT_BYTES, TIMESTAMP, find_value
 from drkit.errors import IntegrityError
-from drkit.mongo_archive import LARGEST_DOCUMENT_BYTES, ArchiveReader
 
 _SMALLEST_DOCUMENT_BYTES = 5
 _MOST = 0xFFFFFFFF
@@ -92,20 +91,6 @@ def split_entries(chunks: Iterable[bytes]) -> Iterator[bytes]:
         rest = buffer[position:]
     if rest:
         raise IntegrityError("the oplog is damaged: it ends in the middle of an entry")
-
-
-def archived_entries(archive: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the raw oplog entries that an archive of ``mongodump --oplog`` holds, one by one.
-
-    Raise IntegrityError when the archive is not whole and sound, which shows after the last entry at the earliest.
-    """
-    batches: list[bytes] = []
-    reader = ArchiveReader(digests=False, on_oplog=batches.append)
-    for chunk in archive:
-        reader.feed(chunk)
-        yield from split_entries(batches)
-        batches.clear()
-    reader.finish()
 
 
 def document_spans(buffer: bytes | memoryview) -> Iterator[tuple[int, int]]:

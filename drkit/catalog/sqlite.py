@@ -6,21 +6,14 @@ import json
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drkit.canonical import canonical_json
-from drkit.catalog import ArtifactRow, Catalog, EvidenceEntry, files, rows
-from drkit.catalog.history import SqliteHistory
-from drkit.catalog.holds import SqliteHolds
-from drkit.catalog.measures import SqliteMeasures
-from drkit.catalog.occurrences import OccurrenceLedger
-from drkit.catalog.outbox import SqliteOutbox
-from drkit.catalog.overview import SqliteOverview
-from drkit.catalog.verified import SqliteVerified
-from drkit.catalog.workers import SqliteWorkers
+from drkit.catalog import ArtifactRow, EvidenceEntry, files, rows
+from drkit.catalog.parts import SqliteParts
 from drkit.errors import Busy, CatalogError, ConfigError, IntegrityError
 from drkit.units import format_moment, format_utc, parse_utc
 
@@ -52,19 +45,13 @@ _CLOCKS_APART = timedelta(hours=1)
 """Hosts that share a catalog and whose clocks differ by less do not take each other's leases."""
 
 
-class SqliteCatalog(Catalog):
+class SqliteCatalog(SqliteParts):
     """A catalog over one connection, which threads take in turn."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
         self._turn = threading.RLock()
-        self._occurrences = OccurrenceLedger(self._transaction, self._read)
-
-    @property
-    def occurrences(self) -> OccurrenceLedger:
-        """Return the ledger of what was due when."""
-        return self._occurrences
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -82,48 +69,6 @@ class SqliteCatalog(Catalog):
     def _read(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         with self._turn, files.translated(self.path):
             return self._connection.execute(query, values).fetchall()
-
-    @property
-    def history(self) -> SqliteHistory:
-        """Return the past, to be trimmed."""
-        return SqliteHistory(self._transaction, self._read)
-
-    @property
-    def holds(self) -> SqliteHolds:
-        """Return what is known of holds."""
-        return SqliteHolds(self._transaction, self._read)
-
-    @property
-    def outbox(self) -> SqliteOutbox:
-        """Return what people are to be told."""
-        return SqliteOutbox(self._transaction, self._read)
-
-    @property
-    def measures(self) -> SqliteMeasures:
-        """Return what the catalog says in numbers."""
-        return SqliteMeasures(self._read)
-
-    @contextmanager
-    def glance(self) -> Iterator[SqliteMeasures]:
-        """Lend measures of one moment, over a connection of their own."""
-        with files.translated(self.path), closing(files.connect(self.path)) as connection:
-            connection.execute("begin")
-            yield SqliteMeasures(lambda query, values=(): connection.execute(query, values).fetchall())
-
-    @property
-    def overview(self) -> SqliteOverview:
-        """Return what tells how all policies stand."""
-        return SqliteOverview(self._read)
-
-    @property
-    def verified(self) -> SqliteVerified:
-        """Return what is known of when copies were read."""
-        return SqliteVerified(self._transaction, self._read)
-
-    @property
-    def workers(self) -> SqliteWorkers:
-        """Return who does what is due."""
-        return SqliteWorkers(self._transaction, self._read)
 
     def start_run(self, run: Run) -> None:
         """Record a run before it does anything."""

@@ -23,7 +23,7 @@ def backup(ctx: click.Context, policy: str, method: str | None, incremental: boo
     from drkit.app import open_app
     from drkit.operations.backup import back_up
     from drkit.operations.choosing import find_policy, find_rule
-    from drkit.operations.parent_base import BASE
+    from drkit.operations.kept_bases import BASE
     from drkit.units import format_moment, format_utc
 
     output = output_of(ctx)

@@ -39,15 +39,7 @@ from drkit.model import (
 from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import ForeignManifest, open_sealed, recorded_version
 from drkit.operations.base_states import BaseState, BaseStates, base_states
-from drkit.operations.parent_base import (
-    BASE,
-    MANIFEST_KIND,
-    find_parent,
-    forget_older,
-    keep,
-    kept_manifest,
-    planned_parent,
-)
+from drkit.operations.kept_bases import BASE, MANIFEST_KIND, forget_older, keep, kept_manifest
 from drkit.operations.prune_locks import lock_as_planned
 from drkit.operations.repository import ensure_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
@@ -104,6 +96,9 @@ def back_up(
         running.outcome = {"method": rule.method}
         states = stack.enter_context(base_states(workplace, running)) if rule.method == BASE else None
         job = _Job(workplace, policy, reporter, running, recipients)
+        if incremental or rule.full_every:
+            # A dump has no parent, and need not load what judges one.
+            from drkit.operations.parent_base import find_parent, planned_parent
         if incremental:
             job.parent = find_parent(workplace, policy.policy)
         elif rule.full_every:

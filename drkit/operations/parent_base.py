@@ -8,8 +8,7 @@ parent's signed manifest records.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,12 @@ from drkit.keys import KeyFile, load_identities
 from drkit.model import ArtifactEntry, ObjectRecord
 from drkit.operations import Workplace
 from drkit.operations.artifacts import open_details, open_plain, open_sealed, store_order
+from drkit.operations.kept_bases import BASE, MANIFEST_KIND, kept_manifest
 from drkit.operations.lineage import lineage
 from drkit.operations.selection import PolicyArtifacts, choose_artifact, find_artifacts
 from drkit.operations.verify import verify_exists
-from drkit.site import Site
 from drkit.units import MIB
 
-BASE = "base"
-MANIFEST_KIND = "manifest"
-_SUFFIX = ".backup-manifest"
 _EARLY = 1 / 24
 
 
@@ -113,28 +109,6 @@ def _require_sound(workplace: Workplace, entry: ArtifactEntry) -> None:
 
 
 # The parent's backup manifest -----------------------------------------------------------------------------------------
-
-
-def kept_manifest(site: Site, policy: str, artifact_id: str) -> Path:
-    """Return where the backup manifest of a base is kept."""
-    return site.folder / "var" / "bases" / policy / f"{artifact_id}{_SUFFIX}"
-
-
-def keep(chunks: Iterable[bytes], path: Path) -> Iterator[bytes]:
-    """Pass chunks on and write them to a private file as well."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-            yield chunk
-
-
-def forget_older(path: Path) -> None:
-    """Remove the kept manifests of other bases than the one that was just committed."""
-    for other in path.parent.glob(f"*{_SUFFIX}"):
-        if other != path:
-            other.unlink(missing_ok=True)
 
 
 def _backup_manifest(workplace: Workplace, entry: ArtifactEntry) -> Path:

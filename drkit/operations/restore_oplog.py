@@ -37,7 +37,8 @@ from drkit.operations.restore import (
 )
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import PolicyArtifacts, find_artifacts
-from drkit.oplog import OplogSpan, OplogTs, archived_entries, read_ts, split_entries
+from drkit.oplog import OplogSpan, OplogTs, read_ts, split_entries
+from drkit.oplog_archive import archived_entries
 from drkit.oplog_path import ReplayPath, StoredLog, find_path, path_to_stop
 from drkit.stream import Meter
 from drkit.units import format_bytes, format_count, format_moment, format_utc

@@ -129,8 +129,8 @@ def test_a_real_serve_tells_shows_and_forgets_nothing(ready_site: ReadySite, rec
 
         assert json.loads(get(f"http://127.0.0.1:{port}/healthz"))["ok"] is True
         text = get(f"http://127.0.0.1:{port}/metrics").decode()
-        assert 'drkit_target_info{engine="postgres",site="site",target="orders",tier=""} 1.0' in text
-        assert 'drkit_last_attempt_status{kind="backup",target="orders"} 0.0' in text
+        assert 'drkit_target_info{target="orders",engine="postgres",tier="",site="site"} 1.0' in text
+        assert 'drkit_last_attempt_status{target="orders",kind="backup"} 0.0' in text
         until(lambda: (ready_site.folder / "drkit.prom").exists(), "the file of metrics is there")
         serve.kill()
 
@@ -139,7 +139,7 @@ def test_a_real_serve_tells_shows_and_forgets_nothing(ready_site: ReadySite, rec
         away.rename(ready_site.signing_key)
         until(lambda: ("resolved", gone) in receiver.states(), "the key is back")
         status = until(lambda: _metrics(port), "metrics are right after a restart")
-        assert 'drkit_last_attempt_status{kind="backup",target="orders"} 0.0' in status
+        assert 'drkit_last_attempt_status{target="orders",kind="backup"} 0.0' in status
 
     assert len(receiver.states()) == len(set(receiver.states())), "everything once"
     assert {state for state in receiver.states() if state[1] in (failed[1], gone)} == {

@@ -18,7 +18,8 @@ from drkit.engines import BackupOptions, OplogRange
 from drkit.engines.mongodb_dump import MongodbDump
 from drkit.errors import SourceError
 from drkit.model import ArtifactEntry
-from drkit.oplog import OplogTs, archived_entries, read_ts
+from drkit.oplog import OplogTs, read_ts
+from drkit.oplog_archive import archived_entries
 from tests.fixtures.mongodb import MongoServer, running_mongodb
 from tests.fixtures.oplog import OplogSite, meanwhile, newest, write_orders
 from tests.fixtures.site import ReadySite

@@ -14,8 +14,9 @@ from fastcrc import crc64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drkit.bson_elements import LARGEST_DOCUMENT_BYTES
 from drkit.errors import IntegrityError
-from drkit.mongo_archive import LARGEST_DOCUMENT_BYTES, MAGIC, ArchiveReader, ArchiveSummary, read_archive
+from drkit.mongo_archive import MAGIC, ArchiveReader, ArchiveSummary, read_archive
 from drkit.mongo_ids import Identifiers
 
 GOLDEN = (Path(__file__).parent.parent / "data" / "mongodb" / "tiny.archive").read_bytes()
