@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 
 from drkit import bucket
 from drkit.errors import Busy, DrkitError, IntegrityError, StoreError
-from drkit.model import ArtifactEntry, Tombstone
+from drkit.model import ArtifactEntry, Run, Tombstone
 from drkit.operations import Reporter, Workplace
 from drkit.operations.holds import HoldChange, decision_stores, place_hold, release_holds
 from drkit.operations.prune_facts import Stored
@@ -30,6 +30,7 @@ _READERS = ("restore", "drill", "verify")
 _READ_AT_MOST = timedelta(days=1)
 """One that runs for longer holds up nothing any more: otherwise one that hangs would fill the stores."""
 
+_MOST_RUNS = 1000  # with more of them, what is due is found soon
 _SUSPENDED = ("removal is suspended",)
 
 
@@ -137,7 +138,7 @@ class Pruning:
 
         Looked for before each deletion. One that is seen counts until the end of this run; none counts for ever.
         """
-        if due_at + HELD_UP_AT_MOST <= self.stored.now:
+        if self._overdue_since(due_at) + HELD_UP_AT_MOST <= self.stored.now:
             return False
         if not self._seen_reader:
             for name in self.stored.inventories:
@@ -147,6 +148,16 @@ class Pruning:
                     self._say_read(name, key)
                     break
         return self._seen_reader
+
+    def _overdue_since(self, due_at: datetime) -> datetime:
+        """Return when the first prune came that found it due: one that comes once a month waits for readers as well."""
+        if len(self._runs) == _MOST_RUNS:
+            return due_at
+        return min((run.started_at for run in self._runs if run.started_at >= due_at), default=self.stored.now)
+
+    @cached_property
+    def _runs(self) -> Sequence[Run]:
+        return self.workplace.catalog.runs(policy=self.policy.policy, kind="prune", limit=_MOST_RUNS)
 
     def _say_read(self, store: str, key: str) -> None:
         days = HELD_UP_AT_MOST.days

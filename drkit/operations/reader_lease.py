@@ -21,7 +21,7 @@ from drkit.retention_facts import CLOCK_SKEW
 from drkit.stores import Store
 
 HELD_UP_AT_MOST = timedelta(days=7)
-"""What is due for so long is deleted whatever leases say: whoever can write to a store cannot fill it for ever."""
+"""What a prune found due so long ago is deleted whatever leases say: whoever can write to a store cannot fill it."""
 
 _SLOTS = 16
 _MOST_LOOKED_AT = 4 * _SLOTS  # whoever writes thousands there makes each look no longer

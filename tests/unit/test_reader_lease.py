@@ -105,6 +105,14 @@ def test_leases_that_somebody_forges_again_and_again_hold_up_a_prune_for_a_bound
     assert len(world.prune().removed) == 3
 
 
+def test_a_prune_that_comes_once_a_month_waits_for_readers_as_well(world: PruneWorld) -> None:
+    world.retention = {"last": 3, "max_removed_percent": 100, "stale_after": "100d"}
+    world.now += 30 * DAY
+    with reader_lease(world.workplace, "orders", ["offsite"], Silent()):
+        assert world.prune().removed == []
+    assert len(world.prune().removed) == 3
+
+
 @pytest.mark.parametrize(
     "content",
     [
