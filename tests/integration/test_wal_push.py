@@ -284,7 +284,8 @@ def test_only_the_owner_of_the_database_may_push(source: LogSite, tmp_path: Path
         (source.spool / "socket").chmod(0o666)
         line = [shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable, "-I", "-S", "-"]
         program = (
-            f"import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect({str(source.spool / 'socket')!r})\n"
+            f"import os, socket\nos.chdir({str(source.spool)!r})\n"
+            "s = socket.socket(socket.AF_UNIX)\ns.connect('socket')\n"
             f"s.sendall(b'push {path}\\n')\nprint(s.recv(1000).decode())\n"
         )
         done = subprocess.run(line, input=program, capture_output=True, text=True, check=False, user="nobody", cwd="/")
