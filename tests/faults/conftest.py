@@ -38,7 +38,7 @@ def module_machine() -> Iterator[Path]:
 
 @contextmanager
 def _open_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="drkit-h-"))
+    folder = Path(tempfile.mkdtemp(prefix="dk-"))
     folder.chmod(0o711)
     try:
         yield folder
