@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -185,7 +186,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _end(status: int) -> NoReturn:
     """End the process without taking its modules apart first, which lasts a tenth of a second and frees nothing."""
     atexit._run_exitfuncs()  # noqa: SLF001 - what Python itself calls at its end; there is no public name
-    sys.stderr.flush()
+    with suppress(OSError):  # whoever read it is gone, which changes nothing in how the command ended
+        sys.stderr.flush()
     os._exit(status)
 
 
