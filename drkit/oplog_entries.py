@@ -26,6 +26,8 @@ _DELTA_VERSION = 2
 _INTERNAL = ("n", "km", "ci", "cd", "cu")
 """Kinds of entries that change no document: heartbeats, and what the server keeps in containers of its own."""
 _SKIPPED_DATABASES = ("admin", "config", "local")
+USERS, ROLES = "admin.system.users", "admin.system.roles"
+"""Where MongoDB keeps users and roles of all databases."""
 _SKIPPED_COLLECTIONS = ("system.profile",)
 _VIEWS = "system.views"
 _COMMANDS = (
@@ -175,7 +177,9 @@ def read_operations(entry: OplogEntry) -> Iterator[Operation]:
 
 def _operations(kind: str, namespace: str, o: bytes, o2: bytes | None, ts: OplogTs) -> Iterator[Operation]:
     database, _, collection = namespace.partition(".")
-    if kind in _INTERNAL or (database in _SKIPPED_DATABASES and collection != "$cmd"):
+    if kind in _INTERNAL:
+        return
+    if database in _SKIPPED_DATABASES and collection != "$cmd" and namespace not in (USERS, ROLES):
         return
     if kind == "c":
         yield from _command(database, o, ts)

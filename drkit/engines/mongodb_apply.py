@@ -29,6 +29,7 @@ from drkit.engines.mongodb_commands import Commands, refuse_time_series
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.errors import IntegrityError, RecoveryGap, SourceError
 from drkit.oplog import OplogDisorder, OplogTs
+from drkit.oplog_accounts import Accounts
 from drkit.oplog_catalog import OplogCatalog, command_of
 from drkit.oplog_entries import Command, Operation, OplogEntry, Write, id_query, read_entry
 from drkit.oplog_images import Batch, Image, misfit, show_id
@@ -50,7 +51,7 @@ Totals = dict[str, tuple[int, int | None]]
 class ReplayOptions:
     """What to replay, and how: entries up to ``until`` included (None: all that there are).
 
-    Entries up to ``strict_after`` may be in the data already.
+    Entries up to ``strict_after`` may be in the data already. ``accounts`` takes what is of users and roles.
     """
 
     strict_after: OplogTs
@@ -59,6 +60,7 @@ class ReplayOptions:
     work_folder: Path
     watch: Callable[[OplogTs, datetime], object] | None = None
     batch_writes: int = 1000
+    accounts: Accounts | None = None
 
 
 @dataclass
@@ -66,7 +68,8 @@ class Replayed:
     """What came of a replay: how many entries were read and operations done, and up to which entry.
 
     ``split`` are transactions of which only a part was wanted, ``unfinished`` those that were not committed by then.
-    ``passed`` says that an entry after the moment was seen, so that nothing before it can be missing.
+    ``passed`` says that an entry after the moment was seen, so that nothing before it can be missing. ``left_out`` are
+    users and roles that did not come as the log has them, each with why.
     """
 
     entries: int = 0
@@ -80,6 +83,7 @@ class Replayed:
     aborted: int = 0
     passed: bool = False
     totals: Totals = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class Applier:
@@ -91,6 +95,7 @@ class Applier:
         self._options = options
         self._redo = redo
         self._commands = Commands(client, options.strict_after, options.selection.name_in_target)
+        self._accounts = options.accounts or Accounts()
         self._batch = self._new_batch()
         self._done = Progress()
         self._totals: Totals = {}
@@ -115,8 +120,9 @@ class Applier:
                     result.passed = True
                     break
                 for operation in transactions.take(raw, entry).operations:
-                    for chosen in self._options.selection.choose(operation):
-                        self._take(chosen)
+                    if not self._accounts.take(operation):
+                        for chosen in self._options.selection.choose(operation):
+                            self._take(chosen)
                 result.last_ts, result.last_at = entry.ts, entry.at
                 if self._options.watch is not None:
                     self._options.watch(entry.ts, entry.at)
@@ -128,7 +134,7 @@ class Applier:
         result.entries, result.aborted = transactions.entries, transactions.aborted
         result.operations = self._taken - result.resumed_after
         result.skipped, result.split = self._options.selection.skipped, tuple(self._options.selection.split)
-        result.totals = self._totals
+        result.totals, result.left_out = self._totals, self._accounts.left_out
         return result
 
     def _require_consistent(self, beyond: OplogEntry) -> None:

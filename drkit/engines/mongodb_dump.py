@@ -37,7 +37,7 @@ from drkit.engines.mongodb_counts import Counts, SaidCounts, mark_counts, read_c
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.engines.mongodb_oplog import read_newest, require_reach
 from drkit.engines.mongodb_oplog_watch import OplogWatch, forecast
-from drkit.engines.mongodb_users import along, look_for_users
+from drkit.engines.mongodb_users import ServerUsers, along, look_for_users, read_users
 from drkit.errors import SourceError
 from drkit.model import ChildRecord, Difference, Fingerprint
 from drkit.mongo_archive import ArchiveReader
@@ -60,18 +60,24 @@ class MongodbDump:
     def open_backup(self, url: Secret, options: BackupOptions) -> Iterator[BackupSession]:
         """Connect, run the preflight and lend the session; see `Engine.open_backup`."""
         endpoint = parse_url(url)
+
+        def look_again() -> ServerUsers:
+            with connect(endpoint, options.idle_timeout_s) as client:
+                return read_users(client, server, options.databases)
+
         with connect(endpoint, options.idle_timeout_s) as client:
             server = read_server(client)
+            again = look_again if server.replica_set else None
             plans = _plan(client, endpoint, server, options)
             if dump_way(options.via) == "native":
                 from drkit.engines.mongodb_native import NativeDump
 
                 dump = NativeDump(client, endpoint, options, server, plans)
-                yield along(dump, look_for_users(client, server, options.databases))
+                yield along(dump, look_for_users(client, server, options.databases), again)
                 return
             users = look_for_users(client, server, options.databases)
         with tool_config(endpoint, options.work_folder) as config:
-            yield along(_DumpSession(endpoint, options, server, plans, config), users)
+            yield along(_DumpSession(endpoint, options, server, plans, config), users, again)
 
     def open_restore(self, url: Secret, options: RestoreOptions) -> AbstractContextManager[RestoreSession]:
         """Connect to the target and check that the load can work."""

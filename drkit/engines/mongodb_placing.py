@@ -172,6 +172,13 @@ def chosen_names(options: RestoreOptions) -> tuple[tuple[str, ...], tuple[str, .
     unknown = [pattern for pattern in options.exclude_users if not _any_matches(users, [pattern])]
     if unknown:
         raise SourceError(f"the backup has no user {', '.join(unknown)}", hints=["drkit restore --with-users --plan"])
+    return select_names(users, roles, options)
+
+
+def select_names(
+    users: Iterable[str], roles: Iterable[str], options: RestoreOptions
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return those of some users and roles, by ``database.name``, that a restore with users makes."""
     kept = [name for name in users if not _any_matches([name], options.exclude_users)]
     return _in_databases(kept, options), _in_databases(roles, options)
 

@@ -27,12 +27,13 @@ from drkit.engines.mongodb_oplog import read_newest
 from drkit.engines.mongodb_placing import Placing, place_parts
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.engines.mongodb_replay_proof import expected_fingerprint
-from drkit.engines.mongodb_replay_scope import catalog_at_dump, name_in_target, totals_at_dump
+from drkit.engines.mongodb_replay_scope import accounts_belong, catalog_at_dump, name_in_target, totals_at_dump
 from drkit.engines.mongodb_restore import LoadSession, found_in_the_way, open_load, require_empty, take_back
 from drkit.engines.mongodb_users_restore import UsersLoad
 from drkit.errors import SourceError
 from drkit.model import Fingerprint
 from drkit.oplog import OplogTs
+from drkit.oplog_accounts import Accounts
 from drkit.oplog_selection import Selection
 from drkit.units import format_count
 
@@ -96,7 +97,7 @@ class ReplaySession:
         self._totals = totals_at_dump(options, self._placings)
         self._catalog = catalog_at_dump(options, self._placings)
         self._selection = Selection(name_in_target(options, self._placings))
-        self._work_folder = options.work_folder
+        self._options = options
         self._folder = request.state_folder / marker.restore_id
         self._redo = RedoFile(self._folder, marker.restore_id)
         self.resumes = marker.phase == "replaying"
@@ -142,13 +143,21 @@ class ReplaySession:
             self._redo.write(Progress(totals=self._totals))
             with connect(self._endpoint) as client:
                 write_marker(client, replace(self._marker, phase="replaying"))
-        request = self._request
+        request, users = self._request, self._load.users
+        belongs = accounts_belong(self._options, users.held)
+        accounts = Accounts(self._options.with_users, users.held, belongs)
         options = ReplayOptions(
-            request.strict_after, request.until, self._selection, self._work_folder, watch=request.watch
+            request.strict_after,
+            request.until,
+            self._selection,
+            self._options.work_folder,
+            watch=request.watch,
+            accounts=accounts,
         )
         with connect(self._endpoint) as client:
             replayed = Applier(client, self._catalog, options, self._redo).run(entries, self._totals)
             self._require_counts(client, replayed.totals)
+        users.replace(accounts.held)
         return replayed
 
     def _require_counts(self, client: Client, totals: Totals) -> None:

@@ -11,7 +11,7 @@ from drkit.engines.mongodb_apply import Totals
 from drkit.engines.mongodb_commands import BUCKETS
 from drkit.engines.mongodb_fingerprint import collection_of_index, is_capped, is_time_series
 from drkit.engines.mongodb_indexes import from_extended_json, indexes_to_build
-from drkit.engines.mongodb_placing import Placing, target_name
+from drkit.engines.mongodb_placing import USERS_PART, Placing, target_name
 from drkit.oplog_catalog import OplogCatalog
 
 _SERVER_PART = "server"
@@ -41,6 +41,18 @@ def name_in_target(options: RestoreOptions, placings: Mapping[str, Placing]) -> 
         return target_name(namespace, options)
 
     return find
+
+
+def accounts_belong(options: RestoreOptions, held: Mapping[str, Mapping[str, bytes]]) -> Callable[[str], bool]:
+    """Return what says whether users and roles that came to a database after the dump belong to the restore.
+
+    They do when those of the dump are of the whole server, of that database, or somebody of it is among them.
+    """
+    parts = [facts for facts in options.details["parts"].values() if facts.get("kind") != USERS_PART]
+    known = {name for facts in parts for name in _databases(facts)}
+    known |= {name.partition(".")[0] for names in held.values() for name in names}
+    whole = any(facts.get("kind") == _SERVER_PART for facts in parts)
+    return lambda database: whole or database in known
 
 
 def _databases(facts: Mapping[str, Any]) -> list[str]:

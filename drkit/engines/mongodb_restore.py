@@ -123,7 +123,7 @@ class LoadSession:
         self.placings = placings
         self._load_documents = load_documents
         self._loaded: list[tuple[Placing, ArchiveSummary]] = []
-        self._users = UsersLoad(endpoint, options)
+        self.users = UsersLoad(endpoint, options)
         self.result = LoadResult()
         source = options.details["server"]
         if source["major"] != server.major:
@@ -145,8 +145,8 @@ class LoadSession:
     def load(self, part: str, chunks: Iterator[bytes]) -> None:
         """Load the documents of one part; whatever goes wrong, none of them stays behind."""
         if part == USERS_PART:
-            self._users.read(chunks)
-            self.result.loaded[part] = self._users.words
+            self.users.read(chunks)
+            self.result.loaded[part] = self.users.words
             return
         placing = self.placings[part]
         try:
@@ -184,7 +184,7 @@ class LoadSession:
 
     def make_users(self, client: Client) -> Iterator[BuildOutcome]:
         """Make the roles and users that were read; see `UsersLoad.make`."""
-        return self._users.make(client)
+        return self.users.make(client)
 
     def _build_indexes(self, client: Client) -> Iterator[BuildOutcome]:
         for placing, summary in self._loaded:

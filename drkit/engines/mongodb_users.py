@@ -7,7 +7,7 @@ credentials (salted, of no use to log in but enough to guess weak passwords), so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -180,10 +180,13 @@ def look_for_users(client: Client, server: ServerFacts, databases: Sequence[str]
 class UsersAlong:
     """A dump with users and roles as one more part; everything else is the dump's own."""
 
-    def __init__(self, dump: BackupSession, found: UsersFound) -> None:
+    def __init__(
+        self, dump: BackupSession, found: UsersFound, look_again: Callable[[], ServerUsers] | None = None
+    ) -> None:
         self._dump = dump
         self._found = found
         self._held = found.held
+        self._look_again = look_again
 
     @property
     def preflight(self) -> Preflight:
@@ -191,11 +194,19 @@ class UsersAlong:
         before = self._dump.preflight
         warnings = [*before.warnings, self._found.why_not] if self._found.why_not else before.warnings
         part = Part(USERS_PART, USERS_PART, _LABEL, self._held.size_bytes)
-        return replace(before, parts=[*before.parts, part] if self._held else before.parts, warnings=warnings)
+        return replace(before, parts=[*before.parts, part] if self._found.held else before.parts, warnings=warnings)
 
     def open_part(self, part: Part) -> AbstractContextManager[Iterator[bytes]]:
         """Stream one part; see `BackupSession.open_part`."""
-        return self._open_users() if part.name == USERS_PART else self._dump.open_part(part)
+        return self._open_users() if part.name == USERS_PART else self._open_data(part)
+
+    @contextmanager
+    def _open_data(self, part: Part) -> Iterator[Iterator[bytes]]:
+        with self._dump.open_part(part) as chunks:
+            if self._found.held and self._look_again is not None:
+                # By now the dump has noted its place in the oplog: what changes from here on is an entry behind it.
+                self._held, self._look_again = self._look_again(), None
+            yield chunks
 
     @contextmanager
     def _open_users(self) -> Iterator[Iterator[bytes]]:
@@ -233,11 +244,14 @@ class UsersAlong:
     def details(self) -> dict[str, Any]:
         """Return the dump's, with the names of users and roles."""
         details = self._dump.details()
-        if self._held:
+        if self._found.held:
             details["parts"] = {**details["parts"], USERS_PART: self._held.details}
         return details
 
 
-def along(dump: BackupSession, found: UsersFound) -> BackupSession:
-    """Add what was found to a dump; it stays as it is where there is nobody, and nothing to say."""
-    return UsersAlong(dump, found) if found.held or found.why_not else dump
+def along(dump: BackupSession, found: UsersFound, look_again: Callable[[], ServerUsers] | None = None) -> BackupSession:
+    """Add what was found to a dump; it stays as it is where there is nobody, and nothing to say.
+
+    ``look_again`` reads them anew once the dump has begun, so that an oplog goes on where they end.
+    """
+    return UsersAlong(dump, found, look_again) if found.held or found.why_not else dump

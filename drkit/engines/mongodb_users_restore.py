@@ -21,9 +21,10 @@ from pymongo.errors import OperationFailure, PyMongoError
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_client import Client, Endpoint
 from drkit.engines.mongodb_indexes import BuildOutcome
-from drkit.engines.mongodb_placing import USERS_PART, chosen_names
+from drkit.engines.mongodb_placing import USERS_PART, chosen_names, select_names
 from drkit.engines.mongodb_users import ServerUsers, read_users_archive
 from drkit.errors import IntegrityError, SourceError
+from drkit.oplog_entries import ROLES, USERS
 from drkit.units import format_count
 
 _TEMPORARY = "tempusers"
@@ -112,6 +113,20 @@ class UsersLoad:
     def read(self, chunks: Iterator[bytes]) -> None:
         """Take the archive; raise IntegrityError unless it holds those whom the details name."""
         self._held = read_users_archive(chunks, self._options.details["parts"][USERS_PART])
+
+    @property
+    def held(self) -> dict[str, dict[str, bytes]]:
+        """Return the raw documents that were read, by collection and name, of whoever is left out as well."""
+        return {USERS: dict(self._held.users), ROLES: dict(self._held.roles)}
+
+    def replace(self, held: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Go on with what became of them since the dump, by the same rules; whoever came since is looked at in `make`.
+
+        It leaves everything as it is where users and roles were not asked for.
+        """
+        if self._options.with_users:
+            self._held = ServerUsers(held[USERS], held[ROLES])
+            self._user_names, self._role_names = select_names(held[USERS], held[ROLES], self._options)
 
     def make(self, client: Client) -> Iterator[BuildOutcome]:
         """Make roles, those first that others build on, then users, and yield what came of each.

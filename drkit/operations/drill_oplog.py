@@ -26,11 +26,11 @@ from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import Recovery, describe_pick
 from drkit.operations.drill_replay import draw_uniform
 from drkit.operations.drill_scratch import open_scratch
+from drkit.operations.replay_words import describe_doubts
 from drkit.operations.restore import RestoreRequest, way_of
 from drkit.operations.restore_oplog import (
     OplogPlan,
     ReplaySteps,
-    describe_doubts,
     plan_oplog_restore,
     read_stored_log,
     replay_request,

@@ -23,6 +23,7 @@ from drkit.keys import KeyFile
 from drkit.operations import Reporter, Workplace
 from drkit.operations.oplog_log import StoredOplog, StoredSlice, dump_points, open_slice, stored_oplog
 from drkit.operations.reader_lease import reader_lease
+from drkit.operations.replay_words import describe_accounts, describe_doubts
 from drkit.operations.restore import (
     USERS_KIND,
     FetchedObject,
@@ -44,6 +45,7 @@ from drkit.stream import Meter
 from drkit.units import format_bytes, format_count, format_moment, format_utc
 
 _STATE_FOLDER = "restores"
+_SILENT = "SecantusDB"
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ class OplogPlan:
 
     @property
     def users_note(self) -> str:
-        """Say that users and roles are older than the data; empty where none come."""
-        if not any(item.kind == USERS_KIND for item in self.restore.objects):
+        """Say that users and roles are older than the data; empty where none come, or where the oplog has them."""
+        product = str(self.restore.details["server"].get("product", ""))
+        if not any(item.kind == USERS_KIND for item in self.restore.objects) or not product.startswith(_SILENT):
             return ""
-        return "users and roles are those of the dump: what the oplog says of them is not replayed"
+        return f"users and roles are those of the dump: {product} writes nothing of them into its oplog"
 
     @property
     def stored_bytes(self) -> int:
@@ -237,7 +240,7 @@ def restore_oplog(
                 steps.load(session)
             replayed = steps.replay(session)
             loaded = session.finish()
-        loaded.warnings[:0] = [*warnings, *describe_doubts(plan, replayed)]
+        loaded.warnings[:0] = [*warnings, *describe_doubts(plan, replayed), *describe_accounts(replayed)]
         running.outcome = {
             "artifact_id": manifest.artifact_id,
             "loaded": loaded.loaded,
@@ -353,29 +356,6 @@ def _require_as_signed(stored: StoredSlice, span: OplogSpan) -> None:
     begins_late = span.first_ts is not None and span.first_ts > stored.slice.from_ts
     if held != (record.entries, record.last_sha256, stored.slice.to_ts, record.first_ts) or not begins_late:
         raise IntegrityError(f"oplog slice {record.part} does not hold the entries that its manifest says")
-
-
-def describe_doubts(plan: OplogPlan, replayed: Replayed) -> list[str]:
-    """Say what somebody should know of a replay that came to its end."""
-    said = [f"a copy was passed over: {note}" for note in plan.notes]
-    if plan.users_note:
-        said.append(plan.users_note)
-    if plan.newer_history:
-        said.append(plan.newer_history)
-    if replayed.split:
-        places = ", ".join(map(str, replayed.split[:5])) + (", …" if len(replayed.split) > 5 else "")
-        count = format_count(len(replayed.split), "transaction")
-        said.append(f"{count} came back in part, because the rest of it is not restored: {places}")
-    if replayed.unfinished:
-        count = format_count(len(replayed.unfinished), "transaction")
-        said.append(f"{count} had begun and was not committed by then; nothing of it came back")
-    until = plan.path.until
-    if until is not None and not replayed.passed:
-        said.append(
-            f"the stored oplog ends at {plan.path.reaches_ts}, before {format_moment(until)}:"
-            " what was written in between, if anything was, is not in it"
-        )
-    return said
 
 
 def _leave_timeline(workplace: Workplace, plan: OplogPlan, url: Secret) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from drkit.engines import BackupSession, Part, Preflight, RestoreOptions
 from drkit.engines.mongodb_client import Endpoint, ServerFacts
 from drkit.engines.mongodb_placing import plan_contents
 from drkit.engines.mongodb_proof import verify_part
-from drkit.engines.mongodb_users import ServerUsers, UsersAlong, look_for_users
+from drkit.engines.mongodb_users import ServerUsers, UsersAlong, UsersFound, look_for_users
 from drkit.engines.mongodb_users_restore import UsersLoad, in_order
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.mongo_archive import read_archive
@@ -321,6 +322,10 @@ class _Dump:
     def details(self) -> dict[str, Any]:
         return {"server": {}, "parts": {"server": {"label": "all"}}}
 
+    @contextmanager
+    def open_part(self, part: Part) -> Iterator[Iterator[bytes]]:
+        yield iter([part.name.encode()])
+
 
 def test_a_dump_gets_a_part_for_those_that_there_are_and_a_warning_where_they_cannot_be_read() -> None:
     server = Mongod(users={item["_id"]: item for item in USERS}, roles={item["_id"]: item for item in ROLES})
@@ -340,6 +345,26 @@ def test_a_dump_gets_a_part_for_those_that_there_are_and_a_warning_where_they_ca
     assert list(along.details()["parts"]) == ["server"]
     nobody = UsersAlong(cast("BackupSession", _Dump()), look_for_users(cast("Any", Mongod()), MONGOD, ()))
     assert (len(nobody.preflight.parts), list(nobody.preflight.warnings)) == (1, [])
+
+
+@pytest.mark.parametrize("later", [held([user("late")], []), ServerUsers({}, {})])
+def test_users_are_those_of_when_the_dump_had_its_place_in_the_oplog(later: ServerUsers) -> None:
+    looks: list[ServerUsers] = []
+
+    def look_again() -> ServerUsers:
+        looks.append(later)
+        return later
+
+    found = UsersFound(held(), "8.0.4")
+    along = UsersAlong(cast("BackupSession", _Dump()), found, look_again)
+    data, users = along.preflight.parts
+    for _ in range(2):
+        with along.open_part(data) as chunks:
+            assert b"".join(chunks) == b"server"
+    with along.open_part(users) as chunks:
+        assert verify_part(along.details()["parts"]["users"], chunks) == ()
+    assert along.details()["parts"]["users"]["users"] == [*later.users]
+    assert len(looks) == 1
 
 
 def _all(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -73,7 +73,7 @@ def test_what_concerns_the_server_alone_is_left_out() -> None:
         entry(1, "n", "", {"msg": "periodic noop"}),
         insert(2, "config.transactions", {"_id": 1}),
         insert(3, "local.replset.minvalid", {"_id": 1}),
-        insert(4, "admin.system.users", {"_id": 1}),
+        insert(4, "admin.system.version", {"_id": 1}),
         insert(5, "shop.system.profile", {"_id": 1}),
         command(6, "config", {"create": "image_collection"}),
         command(7, "shop", {"startIndexBuild": "orders", "indexes": []}),
