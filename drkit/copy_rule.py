@@ -11,16 +11,36 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from drkit.retention_locks import LockTerm
+
+_UNLOCKED = LockTerm(timedelta(), timedelta())
+
+
+class Taken(NamedTuple):
+    """When an artifact was taken, from which locks count, and until when the retention is known to keep it."""
+
+    at: datetime
+    planned_end: datetime
+
 
 @dataclass(frozen=True)
 class StorePlace:
-    """What of a store counts for the rule; ``lock`` is its Object Lock mode, empty for none."""
+    """What of a store counts for the rule.
+
+    ``lock`` is its Object Lock mode, empty for none, ``term`` for how long it locks, and ``extended_at`` when all that
+    is kept there was last locked anew.
+    """
 
     store: str
     failure_domain: str
     offsite: bool = False
     lock: str = ""
-    lock_for: timedelta = timedelta()
+    term: LockTerm = _UNLOCKED
+    extended_at: datetime | None = None
+
+    def locked_until(self, taken: Taken) -> datetime:
+        """Return until when an artifact is locked here at the least, if the store did what it was asked for."""
+        return self.term.known_until(taken.planned_end, taken.at, self.extended_at)
 
 
 @dataclass(frozen=True)
@@ -72,10 +92,10 @@ class CopyRule:
         return "-".join(digit if answer.met else "x" for digit, _, answer in self.answers)
 
 
-def judge_copies(places: Sequence[StorePlace], taken_at: datetime | None, proof: Proof, now: datetime) -> CopyRule:
+def judge_copies(places: Sequence[StorePlace], taken: Taken | None, proof: Proof, now: datetime) -> CopyRule:
     """Answer the five questions for an artifact that ``places`` hold whole, with all that it builds on.
 
-    ``taken_at`` is when it was taken, from which locks count; None without any artifact.
+    ``taken`` is None without any artifact.
     """
     domains = sorted({place.failure_domain for place in places})
     offsite = [place.store for place in places if place.offsite]
@@ -83,14 +103,14 @@ def judge_copies(places: Sequence[StorePlace], taken_at: datetime | None, proof:
         copies=Answer(len(places) >= 2, ", ".join(["the source", *(place.store for place in places)])),
         domains=Answer(len(domains) >= 2, ", ".join(domains) or "no copy"),
         offsite=Answer(bool(offsite), ", ".join(offsite) or "no store with a copy is offsite"),
-        immutable=_immutable(places, taken_at, now),
+        immutable=_immutable(places, taken, now),
         errors=_errors(proof),
     )
 
 
-def _immutable(places: Sequence[StorePlace], taken_at: datetime | None, now: datetime) -> Answer:
+def _immutable(places: Sequence[StorePlace], taken: Taken | None, now: datetime) -> Answer:
     locking = [place for place in places if place.lock]
-    held = [place for place in locking if taken_at is not None and taken_at + place.lock_for > now]
+    held = [place for place in locking if taken is not None and place.locked_until(taken) > now]
     if held:
         return Answer(True, ", ".join(f"{place.store} ({place.lock})" for place in held))
     if locking:

@@ -39,6 +39,11 @@ class LockTerm:
         """Return how long a lock must last not to be extended now: one look in half of ``least`` finds each in time."""
         return max(now + self.least / 2, min(planned_end, _later(now, self.most / 2)))
 
+    def known_until(self, planned_end: datetime, locked_at: datetime, extended_at: datetime | None) -> datetime:
+        """Return until when something is locked at the least that was locked once, and that a later look found kept."""
+        at_first = self.until(planned_end, locked_at)
+        return at_first if extended_at is None else max(at_first, self.enough(planned_end, extended_at))
+
 
 def planned_end(at: datetime, rules: Rules, minimum: int, coming: Iterator[datetime]) -> datetime:
     """Return until when the rules are known to keep an artifact of the moment ``at``, in whole seconds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from drkit.documents import SourceDocument, read_document, shown_path
 from drkit.errors import ConfigError, Problem
 from drkit.policy import Policy
 from drkit.policy_cache import PolicyCache
-from drkit.policy_fields import Duration, Name
+from drkit.policy_fields import Duration, Name, write_duration
 from drkit.policy_notify import Notify
 from drkit.policy_rules import cross_checks
 from drkit.policy_verify import VerifyRule
@@ -24,6 +25,7 @@ from drkit.site_scheduler import SchedulerConfig
 from drkit.validation import Flag, Section, Text, refuse, validate
 from drkit.words import did_you_mean
 
+_LONGEST_LOCK = timedelta(days=3660)  # ten years: a slip beyond that would outlive whoever made it
 _STORE_SCHEMES = ("file", "s3", "memory")
 _S3_ONLY = (
     "region",
@@ -64,6 +66,15 @@ def _endpoint(url: str) -> str:
     return url
 
 
+def _lock_time(duration: timedelta) -> timedelta:
+    if duration > _LONGEST_LOCK:
+        raise ValueError(
+            f"{write_duration(duration)} is longer than {write_duration(_LONGEST_LOCK)}: nobody could take such a lock"
+            " back; what is kept is locked anew in time, so write a shorter one"
+        )
+    return duration
+
+
 def _catalog(url: str) -> str:
     if is_reference(url):
         return check_reference(url)
@@ -75,6 +86,7 @@ def _catalog(url: str) -> str:
     return url
 
 
+LockTime = Annotated[Duration, AfterValidator(_lock_time)]
 SitePath = Annotated[Path, AfterValidator(_inside)]
 Reference = Annotated[Text, AfterValidator(check_reference)]
 
@@ -105,13 +117,15 @@ class StoreConfig(Section):
         "it (governance), can remove it; the bucket must have been made with Object Lock.",
         examples=["compliance"],
     )
-    lock_for: Duration | None = Field(
-        default=None, description="With object_lock: for how long from then on; 30d when left out.", examples=["30d"]
+    lock_for: LockTime | None = Field(
+        default=None,
+        description="With object_lock: for how long from then on, 3660d at most; 30d when left out.",
+        examples=["30d"],
     )
-    lock_at_most: Duration | None = Field(
+    lock_at_most: LockTime | None = Field(
         default=None,
         description="With object_lock: lock artifacts as long as their policy's retention is known to keep them, up to "
-        "so long from then; lock_for when left out, and never shorter than that.",
+        "so long from then, 3660d at most; lock_for when left out, and never shorter than that.",
         examples=["400d"],
     )
     path_style: Flag = Field(

@@ -66,6 +66,9 @@ class Overview(Protocol):
     def largest(self, policy: str) -> str:
         """Return the artifact with the most bytes of a policy that has one; raise CatalogError."""
 
+    def last_successes(self, kind: str) -> dict[str, datetime]:
+        """Return by policy when a run of that kind last succeeded; raise CatalogError."""
+
 
 class SqliteOverview(Overview):
     """The questions as SQL; each is one pass over an index, or a look-up for each policy."""
@@ -97,6 +100,11 @@ class SqliteOverview(Overview):
     def largest(self, policy: str) -> str:
         """Return the artifact with the most bytes of a policy that has one; raise CatalogError."""
         return str(self._read(_LARGEST, {"policy": policy})[0]["artifact_id"])
+
+    def last_successes(self, kind: str) -> dict[str, datetime]:
+        """Return by policy when a run of that kind last succeeded; raise CatalogError."""
+        query = "select policy, succeeded_at from run_sums where kind = :kind and succeeded_at is not null"
+        return {policy: datetime.fromisoformat(ended_at) for policy, ended_at in self._read(query, {"kind": kind})}
 
     def _add_newest(self, found: Mapping[str, PolicyOverview], values: Mapping[str, Any]) -> None:
         for policy, artifact_id, taken_at, parent, stores in self._read(_NEWEST, values):

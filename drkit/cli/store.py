@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drkit.cli import common_options, output_of, site_option
-from drkit.errors import EXIT_PROBLEMS, ConfigError, StoreError
+from drkit.errors import EXIT_PROBLEMS, ConfigError, DrkitError, StoreError
 
 if TYPE_CHECKING:
     from drkit.operations.copy_result import CopyResult
@@ -181,3 +181,49 @@ def _copy_lines(result: CopyResult) -> list[str]:
         made += f", {format_count(len(result.logs), 'log manifest')} copied"
     failed = f", {len(result.failed)} failed" if result.failed else ""
     return [*lines, f"{made}{failed}, {format_count(result.complete, 'artifact')} lacked none"]
+
+
+@store.command()
+@click.argument("policies", nargs=-1)
+@common_options
+@click.pass_context
+def lock(ctx: click.Context, policies: tuple[str, ...]) -> None:
+    """Extend the Object Lock of all that POLICIES (or all of them) keep, where it is time; remove and mark nothing.
+
+    What drkit serve does once a day, and each prune. Only stores with object_lock are asked.
+    Exit codes: 0 all that is kept is locked for long enough; 6 a store did not do it.
+    """
+    from drkit.app import open_app
+    from drkit.operations.choosing import find_policy
+    from drkit.operations.locking import keep_locked
+
+    output = output_of(ctx)
+    with open_app(site_option(ctx)) as workplace:
+        chosen = [find_policy(workplace, name) for name in policies] or [*workplace.policies.values()]
+        locking = [item for item in chosen if not workplace.site.locking_stores.isdisjoint(item.stores)]
+        if not locking:
+            raise ConfigError("none of these stores has object_lock, so nothing is locked", hints=[_LOCK_HINT])
+        documents, failures = [], list[DrkitError]()
+        for item in locking:
+            try:
+                documents.append({"policy": item.policy, **keep_locked(workplace, item)})
+            except DrkitError as error:
+                if len(locking) == 1:
+                    raise
+                failures.append(error)
+                documents.append({"policy": item.policy, "error": error.message})
+    output.result("store-lock", {"policies": documents}, "\n".join(_lock_line(item) for item in documents))
+    ctx.exit(failures[0].exit_code if failures else 0)
+
+
+_LOCK_HINT = "object_lock: governance   (of a store in drkit.yaml)"
+
+
+def _lock_line(document: dict[str, Any]) -> str:
+    from drkit.units import format_count
+
+    if "error" in document:
+        return f"{document['policy']}  FAILED  {document['error']}"
+    artifacts, manifests = format_count(document["artifacts"], "artifact"), document["log_manifests"]
+    log = f", {format_count(manifests, 'log manifest')}" if manifests else ""
+    return f"{document['policy']}  locked for long enough: {artifacts}{log}, and their documents"

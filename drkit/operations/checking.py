@@ -28,7 +28,10 @@ def check_stores(workplace: Workplace, policies: Sequence[Policy], *, everything
     logs = {policy.policy: summarize_wal(workplace, policy.policy) for policy in policies if policy.rule("wal")}
     logs |= {policy.policy: summarize_oplog(workplace, policy.policy) for policy in policies if policy.rule("oplog")}
     readings = _readings(workplace, policies)
-    expectations = {policy.policy: expectation_of(policy, now, workplace.site) for policy in policies}
+    locked = workplace.catalog.overview.last_successes("lock") if workplace.site.locking_stores else {}
+    expectations = {
+        policy.policy: expectation_of(policy, now, workplace.site, locked.get(policy.policy)) for policy in policies
+    }
     report = judge(dataclasses.replace(observed, logs=logs, readings=readings), expectations, now)
     limits = tuple(shared_limit(expectations.values(), readings)) if everything else ()
     return dataclasses.replace(report, stores=(*report.stores, *limits))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from drkit.copy_rule import StorePlace
+from drkit.operations.lock_terms import kept_until, lock_term
 from drkit.policy import BackupRule, DrillRule, Policy
 from drkit.reading_plan import ReadingPromise
 from drkit.schedule import Recurrence
 from drkit.site import Site, StoreConfig
-from drkit.stores.opening import LOCK_FOR
 
 _LONGEST = timedelta(days=366 * 30)
 _REMEMBERED = 8192
@@ -33,7 +34,8 @@ class Expectation:
     """What should be true of one policy.
 
     ``places`` are its stores, as far as the site is known. ``reading`` is the promise to read everything again; with
-    ``shares_limit`` its limit for a day is the site's, for several policies together.
+    ``shares_limit`` its limit for a day is the site's, for several policies together. ``kept_until`` tells of a method
+    and a moment until when the retention is known to keep an artifact.
     """
 
     policy: str
@@ -44,13 +46,18 @@ class Expectation:
     places: tuple[StorePlace, ...] = ()
     reading: ReadingPromise | None = None
     shares_limit: bool = False
+    kept_until: Callable[[str, datetime], datetime] | None = field(default=None, compare=False)
 
 
-def expectation_of(policy: Policy, now: datetime, site: Site | None = None) -> Expectation:
+def expectation_of(
+    policy: Policy, now: datetime, site: Site | None = None, extended_at: datetime | None = None
+) -> Expectation:
     """Return what should be true of ``policy`` at ``now``.
 
-    ``site`` says what its stores count for, and what is promised where the policy does not say it.
+    ``site`` says what its stores count for, and what is promised where the policy does not say it; ``extended_at`` is
+    when the policy's locks were last extended.
     """
+    places = [store_place(name, site.stores[name]) for name in policy.stores] if site else []
     rule = policy.verify or (site.verify if site else None)
     return Expectation(
         policy=policy.policy,
@@ -58,9 +65,10 @@ def expectation_of(policy: Policy, now: datetime, site: Site | None = None) -> E
         rpo=policy.objectives.rpo,
         backups=_dues(((rule.method, rule) for rule in policy.backups), now),
         drills=_dues(((rule.name, rule) for rule in policy.drills), now),
-        places=tuple(store_place(name, site.stores[name]) for name in policy.stores) if site else (),
+        places=tuple(replace(place, extended_at=extended_at) for place in places),
         reading=rule.promise if rule else None,
         shares_limit=rule is not None and policy.verify is None,
+        kept_until=partial(kept_until, policy),
     )
 
 
@@ -71,13 +79,13 @@ def store_place(name: str, config: StoreConfig) -> StorePlace:
         default = f"aws {config.region}" if at_aws else str(config.endpoint).partition("://")[2].partition("/")[0]
     else:
         default = "this host"
-    return StorePlace(
+    place = StorePlace(
         store=name,
         failure_domain=config.failure_domain or default,
         offsite=at_aws if config.offsite is None else config.offsite,
-        lock=config.object_lock or "",
-        lock_for=config.lock_for or LOCK_FOR,
     )
+    term = lock_term(config)
+    return replace(place, lock=config.object_lock or "", term=term) if term else place
 
 
 def _dues(rules: Iterable[tuple[str, BackupRule | DrillRule]], now: datetime) -> tuple[Due, ...]:

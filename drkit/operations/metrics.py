@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from drkit import __version__
 from drkit.catalog.measures import Measures, NewestArtifact
 from drkit.catalog.sums import DURATION_BUCKETS_S
 from drkit.operations import Workplace
+from drkit.operations.expectations import store_place
 from drkit.operations.exposition import Exposition, Family
 from drkit.operations.health import Health
 from drkit.operations.lookout import CLOCK_MARGIN, free_and_size_bytes, restorable_to, watched_folders
 from drkit.operations.metrics_promises import Promises
 from drkit.policy import Policy
-from drkit.stores.opening import LOCK_FOR
 
 _CACHED_S = 5.0
 _FEWEST_SIZES = 5
@@ -58,7 +59,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "drkit_copies_target": ("How many stores the policy names.", ("target",)),
     "drkit_retention_lock_until_timestamp_seconds": (
-        "Until when the newest artifact is locked in a store with object_lock, as the site has it.",
+        "Until when the newest artifact is locked in a store with object_lock, at the least.",
         ("target", "store"),
     ),
     "drkit_damaged_copies": ("Copies that were not sound when they were read last.", ("target",)),
@@ -144,7 +145,9 @@ class _Reading:
         self._health = health
         self._measures = measures
         self._problems = workplace.catalog.outbox.problems()
+        self._promises = promises
         self._policies = promises.policies
+        self._extended: dict[str, datetime] = {}
         self._now = workplace.clock()
         self._gauges = {name: _family(name) for name in GAUGES} | promises.families(self._now)
         self._counters = {name: Family(name, text, labels, "counter") for name, (text, labels) in COUNTERS.items()}
@@ -191,6 +194,8 @@ class _Reading:
         self._counters["drkit_lease_lost_total"].add(events.get("lease.lost", 0))
         for run in self._measures.last_runs():
             if run.succeeded_at is not None:
+                if run.kind == "lock":
+                    self._extended[run.policy] = run.succeeded_at
                 self._set("drkit_last_success_timestamp_seconds", run.succeeded_at.timestamp(), run.policy, run.kind)
             self._set("drkit_last_attempt_status", run.last_state == "succeeded", run.policy, run.kind)
             self._set("drkit_last_duration_seconds", run.last_duration_s, run.policy, run.kind)
@@ -234,7 +239,8 @@ class _Reading:
             is_there = newest is not None and name in newest.stores
             domains[key] = domains.get(key, 0) + is_there
             if newest is not None and is_there and store.object_lock:
-                until = newest.restorable_to_at + (store.lock_for or LOCK_FOR)
+                place = replace(store_place(name, store), extended_at=self._extended.get(policy.policy))
+                until = self._promises.locked_until(policy, place, newest.method, newest.restorable_to_at)
                 self._set("drkit_retention_lock_until_timestamp_seconds", until.timestamp(), policy.policy, name)
         for (domain, immutable), count in domains.items():
             self._set("drkit_copies", count, policy.policy, domain, immutable)

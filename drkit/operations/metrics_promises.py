@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from drkit.copy_rule import StorePlace, Taken
 from drkit.operations.expectations import interval_of, recurrence_of
 from drkit.operations.exposition import Family
+from drkit.operations.lock_terms import kept_until
 from drkit.policy import Policy
 from drkit.schedule import Recurrence
 from drkit.site import Site
@@ -29,6 +31,7 @@ class Promises:
         self._rto = family("drkit_drill_rto_target_seconds")
         self._reading = family("drkit_reading_promise_seconds")
         self._schedules: dict[tuple[str, str, str], list[Recurrence]] = {}
+        self._kept: dict[tuple[str, str], tuple[datetime, datetime]] = {}
         for policy in policies.values():
             self._tell(policy)
 
@@ -52,6 +55,15 @@ class Promises:
     def _add_schedule(self, of: tuple[str, str, str], recurrence: Recurrence | None) -> None:
         if recurrence is not None:
             self._schedules.setdefault(of, []).append(recurrence)
+
+    def locked_until(self, policy: Policy, place: StorePlace, method: str, at: datetime) -> datetime:
+        """Return until when the newest artifact of a method, of moment ``at``, is locked in a store at the least."""
+        if not place.term.is_planned:
+            return place.locked_until(Taken(at, at))
+        found = self._kept.get((policy.policy, method))
+        if found is None or found[0] != at:  # else it is the same as a scrape ago: the schedule is not walked again
+            self._kept[policy.policy, method] = found = at, kept_until(policy, method, at)
+        return place.locked_until(Taken(*found))
 
     def families(self, now: datetime) -> dict[str, Family]:
         """Return the families by name. Of several schedules for one method the one that comes round sooner counts."""

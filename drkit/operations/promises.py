@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from drkit.copy_rule import CopyRule, Proof, StorePlace, judge_copies
+from drkit.copy_rule import CopyRule, Proof, StorePlace, Taken, judge_copies
 from drkit.model import Finding, Run
 from drkit.operations.check import LogSummary
 from drkit.operations.expectations import Due, Expectation
@@ -222,7 +222,18 @@ def copy_rule(standing: Standing) -> CopyRule:
         damaged=sorted({store for _, store in standing.damaged}),
     )
     places = [known.get(name, StorePlace(name, name)) for name in standing.holders]
-    return judge_copies(places, standing.taken_at, proof, standing.now)
+    return judge_copies(places, _taken(standing), proof, standing.now)
+
+
+def _taken(standing: Standing) -> Taken | None:
+    at, expectation = standing.taken_at, standing.expectation
+    if at is None:
+        return None
+    method = next((name for name, newest in standing.newest.items() if newest == at), "")
+    known = expectation.kept_until if expectation else None
+    # Where no store locks to a planned end, none is looked for: that takes a walk through the schedule.
+    is_planned = any(place.term.is_planned for place in (expectation.places if expectation else ()))
+    return Taken(at, known(method, at) if known and is_planned else at)
 
 
 def summarize(standing: Standing) -> str:

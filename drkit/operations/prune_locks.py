@@ -3,17 +3,20 @@
 A lock cannot be taken back, and what the rules will want in a year nobody knows. So a lock is made as long as the store
 always locks, or to the end that the rules are known to keep an artifact to where the store allows it (`lock_at_most`),
 and is extended once half of its time is over and the thing is still kept. What is to go is left to run out.
+
+Documents that are never removed stay locked as long as anything of the policy is: a tombstone explains a gap in the
+chain for ever, a record is what an auditor asks for, and without the public keys no signature can be checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from drkit import bucket
 from drkit.errors import IntegrityError, StoreError, StoreMissing, StoreUnavailable
@@ -21,22 +24,24 @@ from drkit.log_documents import LogManifest, OplogManifest, SignedLog
 from drkit.model import Manifest
 from drkit.operations import Workplace
 from drkit.operations.artifacts import recorded_version
-from drkit.operations.retention_settings import guards_of, rules_of, runs_after
+from drkit.operations.lock_terms import kept_until, lock_term
 from drkit.policy import Policy
-from drkit.retention_locks import LockTerm, closed_over, planned_end
+from drkit.retention_locks import LockTerm, closed_over
 from drkit.stores import Store
-from drkit.stores.opening import LOCK_FOR
 
 if TYPE_CHECKING:
+    from drkit.operations.inventory import StoreInventory
     from drkit.operations.prune_facts import Stored
     from drkit.retention_facts import Plan
-    from drkit.site import StoreConfig
 
 _AT_ONCE = 8
 _SHOWN = 5
 
 _Attempt = Callable[[Callable[[], object]], bool]
 _Version = tuple[str, str | None]
+_Document = tuple[str, str | None]
+"""The key of a document, and that of its signature if it is signed."""
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ def kept_by(plan: Plan | None, stored: Stored) -> Kept:
 
 
 def extend_locks(workplace: Workplace, stored: Stored, kept: Kept, attempt: _Attempt) -> None:
-    """Extend the locks of everything that is kept, and of the holds that stand, in each store that locks.
+    """Extend the locks of everything that is kept, of the holds that stand and of documents that are never removed.
 
-    ``attempt`` takes one copy of an artifact, or one store's log, at a time, and keeps its failure.
+    ``attempt`` takes one copy of an artifact, one store's log, or its documents at a time, and keeps its failure.
     """
     terms = {name: term for name in stored.inventories if (term := lock_term(workplace.site.stores.get(name)))}
     if any(term.is_planned for term in terms.values()):
@@ -71,14 +76,13 @@ def extend_locks(workplace: Workplace, stored: Stored, kept: Kept, attempt: _Att
             if copy.store in terms:
                 lock = _Lock(workplace.stores[copy.store], terms[copy.store], stored.now)
                 attempt(partial(lock.extend_artifact, copy.manifest, ends[name]))
+    last = max(ends.values(), default=stored.now)
     for name, term in terms.items():
         lock = _Lock(workplace.stores[name], term, stored.now)
         here = [key for key in sorted(kept.log) if name in stored.log_manifests[key]]
         attempt(partial(_extend_log, workplace, stored, lock, here))
-        for hold in stored.holds:
-            key = bucket.hold_key(hold.policy, hold.hold_id)
-            if key in stored.inventories[name].objects:
-                attempt(partial(lock.extend_hold, key))
+        documents = [*_signed_documents(stored, stored.inventories[name]), *_bucket_documents(workplace, stored)]
+        attempt(partial(_extend_each, "documents", partial(lock.extend_document, last), documents))
 
 
 def lock_as_planned(workplace: Workplace, policy: Policy | None, manifest: Manifest, store_name: str) -> None:
@@ -92,32 +96,17 @@ def lock_as_planned(workplace: Workplace, policy: Policy | None, manifest: Manif
         return
     lock = _Lock(workplace.stores[store_name], term, workplace.clock())
     try:
-        lock.extend_artifact(manifest, _planned_end(policy, manifest))
+        lock.extend_artifact(manifest, kept_until(policy, manifest.method, manifest.covers.to_at))
     except StoreError as error:
         facts = {"policy": manifest.policy, "artifact_id": manifest.artifact_id, "store": store_name}
         workplace.catalog.add_event("lock.failed", workplace.clock(), {**facts, "error": error.message})
-
-
-def lock_term(config: StoreConfig | None) -> LockTerm | None:
-    """Return how long a store locks, None where it does not."""
-    if config is None or config.object_lock is None:
-        return None
-    least = config.lock_for or LOCK_FOR
-    return LockTerm(least, max(config.lock_at_most or least, least))
-
-
-def _planned_end(policy: Policy, manifest: Manifest) -> datetime:
-    assert policy.retention is not None
-    at = manifest.covers.to_at
-    guards = guards_of(policy, policy.retention)
-    return planned_end(at, rules_of(policy, policy.retention), guards.minimum, runs_after(policy, manifest.method, at))
 
 
 def _planned_ends(stored: Stored, names: Iterable[str]) -> Mapping[str, datetime]:
     manifests = {name: stored.manifest(name) for name in names}
     if stored.policy.retention is None:
         return dict.fromkeys(manifests, stored.now)
-    ends = {name: _planned_end(stored.policy, manifest) for name, manifest in manifests.items()}
+    ends = {name: kept_until(stored.policy, item.method, item.covers.to_at) for name, item in manifests.items()}
     return closed_over(ends, {name: manifest.depends_on for name, manifest in manifests.items()})
 
 
@@ -135,9 +124,14 @@ class _Lock:
             objects = [(item.key, recorded_version(self.store, manifest, item)) for item in manifest.objects]
             self.extend(key, objects, end)
 
-    def extend_hold(self, key: str) -> None:
-        if self.is_due(key, self.now):
-            self.extend(key, (), self.now)
+    def extend_document(self, end: datetime, document: _Document) -> None:
+        """Lock a document after its signature, if it has one; what is missing is for `drkit check` to tell of."""
+        key, signature_key = document
+        with suppress(StoreMissing):
+            if self.is_due(key, end):
+                until = self.term.until(end, self.now)
+                for name in filter(None, (signature_key, key)):
+                    self.store.extend_lock(name, until)
 
     def is_due(self, key: str, end: datetime) -> bool:
         """Tell whether a document, and all that it names, is to be locked for longer: a look at one tells of all."""
@@ -158,10 +152,7 @@ class _Lock:
 
 
 def _extend_log(workplace: Workplace, stored: Stored, lock: _Lock, keys: Sequence[str]) -> None:
-    """Extend the locks of one store's log, several manifests at a time; raise the first failure after all were tried.
-
-    A store that does not answer is not asked for the rest. What has no `recovery_window` has no planned end.
-    """
+    """Extend the locks of one store's log; what has no `recovery_window` has no planned end."""
     from drkit.operations.stored_log import read_trusted_log  # what a backup need not load
 
     retention, store = stored.policy.retention, lock.store
@@ -169,13 +160,45 @@ def _extend_log(workplace: Workplace, stored: Stored, lock: _Lock, keys: Sequenc
     objects = stored.inventories[store.name].objects
     document: type[SignedLog] = OplogManifest if stored.policy.target.engine == "mongodb" else LogManifest
 
-    def extend(key: str) -> StoreError | IntegrityError | None:
+    def extend(key: str) -> None:
+        end = objects[key].modified_at.replace(microsecond=0) + window if window else lock.now
+        if lock.is_due(key, end):
+            log, _ = read_trusted_log(store, workplace.signers, stored.policy.policy, key, document)
+            versions = [(file.key, file.version_id if log.written_to == store.name else None) for file in log.files]
+            lock.extend(key, versions, end)
+
+    _extend_each("log manifests", extend, keys)
+
+
+def _signed_documents(stored: Stored, inventory: StoreInventory) -> Iterator[_Document]:
+    """Yield what is believed of a policy's tombstones and records in a store, and the holds that stand."""
+    policy = stored.policy.policy
+    holds = (bucket.hold_key(policy, hold.hold_id) for hold in stored.holds)
+    keys = (
+        *(bucket.tombstone_key(policy, grave.artifact_id) for grave in inventory.graves.get(policy, ())),
+        *(bucket.log_tombstone_key(policy, grave.tombstone_id) for grave in inventory.log_graves.get(policy, ())),
+        *(bucket.evidence_key(policy, str(item.record["run_id"])) for item in inventory.evidence),
+        *(key for key in holds if key in inventory.objects),
+    )
+    return ((key, bucket.signature_key(key)) for key in keys)
+
+
+def _bucket_documents(workplace: Workplace, stored: Stored) -> Iterator[_Document]:
+    """Yield what says of a whole bucket what it is, how to recover from it, and whose keys were used."""
+    yield bucket.RECOVERY_KEY, bucket.signature_key(bucket.RECOVERY_KEY)
+    manifests = (copies[0].manifest for copies in stored.copies.values())
+    used = {recipient.fingerprint for manifest in manifests for recipient in manifest.encryption.recipients}
+    for key_id in sorted(used | {signer.key_id for signer in workplace.signers}):
+        yield bucket.trust_key(key_id), None
+    yield bucket.REPO_KEY, None
+
+
+def _extend_each(what: str, extend: Callable[[_Item], None], items: Iterable[_Item]) -> None:
+    """Extend several at a time; raise the first failure after all were tried, or the store does not answer."""
+
+    def attempted(item: _Item) -> StoreError | IntegrityError | None:
         try:
-            end = objects[key].modified_at.replace(microsecond=0) + window if window else lock.now
-            if lock.is_due(key, end):
-                log, _ = read_trusted_log(store, workplace.signers, stored.policy.policy, key, document)
-                versions = [(file.key, file.version_id if log.written_to == store.name else None) for file in log.files]
-                lock.extend(key, versions, end)
+            extend(item)
         except StoreUnavailable:
             raise
         except (StoreError, IntegrityError) as error:
@@ -183,8 +206,8 @@ def _extend_log(workplace: Workplace, stored: Stored, lock: _Lock, keys: Sequenc
         return None
 
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="lock") as pool:
-        failures = [error for error in pool.map(extend, keys) if error is not None]
+        failures = [error for error in pool.map(attempted, items) if error is not None]
     if failures:
         first, *others = failures
         details = [*first.details, *(error.message for error in others[:_SHOWN])]
-        raise type(first)(f"{len(failures)} log manifests were not locked anew: {first.message}", details=details)
+        raise type(first)(f"{len(failures)} {what} were not locked anew: {first.message}", details=details)

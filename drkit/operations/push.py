@@ -11,7 +11,8 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from drkit.errors import CatalogError, DrkitError, IntegrityError, SourceError
 from drkit.operations.ahead import LookAhead, looking_ahead
 from drkit.operations.line_requests import read_request
 from drkit.operations.receive import Setting
+from drkit.units import format_count
 from drkit.wal import classify
 
 _TAKEN = "ok 0"
 _POLL_S = 0.5
 _LINE_TIMEOUT_S = 30.0
 _LONGEST_SOCKET_PATH = 100
+ANSWERED_WITHIN_S = 5.0
+"""How long a stop waits for answers; a third of what a group of duties has, so that the spool gets its last round."""
 _PEER = struct.Struct("3i")
 
 
@@ -42,11 +46,17 @@ class PushServer:
         while not (self._setting.met.is_set() and self._setting.recovered.is_set()):
             if stopping.wait(_POLL_S):
                 return
+        answering: list[threading.Thread] = []
+        with looking_ahead(self._setting.shipper, self._setting.spool) as ahead:
+            try:
+                self._listen(stopping, ahead, answering)
+            finally:
+                self._await(answering)
+
+    def _listen(self, stopping: threading.Event, ahead: LookAhead, answering: list[threading.Thread]) -> None:
+        """Take who asks until ``stopping``, each in a thread of its own that is among ``answering`` while it lasts."""
         path = self._setting.spool.socket
-        with (
-            looking_ahead(self._setting.shipper, self._setting.spool) as ahead,
-            listening(path, self._setting.owner_uid()) as listener,
-        ):
+        with listening(path, self._setting.owner_uid()) as listener:
             listener.settimeout(_POLL_S)
             self._tell("listening", str(path))
             while not stopping.is_set():
@@ -54,7 +64,20 @@ class PushServer:
                     line, _ = listener.accept()
                 except TimeoutError:
                     continue
-                threading.Thread(target=self._answer, args=(line, ahead), name="push", daemon=True).start()
+                thread = threading.Thread(target=self._answer, args=(line, ahead), name="push", daemon=True)
+                answering[:] = [item for item in answering if item.is_alive()]
+                answering.append(thread)
+                thread.start()
+
+    def _await(self, answering: Sequence[threading.Thread]) -> None:
+        """Let whoever asked have an answer: a file that was stored need not be handed over again by a PostgreSQL."""
+        until_s = time.monotonic() + ANSWERED_WITHIN_S
+        for thread in answering:
+            thread.join(timeout=max(until_s - time.monotonic(), 0))
+        left = sum(thread.is_alive() for thread in answering)
+        if left:
+            words = format_count(left, "file is", "files are")
+            self._tell("stuck", f"{words} not stored yet, and not waited for; PostgreSQL hands over again what it must")
 
     def _tell(self, state: str, message: str) -> None:
         self._setting.tell(self.name, state, message)

@@ -33,7 +33,10 @@ def judge_catalog(
 def read_status(workplace: Workplace, policies: Sequence[Policy], *, everything: bool) -> CheckReport:
     """Ask the catalog how policies stand; with ``everything``, also those that no policy speaks of any more."""
     now = workplace.clock()
-    expectations = {policy.policy: expectation_of(policy, now, workplace.site) for policy in policies}
+    locked = workplace.catalog.overview.last_successes("lock") if workplace.site.locking_stores else {}
+    expectations = {
+        policy.policy: expectation_of(policy, now, workplace.site, locked.get(policy.policy)) for policy in policies
+    }
     one = policies[0].policy if len(policies) == 1 and not everything else None
     known = workplace.catalog.overview.policies(one, now + CLOCK_MARGIN, workplace.site.stores)
     if not everything:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from drkit.signing import public_key_text
 from tests.fixtures.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 
 
@@ -39,8 +41,12 @@ keys: {{}}
 
 
 def probe(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return drkit(site, "store", "probe", *arguments)
+
+
+def drkit(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from drkit.cli import main; main()", "store", "probe", *arguments],
+        [sys.executable, "-c", "from drkit.cli import main; main()", *arguments],
         cwd=site,
         env={"PATH": "/usr/bin:/bin", "TEST_ACCESS_KEY": ACCESS_KEY, "TEST_SECRET_KEY": SECRET_KEY},
         capture_output=True,
@@ -82,3 +88,29 @@ def test_a_name_that_is_not_in_the_site(site: Path) -> None:
     assert done.returncode == 3
     assert "the site has no store ofsite" in done.stderr
     assert "primary, away, offsite" in done.stderr
+
+
+def lock(site: Path, stores: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    recipient = "age1v3exk6t5ypjhsctdwpkx2w3qwfjhqmrpvdjjqargd9ejq6m90ycs8qhjvu"
+    (site / "policies" / "orders.yaml").write_text(
+        f"""\
+policy: orders
+target: {{engine: postgres, url: "env:ORDERS_URL"}}
+backups: [{{method: dump}}]
+stores: [{stores}]
+encryption: {{recipients: [{recipient}], accept_single_key: true}}
+"""
+    )
+    return drkit(site, "store", "lock", *arguments)
+
+
+def test_locks_are_extended_by_hand(site: Path) -> None:
+    (site / "drkit.yaml").write_text((site / "drkit.yaml").read_text().replace("keys: {}", "keys: {signers: signers}"))
+    signer = public_key_text(Ed25519PrivateKey.generate().public_key())
+    (site / "signers").write_text(f"site@example.org {signer}\n")
+    done = lock(site, "offsite")
+    assert (done.stdout, done.stderr) == ("orders  locked for long enough: 0 artifacts, and their documents\n", "")
+    assert json.loads(lock(site, "offsite", "--json").stdout)["policies"][0]["artifacts"] == 0
+    refused = lock(site, "primary")
+    assert refused.returncode == 3
+    assert refused.stderr.startswith("drkit: none of these stores has object_lock, so nothing is locked\n  hint: ")

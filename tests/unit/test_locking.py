@@ -136,7 +136,7 @@ def test_what_is_marked_or_unwanted_runs_out_and_nothing_is_removed_or_marked(wo
     locking = world.stores["offsite"]
     keep_locked(world.workplace, world.policy)
     assert world.keys() == before
-    asked = {key.split("/")[3] for key in locking.asked}
+    asked = {key.split("/")[3] for key in locking.asked if key.startswith("policies/")}
     locked = {entry.manifest.artifact_id for entry in entries[3:]}
     assert asked >= locked
     # The others are locked until they are ten days older: then they are deferred, and nobody extends that.
@@ -235,10 +235,98 @@ def test_a_real_bucket_locks_to_the_planned_end(world: PruneWorld, kind: str, re
     end = (entry.manifest.covers.to_at + 100 * DAY).replace(microsecond=0)
     keys = [item.key for item in store.list(bucket.artifact_prefix("orders", entry.manifest.artifact_id))]
     assert {store.head(key).locked_until for key in keys} == {end}
+    keep_locked(world.workplace, world.policy)
+    assert {store.head(key).locked_until for key in (bucket.REPO_KEY, bucket.RECOVERY_KEY)} == {end}
     asked: list[str] = []
     store.extend_lock = lambda key, *_, **__: asked.append(key)  # type: ignore[method-assign, assignment]
     keep_locked(world.workplace, world.policy)
     assert asked == [], "one look later nothing is to be done"
+
+
+def documents_of(world: PruneWorld, entry: ArtifactEntry) -> set[str]:
+    """Write one of each document that is never removed; return the keys of all that must stay locked with it."""
+    world.bucket.prove(entry, at=world.now, run_id="drill-1")
+    return documents_in(world, entry)
+
+
+def documents_in(world: PruneWorld, entry: ArtifactEntry) -> set[str]:
+    sealed = entry.manifest.encryption.recipients[0].fingerprint
+    signer = world.bucket.signers[0].key_id
+    recovery = (bucket.RECOVERY_KEY, bucket.signature_key(bucket.RECOVERY_KEY))
+    own = (*recovery, bucket.REPO_KEY, bucket.trust_key(sealed), bucket.trust_key(signer))
+    for key in own:
+        if key not in {item.key for item in world.stores["offsite"].list("")}:
+            world.stores["offsite"].put(key, [b"{}"])
+    signed = {bucket.evidence_key("orders", "drill-1")}
+    signed |= {item.key for item in world.stores["offsite"].list(bucket.tombstones_prefix("orders"))}
+    return {*own, *signed, *(bucket.signature_key(key) for key in signed if not key.endswith(".sig"))}
+
+
+def test_tombstones_records_and_public_keys_stay_locked_long_after_what_they_speak_of_is_gone(
+    world: PruneWorld,
+) -> None:
+    locking = world.lock_offsite()
+    entries = world.back_up(6)
+    wanted = documents_of(world, entries[-1])
+    world.stores["offsite"].put(bucket.trust_key("ssh:5714963715714963"), [b"a stranger's"])
+    world.now += 31 * DAY
+    world.retention = {"last": 3, "minimum": 1, "max_removed_percent": 100, "stale_after": "1000d"}
+    world.prune()  # marks three, whose locks have ended
+    wanted |= documents_in(world, entries[-1])
+    assert len(wanted) == 5 + 2 + 3 * 2
+    for _ in range(12):
+        world.now += 10 * DAY
+        keep_locked(world.workplace, world.policy)
+        for key in wanted:
+            until = locking.head(key).locked_until
+            assert until is not None
+            assert until >= world.now + 15 * DAY, key
+    assert bucket.trust_key("ssh:5714963715714963") not in locking.asked, "what a stranger put there is his"
+    gone = bucket.tombstone_key("orders", entries[0].manifest.artifact_id)
+    order = [key for key in locking.asked if key.startswith(gone)]
+    assert order[:2] == [bucket.signature_key(gone), gone], "a look at the document tells of its signature"
+
+
+def test_documents_are_locked_as_long_as_the_artifact_that_is_kept_the_longest(world: PruneWorld) -> None:
+    world.retention = {"within": "200d"}
+    locking = world.lock_offsite(lock_at_most=400 * DAY)
+    (entry,) = world.back_up()
+    wanted = documents_of(world, entry)
+    keep_locked(world.workplace, world.policy)
+    ends = {locking.head(key).locked_until for key in wanted}
+    assert ends == {(entry.manifest.covers.to_at + 200 * DAY).replace(microsecond=0)}
+
+
+def test_a_document_that_is_not_believed_or_is_missing_hinders_nothing(world: PruneWorld) -> None:
+    locking = world.lock_offsite()
+    (entry,) = world.back_up()
+    wanted = documents_of(world, entry)
+    forged = bucket.evidence_key("orders", "forged")
+    world.stores["offsite"].put(forged, [b"{}"])
+    locking.delete(bucket.RECOVERY_KEY)
+    world.now += 20 * DAY
+    keep_locked(world.workplace, world.policy)
+    assert set(locking.asked) >= wanted - {bucket.RECOVERY_KEY, bucket.signature_key(bucket.RECOVERY_KEY)}
+    assert forged not in locking.asked, "what somebody put there is not made to stay"
+
+
+def test_a_document_that_cannot_be_locked_makes_the_run_fail_by_name(world: PruneWorld) -> None:
+    locking = world.lock_offsite()
+    (entry,) = world.back_up()
+    documents_of(world, entry)
+    world.now += 20 * DAY
+    extending, refused = locking.extend_lock, bucket.evidence_key("orders", "drill-1")
+
+    def extend(key: str, *arguments: object, **options: object) -> None:
+        if key == refused:
+            raise StoreError(f"store offsite failed at {key}: AccessDenied")
+        extending(key, *arguments, **options)  # type: ignore[arg-type]
+
+    locking.extend_lock = extend  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match=r"1 documents were not locked anew: store offsite failed at .*drill-1"):
+        keep_locked(world.workplace, world.policy)
+    assert bucket.REPO_KEY in locking.asked
+    assert all(span >= 15 * DAY for span in left(world, locking, entry))
 
 
 class Killed(BaseException):

@@ -22,6 +22,7 @@ from drkit.operations.exposition import Exposition, Family
 from drkit.operations.health import Health
 from drkit.operations.metrics import COUNTERS, GAUGES, HISTOGRAM, Collector, size_zscore, write_textfile
 from drkit.operations.metrics_server import answering
+from drkit.policy_retention import Retention
 from tests.fixtures.bucket import NOW, entry_of, make_manifest
 from tests.fixtures.site import ReadySite
 from tests.fixtures.telling import Telling, telling
@@ -83,6 +84,24 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[(name, tuple(sorted(labels.items())))]
 
 
+def test_a_lock_is_told_to_its_planned_end_and_for_as_long_as_it_was_extended(told: Telling) -> None:
+    fill(told)
+    newest, site = NOW - timedelta(days=1), told.workplace.site
+    vault = site.stores["vault"].model_copy(update={"lock_at_most": timedelta(days=400)})
+    told.workplace.site = site.model_copy(update={"stores": {**site.stores, "vault": vault}})
+    policy = told.workplace.policies["orders"]
+    told.workplace.policies = {"orders": policy.model_copy(update={"retention": Retention(within=timedelta(days=100))})}
+    lock = {"target": "orders", "store": "vault"}
+    name = "drkit_retention_lock_until_timestamp_seconds"
+    assert value(samples_of(told), name, **lock) == (newest + timedelta(days=100)).timestamp()
+    told.workplace.site = site
+    told.catalog.finish_run(Run("L0", "lock", "orders", "succeeded", NOW, "h", 1, NOW, ended_at=NOW))
+    assert value(samples_of(told), name, **lock) == (newest + timedelta(days=40)).timestamp()
+    late = NOW + timedelta(days=30)
+    told.catalog.finish_run(Run("L1", "lock", "orders", "succeeded", late, "h", 1, late, ended_at=late))
+    assert value(samples_of(told), name, **lock) == (late + timedelta(days=20)).timestamp()
+
+
 def test_they_are_what_the_catalog_says(told: Telling) -> None:
     fill(told)
     found = samples_of(told)
@@ -105,7 +124,7 @@ def test_they_are_what_the_catalog_says(told: Telling) -> None:
     assert value(found, "drkit_drill_last_timestamp_seconds", **drill) == (NOW - timedelta(days=1)).timestamp()
     domain = told.workplace.site.stores["primary"].failure_domain or "primary"
     assert value(found, "drkit_copies", target="orders", failure_domain=domain, immutable="no") == 1
-    until = newest + timedelta(days=40).total_seconds()
+    until = newest + timedelta(days=40).total_seconds()  # to when its lock lasts that was made when it was written
     assert value(found, "drkit_retention_lock_until_timestamp_seconds", target="orders", store="vault") == until
     assert value(found, "drkit_damaged_copies", target="orders") == 1
     assert value(found, "drkit_oldest_reading_timestamp_seconds", target="orders") == oldest

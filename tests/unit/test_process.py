@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from drkit.process import Command, give_way, open_consumer, open_producer, run
 from drkit.process_identity import ProcessIdentity, start_mark
 from drkit.tied import run_tied
 from drkit.units import CHUNK_BYTES
+from tests.fixtures.waiting import wait_until
 
 SOON_S = 20.0
 
@@ -35,13 +36,6 @@ def quickly(limit_s: float = SOON_S) -> Iterator[None]:
     began_s = time.monotonic()
     yield
     assert time.monotonic() - began_s < limit_s
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_running(pid: int) -> bool:

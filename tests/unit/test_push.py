@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +15,14 @@ import pytest
 from drkit import wal_client
 from drkit.errors import DrkitError, StoreUnavailable
 from drkit.operations import ahead as ahead_module
+from drkit.operations import push as push_module
 from drkit.operations.ahead import LOOK_AHEAD, looking_ahead, ready_names
 from drkit.operations.growing import Growing
 from drkit.operations.push import PushServer
 from drkit.operations.ship import Shipper
 from drkit.operations.spool import Identity
 from drkit.wal import Segment
+from tests.fixtures.waiting import wait_until
 from tests.fixtures.wal_files import make_wal
 
 MIB = 1 << 20
@@ -37,6 +39,8 @@ class ScriptedShipper:
         self.held: set[str] = set()
         self.failures: list[DrkitError] = []
         self.read = b""
+        self.told: list[tuple[str, ...]] = []
+        self.stop: Callable[[], None] = lambda: None
 
     def ship(self, path: Path, *, keep_source: bool) -> None:
         assert keep_source
@@ -106,24 +110,71 @@ def answering(folder: Path, shipper: ScriptedShipper) -> Iterator[Path]:
     set_already.set()
     spool = SimpleNamespace(socket=folder / "socket", identity=lambda: Identity("1", FIRST.segment_bytes))
     told = threading.Event()
+    shipper.told = []
+
+    def tell(*words: str) -> None:
+        shipper.told.append(words)
+        if words[1] == "listening":
+            told.set()
+
     setting: Any = SimpleNamespace(
         shipper=shipper,
         spool=spool,
         met=set_already,
         recovered=set_already,
         owner_uid=os.geteuid,
-        tell=lambda *words: told.set() if words[1] == "listening" else None,
+        tell=tell,
     )
     stopping = threading.Event()
     server = PushServer(setting)
     thread = threading.Thread(target=server.run, args=(stopping,), name="duty")
     thread.start()
+    shipper.stop = stopping.set
     try:
         assert told.wait(20)
         yield folder / "socket"
     finally:
         stopping.set()
         thread.join()
+
+
+@contextmanager
+def asking(wal: Path, socket: Path, shipper: ScriptedShipper) -> Iterator[list[int]]:
+    """Push the first segment, and wait until it is being shipped; lend where its status will be."""
+    answers: list[int] = []
+    asked = threading.Thread(target=lambda: answers.append(wal_client.push(str(wal / FIRST.name), str(socket))))
+    asked.start()
+    with shipper.changed:
+        assert shipper.changed.wait_for(lambda: shipper.begun, timeout=20)
+    yield answers
+    asked.join()
+
+
+def test_who_asked_before_a_stop_is_answered_and_who_asks_after_it_is_not_taken(
+    wal: Path, shipper: ScriptedShipper, tmp_path: Path
+) -> None:
+    shipper.held.add(FIRST.name)
+    with answering(tmp_path, shipper) as socket, asking(wal, socket, shipper) as answers:
+        shipper.stop()
+        wait_until(lambda: not socket.exists())
+        assert answers == [], "it is not stored yet"
+        assert wal_client.push(str(wal / FIRST.next().name), str(socket)) != 0
+        shipper.release(FIRST.name)
+    assert answers == [0]
+    assert shipper.begun == [FIRST.name]
+    assert [words[1] for words in shipper.told] == ["listening"] * 2
+
+
+def test_a_stop_waits_for_answers_within_a_bound_and_says_so(
+    wal: Path, shipper: ScriptedShipper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "ANSWERED_WITHIN_S", 0.05)
+    shipper.held.add(FIRST.name)
+    with answering(tmp_path, shipper) as socket, asking(wal, socket, shipper):
+        shipper.stop()
+        wait_until(lambda: shipper.told[-1][1] == "stuck")
+        assert "1 file is not stored yet" in shipper.told[-1][2]
+        shipper.release(FIRST.name)
 
 
 def test_the_next_segments_are_asked_for_by_name_and_history_is_not(wal: Path) -> None:

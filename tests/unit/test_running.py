@@ -7,8 +7,7 @@ import os
 import socket
 import sqlite3
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from drkit.operations import running
 from drkit.operations.running import LEASE_TTL, close_lost_runs, planned_run, recorded_run
 from drkit.process_identity import ProcessIdentity, start_mark
 from tests.fixtures.bucket import NOW
+from tests.fixtures.waiting import wait_until
 
 HOST = socket.gethostname()
 
@@ -60,13 +60,6 @@ def identity(process: subprocess.Popen[bytes]) -> str:
 
 def a_run(pid: int, *, host: str = HOST, heartbeat_at: datetime = NOW) -> Run:
     return Run(f"run-{pid}-{host}", "backup", "shop", "running", NOW, host, pid, heartbeat_at)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class TestHowARunEnds:

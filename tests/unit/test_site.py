@@ -33,6 +33,12 @@ notify: {default: ["ntfy://token-of-mine"], on: [failed, missed, resolved]}
 """
 
 
+TOO_LONG = (
+    "is longer than 3660d: nobody could take such a lock back;"
+    " what is kept is locked anew in time, so write a shorter one"
+)
+
+
 def load(folder: Path, text: str) -> Site:
     (folder / "drkit.yaml").write_text(text)
     return load_site(folder / "drkit.yaml", {}, folder)
@@ -94,6 +100,14 @@ def test_no_repr_of_a_site_shows_where_notifications_go(tmp_path: Path) -> None:
         ("compliance", "complience", ['11:18: stores.offsite.object_lock: "complience" is not governance or']),
         ("env:S3_KEY", "AKIAhunter2", ["13:17: stores.offsite.access_key: a plain value is no reference"]),
         ("object_lock: compliance", "lock_for: 30d", ["11:15: stores.offsite.lock_for: is given without object_lock"]),
+        (
+            "object_lock: compliance",
+            "object_lock: compliance\n    lock_for: 156000w\n    lock_at_most: 3661d",
+            [
+                f"12:15: stores.offsite.lock_for: 1092000d {TOO_LONG}",
+                f"13:19: stores.offsite.lock_at_most: 3661d {TOO_LONG}",
+            ],
+        ),
         ("    access_key: env:S3_KEY\n", "", ["13:17: stores.offsite.secret_key: is given without access_key"]),
         ("endpoint: null", "endpoint: s3.example", ['9:15: stores.offsite.endpoint: "s3.example" is not an endpoint']),
         ("endpoint: null", "endpoint: https://a:hunter2@b", ["9:15: stores.offsite.endpoint: a secret is written in"]),
