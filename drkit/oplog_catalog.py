@@ -28,17 +28,26 @@ _VIEW_OPTIONS = ("viewOn", "pipeline", "collation")
 class OplogCatalog:
     """The collections by namespace, each with its indexes by name, without that of ``_id``; and the views' options.
 
-    ``capped`` collections drop their oldest documents by themselves; ``time_series`` are those of the dump.
+    ``capped`` collections drop their oldest documents by themselves; of the ``time_series`` that have one,
+    ``meta_fields`` says what their owners call the field of which a bucket has one value.
     """
 
     indexes: dict[str, dict[str, Index]] = field(default_factory=dict)
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
     capped: set[str] = field(default_factory=set)
     time_series: set[str] = field(default_factory=set)
+    meta_fields: dict[str, str] = field(default_factory=dict)
 
     def knows(self, namespace: str) -> bool:
         """Tell whether there is a collection or view of that name."""
         return namespace in self.indexes or namespace in self.views
+
+    def note_series(self, namespace: str, options: Mapping[str, Any]) -> None:
+        """Remember a time series by the options that it was created with."""
+        self.time_series.add(namespace)
+        meta_field = (options.get("timeseries") or {}).get("metaField")
+        if meta_field:
+            self.meta_fields[namespace] = str(meta_field)
 
     def fold(self, command: Command) -> Iterator[Command]:
         """Remember what a command changes; yield what must be done to the data now."""
@@ -51,6 +60,8 @@ class OplogCatalog:
         self.indexes.setdefault(command.namespace, {})
         if command.body.get("capped"):
             self.capped.add(command.namespace)
+        if "timeseries" in command.body:
+            self.note_series(command.namespace, command.body)
         yield command
 
     def _drop(self, command: Command) -> Iterator[Command]:
@@ -58,6 +69,8 @@ class OplogCatalog:
             return
         self.indexes.pop(command.namespace, None)
         self.capped.discard(command.namespace)
+        self.time_series.discard(command.namespace)
+        self.meta_fields.pop(command.namespace, None)
         yield command
 
     def _dropDatabase(self, command: Command) -> Iterator[Command]:  # noqa: N802 the command's own name

@@ -25,7 +25,7 @@ from pymongo.errors import BulkWriteError
 
 from drkit.bson_elements import ARRAY, DOCUMENT, has_empty_timestamp
 from drkit.engines.mongodb_client import Client
-from drkit.engines.mongodb_commands import Commands, refuse_time_series
+from drkit.engines.mongodb_commands import Commands
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.errors import IntegrityError, RecoveryGap, SourceError
 from drkit.oplog import OplogDisorder, OplogTs
@@ -34,6 +34,7 @@ from drkit.oplog_catalog import OplogCatalog, command_of
 from drkit.oplog_entries import Command, Operation, OplogEntry, Write, id_query, read_entry
 from drkit.oplog_images import Batch, Image, misfit, show_id
 from drkit.oplog_selection import Selection
+from drkit.oplog_series import as_of_series, buckets_name, series_name
 from drkit.oplog_transactions import Transactions
 from drkit.raw_bson import Element, find_element, make_array, make_document
 from drkit.units import MIB, format_moment
@@ -44,7 +45,7 @@ _DIGEST_MODULUS = 1 << 256
 _DUPLICATE_KEY = 11000
 
 Totals = dict[str, tuple[int, int | None]]
-"""Count and digest by namespace of the source; the digest is None where it is not known."""
+"""Count and digest by namespace of the source, of a time series by that of its buckets; None is a digest not known."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ class Applier:
                 for operation in transactions.take(raw, entry).operations:
                     if not self._accounts.take(operation):
                         for chosen in self._options.selection.choose(operation):
-                            self._take(chosen)
+                            operation_of = as_of_series(chosen, self._catalog)
+                            if operation_of is not None:
+                                self._take(operation_of)
                 result.last_ts, result.last_at = entry.ts, entry.at
                 if self._options.watch is not None:
                     self._options.watch(entry.ts, entry.at)
@@ -178,8 +181,7 @@ class Applier:
 
     def _take(self, operation: Operation) -> None:
         """Do an operation, or only remember what it says of indexes when it was done before the kill."""
-        refuse_time_series(operation, self._catalog.time_series)
-        if isinstance(operation, Write) and operation.kind == "insert" and not self._catalog.knows(operation.namespace):
+        if isinstance(operation, Write) and operation.kind == "insert" and not self._knows(operation):
             # SecantusDB does not log that a collection began with its first document.
             self._take(command_of(operation, "create", operation.namespace))
         if isinstance(operation, Command):
@@ -189,6 +191,9 @@ class Applier:
             self._batch.add(operation)
             if len(self._batch.writes) >= self._options.batch_writes or self._batch.size_bytes >= _BATCH_BYTES:
                 self._flush()
+
+    def _knows(self, write: Write) -> bool:
+        return self._catalog.knows(series_name(write.namespace))
 
     def _counted(self) -> bool:
         """Count an operation; tell whether it is still to be done."""
@@ -250,9 +255,10 @@ class Applier:
         return cast("Collection[RawBSONDocument]", self._client[database].get_collection(name, codec_options=raw))
 
     def _target(self, namespace: str) -> str:
-        target = self._options.selection.name_in_target(namespace)
+        series = series_name(namespace)
+        target = self._options.selection.name_in_target(series)
         assert target is not None
-        return target
+        return target if series == namespace else buckets_name(target)
 
 
 def _by_namespace(images: Iterable[Image]) -> dict[str, list[Image]]:
@@ -286,9 +292,11 @@ def _digest(document: bytes | None) -> int:
 def _after_command(totals: Totals, command: Command) -> Totals:
     after = dict(totals)
     if command.name == "create":
-        after.setdefault(command.namespace, (0, 0))
+        series = "timeseries" in command.body
+        after.setdefault(buckets_name(command.namespace) if series else command.namespace, (0, 0))
     elif command.name == "drop":
         after.pop(command.namespace, None)
+        after.pop(buckets_name(command.namespace), None)
     elif command.name == "renameCollection":
         after[str(command.body["to"])] = after.pop(command.namespace, (0, 0))
     return after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,8 @@ from pymongo.errors import OperationFailure
 from drkit.engines.mongodb_client import Client
 from drkit.errors import RecoveryGap, SourceError
 from drkit.oplog import OplogTs
-from drkit.oplog_entries import Command, Operation
+from drkit.oplog_entries import Command
 
-BUCKETS = "system.buckets."
 _NAMESPACE_NOT_FOUND, _NAMESPACE_EXISTS = 26, 48
 _NEVER_CREATED_WITH = ("create", "idIndex", "autoIndexId")
 
@@ -68,19 +67,3 @@ class Commands:
         target = self.name_in_target(namespace)
         assert target is not None
         return target
-
-
-def refuse_time_series(operation: Operation, known: Container[str]) -> None:
-    """Raise RecoveryGap for what happens to a time series, whose buckets change in ways of their own.
-
-    They are documents of ``system.buckets.NAME``, from MongoDB 8.3 on of ``NAME`` itself; ``known`` are those of the
-    dump.
-    """
-    database, _, name = operation.namespace.partition(".")
-    begins = isinstance(operation, Command) and "timeseries" in operation.body
-    if name.startswith(BUCKETS) or begins or operation.namespace in known:
-        series = f"{database}.{name.removeprefix(BUCKETS)}"
-        raise RecoveryGap(
-            f"oplog entry {operation.ts} is of time series {series}, which is not replayed",
-            hints=[f"leave it out: --exclude-table {series}", "or restore the dump alone: --artifact ID"],
-        )

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+from pymongo.collection import Collection
 
 from drkit.canonical import canonical_json
 from drkit.credentials import Secret
@@ -35,6 +38,7 @@ from drkit.model import Fingerprint
 from drkit.oplog import OplogTs
 from drkit.oplog_accounts import Accounts
 from drkit.oplog_selection import Selection
+from drkit.oplog_series import BUCKETS, series_name
 from drkit.units import format_count
 
 _QUIET_S = 1.0
@@ -163,6 +167,9 @@ class ReplaySession:
     def _require_counts(self, client: Client, totals: Totals) -> None:
         for name, (rows, _) in totals.items():
             database, collection = self._split(name)
+            if series_name(name) != name:
+                require_series(client[database][collection], rows)
+                continue
             found = client[database][collection].count_documents({})
             if found != rows and name not in self._catalog.capped:
                 raise SourceError(
@@ -203,6 +210,19 @@ class ReplaySession:
     def expected(self, replayed: Replayed) -> Fingerprint:
         """Return what the target should hold; see `expected_fingerprint`."""
         return expected_fingerprint(self._catalog, replayed.totals, self._selection.name_in_target)
+
+
+def require_series(series: Collection[dict[str, Any]], buckets: int) -> None:
+    """Raise SourceError unless a time series has its buckets, and shows what is in them.
+
+    SecantusDB keeps what is written into the buckets of a series, and shows an empty one.
+    """
+    name = series.full_name
+    found = series.database[BUCKETS + series.name].count_documents({})
+    if found != buckets:
+        raise SourceError(f"time series {name} has {found:,} buckets after the replay, and {buckets:,} were restored")
+    if buckets and series.find_one({}, {"_id": 1}) is None:
+        raise SourceError(f"time series {name} has {buckets:,} buckets, and the server shows nothing of them")
 
 
 def newest_place(url: Secret, address: str) -> OplogTs | None:

@@ -15,6 +15,7 @@ from drkit.engines.mongodb_fingerprint import collection_of_index, name_indexes
 from drkit.engines.mongodb_indexes import from_extended_json
 from drkit.model import Fingerprint
 from drkit.oplog_catalog import OplogCatalog
+from drkit.oplog_series import buckets_name
 
 _ID_INDEX = "_id_"
 _COMPLAINT = "validate"
@@ -29,7 +30,7 @@ def expected_fingerprint(catalog: OplogCatalog, totals: Totals, rename: Callable
     collections: dict[str, dict[str, Any]] = {}
     indexes: dict[tuple[str, str], dict[str, Any]] = {}
     for name, known in catalog.indexes.items():
-        rows, digest = totals.get(name, (0, 0))
+        rows, digest = totals.get(buckets_name(name) if name in catalog.time_series else name, (0, 0))
         facts: dict[str, Any] = {} if name in catalog.capped else {"rows": rows}
         if facts and digest is not None:
             facts["digest"] = f"{digest:064x}"

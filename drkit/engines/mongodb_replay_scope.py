@@ -8,11 +8,11 @@ from typing import Any
 
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_apply import Totals
-from drkit.engines.mongodb_commands import BUCKETS
 from drkit.engines.mongodb_fingerprint import collection_of_index, is_capped, is_time_series
 from drkit.engines.mongodb_indexes import from_extended_json, indexes_to_build
 from drkit.engines.mongodb_placing import USERS_PART, Placing, target_name
 from drkit.oplog_catalog import OplogCatalog
+from drkit.oplog_series import buckets_name, series_name
 
 _SERVER_PART = "server"
 
@@ -33,7 +33,7 @@ def name_in_target(options: RestoreOptions, placings: Mapping[str, Placing]) -> 
 
     def find(namespace: str) -> str | None:
         # What a time series keeps its documents in belongs to it, and is left out with it.
-        namespace = namespace.replace(f".{BUCKETS}", ".", 1)
+        namespace = series_name(namespace)
         if namespace in known:
             return known[namespace]
         if namespace in left_out or not (whole or namespace.partition(".")[0] in databases):
@@ -73,7 +73,7 @@ def catalog_at_dump(options: RestoreOptions, placings: Mapping[str, Placing]) ->
             if is_capped(recorded["collection"][name]):
                 catalog.capped.add(name)
             if is_time_series(recorded["collection"][name]):
-                catalog.time_series.add(name)
+                catalog.note_series(name, json.loads(recorded["collection"][name].get("options") or "{}"))
         for name in placing.views:
             catalog.views[name] = from_extended_json(json.loads(recorded["view"][name]["definition"]))
         for name, index in _indexes(recorded.get("index", {})):
@@ -91,11 +91,12 @@ def _indexes(recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, d
 
 
 def totals_at_dump(options: RestoreOptions, placings: Mapping[str, Placing]) -> Totals:
-    """Return count and digest of each collection as the dump has it."""
+    """Return count and digest of each collection as the dump has it, of a time series by the name of its buckets."""
     totals: Totals = {}
     for part, placing in placings.items():
         recorded = options.details["parts"][part].get("fingerprint", {}).get("collection", {})
         for name in placing.collections:
             digest = recorded[name].get("digest")
-            totals[name] = int(recorded[name]["rows"]), None if digest is None else int(digest, 16)
+            place = buckets_name(name) if is_time_series(recorded[name]) else name
+            totals[place] = int(recorded[name]["rows"]), None if digest is None else int(digest, 16)
     return totals

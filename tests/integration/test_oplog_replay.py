@@ -23,6 +23,7 @@ from drkit.oplog_images import Image
 from tests.fixtures.mongodb import ROOT, MongoServer, running_mongodb
 from tests.fixtures.replaying import RESTORE_ID, History, Moment, held, modelled, read_oplog, replay
 from tests.unit.oplog_entries import BEGUN_AT, SECONDS, bundle, bundled, command, delete, in_session, insert, update
+from tests.unit.test_oplog_series import grown, made
 
 WRITES, MOMENTS, SEED = 2000, 20, 20261122
 SOURCE, TARGET = "history", "replayed"
@@ -187,6 +188,21 @@ def test_a_prepared_transaction_comes_back_at_its_commit(server: MongoServer, ta
     done = replay(server.client, iter(entries), tmp_path, (SOURCE, TARGET), None)
     assert sorted(item["_id"] for item in target["orders"].find()) == ["kept", "other"]
     assert (done.aborted, done.unfinished) == (1, [OplogTs(SECONDS + 6, 1)])
+
+
+def test_buckets_of_a_time_series_come_back_and_go_on_where_they_were_killed(
+    server: MongoServer, target: Any, tmp_path: Path
+) -> None:
+    """SecantusDB has no buckets: it shows whether they arrive, not that a series is made of them."""
+    entries = [raw.replace(b"shop.", b"tick.") for raw in (*made(), *grown())]
+    replay(server.client, iter(entries[:3]), tmp_path, ("tick", TARGET), None, batch_writes=1)
+    assert target["system.buckets.heat"].find_one()["data"]["v"] == {"0": 1.5}
+    replay(server.client, iter(entries), tmp_path, ("tick", TARGET), None, batch_writes=1)
+    buckets = list(target["system.buckets.heat"].find())
+    assert len(buckets) == 2
+    assert [item["control"]["count"] for item in buckets if item["control"]["version"] == 2] == [2]
+    (series,) = target.list_collections(filter={"name": "heat"})
+    assert series["options"]["timeseries"]["metaField"] == "place"
 
 
 def test_a_document_whose_id_changes_its_type_alone_is_replaced(

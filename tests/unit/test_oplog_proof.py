@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from drkit.engines import RestoreOptions
-from drkit.engines.mongodb_commands import refuse_time_series
 from drkit.engines.mongodb_fingerprint import fingerprint_of
 from drkit.engines.mongodb_placing import place_parts, plan_contents
 from drkit.engines.mongodb_redo import Progress, RedoFile
 from drkit.engines.mongodb_replay_proof import comparable, expected_fingerprint
-from drkit.engines.mongodb_replay_scope import catalog_at_dump, name_in_target
+from drkit.engines.mongodb_replay_scope import catalog_at_dump, name_in_target, totals_at_dump
 from drkit.errors import IntegrityError, RecoveryGap
 from drkit.fingerprint import compare_fingerprints, describe_difference
 from drkit.mongo_archive import ArchiveSummary, CollectionSummary
@@ -23,6 +22,7 @@ from drkit.oplog import OplogTs
 from drkit.oplog_catalog import OplogCatalog
 from drkit.oplog_entries import Write
 from drkit.oplog_images import Image
+from drkit.oplog_series import as_of_series
 
 DIGEST = 0xABC
 CATALOG = OplogCatalog(
@@ -120,8 +120,13 @@ def test_the_buckets_of_a_time_series_belong_to_it(kind: str, options: dict[str,
         None,
         "shop.new",
     ]
+    catalog = catalog_at_dump(chosen, place_parts(chosen))
+    assert totals_at_dump(chosen, place_parts(chosen)) == {"shop.system.buckets.heat": (0, 0)}
+    moved = {"shop.system.buckets.heat": (7, 9)}
+    expected = expected_fingerprint(catalog, moved, lambda name: name)
+    assert expected["collection"]["shop.heat"] == {"rows": 7, "digest": f"{9:064x}"}
     with pytest.raises(RecoveryGap, match=r"is of time series shop\.heat") as caught:
-        refuse_time_series(Write("insert", "shop.heat", b"", b"", OplogTs(5, 1)), {"shop.heat"})
+        as_of_series(Write("insert", "shop.heat", b"", b"", OplogTs(5, 1)), catalog)
     assert caught.value.hints[0] == "leave it out: --exclude-table shop.heat"
 
 
