@@ -18,7 +18,6 @@ from drkit.errors import StoreError
 from drkit.keys import load_signers
 from drkit.operations import Workplace
 from drkit.operations.running import close_lost_runs
-from drkit.operations.sandboxing import reap_scratches
 from drkit.process_identity import start_mark
 from drkit.site import PolicyScan, Site, load_site, scan_policies
 from drkit.stores import Store
@@ -50,7 +49,10 @@ def open_app(site_path: Path | None = None, clock: Callable[[], datetime] = utc_
         work_folder = stack.enter_context(_private_folder())
         workplace = Workplace(site, policies, scan.problems, stores, catalog, signers, work_folder, clock)
         close_lost_runs(catalog, clock())
-        reap_scratches(workplace)
+        if catalog.scratches():
+            from drkit.operations.sandboxing import reap_scratches
+
+            reap_scratches(workplace)
         yield workplace
 
 

@@ -40,7 +40,6 @@ from drkit.operations import Reporter, Workplace
 from drkit.operations.artifacts import ForeignManifest, open_sealed, recorded_version
 from drkit.operations.base_states import BaseState, BaseStates, base_states
 from drkit.operations.kept_bases import BASE, MANIFEST_KIND, forget_older, keep, kept_manifest
-from drkit.operations.prune_locks import lock_as_planned
 from drkit.operations.repository import ensure_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.selection import find_artifacts
@@ -381,7 +380,11 @@ class _Job:
         store.put(key, [data])
         entry = ArtifactEntry(manifest, hashlib.sha256(data).hexdigest(), (store.name,), details)
         self.workplace.catalog.index_artifact(entry)
-        lock_as_planned(self.workplace, self.policy, manifest, store.name)
+        if store.name in self.workplace.site.locking_stores:
+            # Where nothing is locked, a backup need not load what knows of retention.
+            from drkit.operations.prune_locks import lock_as_planned
+
+            lock_as_planned(self.workplace, self.policy, manifest, store.name)
         if manifest.method == BASE:
             forget_older(self._kept_manifest)
         return entry

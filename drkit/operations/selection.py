@@ -15,7 +15,6 @@ from drkit.errors import IntegrityError, RecoveryGap, StoreError, StoreUnavailab
 from drkit.model import ArtifactEntry
 from drkit.operations import Workplace
 from drkit.operations.artifacts import read_manifest, require_repository
-from drkit.operations.inventory import read_tombstones
 from drkit.operations.repository import find_repo_id
 from drkit.signing import Signer
 from drkit.stores import Store
@@ -149,6 +148,9 @@ def _newest_first(entries: list[ArtifactEntry]) -> list[ArtifactEntry]:
 
 
 def _tombstones(stores: Sequence[Store], signers: Sequence[Signer], policy: str) -> frozenset[str]:
+    # Asked for only where something is missing.
+    from drkit.operations.inventory import read_tombstones
+
     return frozenset(link.sha256 for store in stores for link in read_tombstones(store, signers, policy))
 
 
