@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import bson
@@ -118,6 +119,15 @@ def test_a_restore_to_a_moment_equals_the_model(shipped: Shipped, source: MongoS
         target.client.drop_database("shop")
 
 
+def wanted_slices(shipped: Shipped) -> list[Path]:
+    """Return the stored slices that a restore to the last moment reads; what was written after it may fill others."""
+    planned = json.loads(shipped.restore("--at", shipped.history.moments[-1].at.isoformat(), "--plan").stdout)
+    logs = shipped.site.site.store_folder / "policies" / "orders" / "logs"
+    paths = [next(logs.glob(f"*/{item['name']}.zst.age")) for item in planned["replay"]["slices"]]
+    assert len(paths) > 1
+    return paths
+
+
 def indexes_of(server: MongoServer) -> dict[str, set[str]]:
     shop = server.client["shop"]
     return {name: set(shop[name].index_information()) for name in shop.list_collection_names() if name != "by year"}
@@ -195,9 +205,7 @@ def test_what_is_missing_is_named_before_the_target_is_touched(shipped: Shipped,
     for moment, words in ((tomorrow, "the stored oplog goes up to"), (long_ago, "the oldest dump of policy orders")):
         refused = shipped.restore("--at", moment)
         assert (refused.returncode, words in refused.stdout) == (9, True), refused.stdout
-    slices = sorted((shipped.site.site.store_folder / "policies" / "orders" / "logs").glob("*/*-*.zst.age"))
-    assert len(slices) > 2
-    lost = slices[-2]
+    lost = wanted_slices(shipped)[-2]
     lost.rename(lost.with_suffix(".away"))
     try:
         for moment in ("latest", shipped.history.moments[-1].at.isoformat()):
@@ -209,16 +217,16 @@ def test_what_is_missing_is_named_before_the_target_is_touched(shipped: Shipped,
 
 
 def test_a_damaged_slice_is_found_before_the_target_is_touched(shipped: Shipped, target: MongoServer) -> None:
-    slices = sorted((shipped.site.site.store_folder / "policies" / "orders" / "logs").glob("*/*-*.zst.age"))
-    content = slices[-1].read_bytes()
-    slices[-1].chmod(0o600)
-    slices[-1].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = wanted_slices(shipped)[-1]
+    content = damaged.read_bytes()
+    damaged.chmod(0o600)
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
         refused = shipped.restore("--at", shipped.history.moments[-1].at.isoformat())
     finally:
-        slices[-1].write_bytes(content)
+        damaged.write_bytes(content)
     assert refused.returncode == 8, refused.stdout
-    assert slices[-1].name.partition(".")[0] in refused.stdout
+    assert damaged.name.partition(".")[0] in refused.stdout
     assert set(target.client.list_database_names()) <= {"admin", "config", "local"}
 
 

@@ -14,7 +14,10 @@ _RESIDENT = {"apprise", "apscheduler", "http.server", "drkit.worker", "drkit.ope
 _DRAWN = {"rich", "sqlite_utils"}
 _DOCUMENTS = {"pydantic", "cryptography", "cronsim", "backports.zstd"}
 _CATALOG = {f"drkit.catalog.{part}" for part in ("history", "measures", "occurrences", "outbox", "overview")}
-_JUDGES = {"drkit.operations.parent_base", "drkit.operations.lineage", "drkit.operations.verify"}
+_JUDGES = {
+    f"drkit.operations.{part}"
+    for part in ("parent_base", "lineage", "verify", "prune_locks", "inventory", "retention_settings", "sandboxing")
+}
 
 NOT_LOADED = {
     "--help": _SERVERS | _RESIDENT | _DRAWN | _DOCUMENTS | {"drkit.catalog", "drkit.operations", "ruamel.yaml"},
