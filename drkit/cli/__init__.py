@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import click
 
 from drkit import __version__
-from drkit.cli.output import Output
+from drkit.cli.output import Output, StandardOutput
 from drkit.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DrkitError
 
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -142,10 +142,10 @@ def cli() -> None:
     """
 
 
-def _open_closed_streams() -> None:
+def _prepare_streams() -> None:
     """Give what is said somewhere to go when we were started without a place for it, as by ``>&-``.
 
-    The work is done all the same, and no file of ours becomes descriptor 1 or 2.
+    The work is done all the same, and no file of ours becomes descriptor 1 or 2. What cannot be written has a name.
     """
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
@@ -154,6 +154,7 @@ def _open_closed_streams() -> None:
                 os.dup2(opened, descriptor)
                 os.close(opened)
             setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
+    StandardOutput.install()
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     # What else is installed has no say in what a document may hold, and is not looked for at each start.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-    _open_closed_streams()
+    _prepare_streams()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
         signal.signal(signal.SIGHUP, _interrupt)
@@ -174,10 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
     output = Output(json="--json" in flags, quiet="--quiet" in flags)
     status = _run(arguments, output, debug="--debug" in flags)
-    try:
+    with suppress(OSError):
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if argv is None and threading.active_count() == 1:
         _end(status)
     sys.exit(status)
@@ -208,13 +207,24 @@ def _run(arguments: list[str], output: Output, *, debug: bool) -> int:
             _print_traceback()
         output.error(error, error.exit_code)
         return error.exit_code
-    except BrokenPipeError:
-        return EXIT_BUG
     except Exception as error:  # noqa: BLE001 - the last line before the user
         if debug:
             _print_traceback()
-        output.bug(error)
+        if isinstance(error, OSError) and error.filename == StandardOutput.NAME:
+            _say_lost(error)
+        else:
+            output.bug(error)
         return EXIT_BUG
+
+
+def _say_lost(error: OSError) -> None:
+    """Say that standard output takes no more, and write nothing more to it; a reader that left has what it wanted."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    if not isinstance(error, BrokenPipeError):
+        hint = "what the command did stands; df says which disk is full"
+        Output().error(DrkitError(f"standard output cannot be written: {error.strerror}", hints=[hint]), EXIT_BUG)
 
 
 def _print_traceback() -> None:

@@ -10,6 +10,7 @@ The rules, which every command obeys by going through here:
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -17,12 +18,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from drkit.errors import ConfigError, DrkitError
 from drkit.units import format_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _STYLES = {
     "ok": "green",
@@ -35,6 +39,28 @@ _STYLES = {
     "MISSED": "red",
 }
 _PROGRESS_LINE_EVERY_S = 30.0
+
+
+class StandardOutput(io.FileIO):
+    """Descriptor 1, which names itself in the error when it takes no more: its disk is full, its reader gone."""
+
+    NAME = "standard output"
+
+    @classmethod
+    def install(cls) -> None:
+        """Take the place of the process's own standard output; another one, as in tests, stays."""
+        own = sys.stdout
+        if own is not None and own is sys.__stdout__ and not own.isatty():
+            buffered = io.BufferedWriter(cls(own.fileno(), "w", closefd=False))
+            sys.stdout = io.TextIOWrapper(buffered, encoding=own.encoding, errors=own.errors)
+
+    def write(self, data: Buffer) -> int:
+        """Write; raise OSError with this name."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = self.NAME
+            raise
 
 
 def styled(word: str) -> str:
@@ -152,15 +178,12 @@ class Output:
             self._json_error(type(error).__name__, error, exit_code)
             return
         if isinstance(error, ConfigError) and error.problems:
-            for problem in error.problems:
-                click.echo(f"drkit: {problem}", err=True)
-            click.echo(error.message, err=True)
+            lines = [*(f"drkit: {problem}" for problem in error.problems), error.message]
         else:
-            click.echo(f"drkit: {error.message}", err=True)
-        for line in error.details:
-            click.echo(f"  {line}", err=True)
-        for line in error.hints:
-            click.echo(f"  hint: {line}", err=True)
+            lines = [f"drkit: {error.message}"]
+        lines += [*(f"  {line}" for line in error.details), *(f"  hint: {line}" for line in error.hints)]
+        with suppress(OSError):  # the exit code says it too
+            click.echo("\n".join(lines), err=True)
 
     def _json_error(self, kind: str, error: DrkitError, exit_code: int) -> None:
         document: dict[str, Any] = {
