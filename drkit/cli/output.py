@@ -50,7 +50,7 @@ class StandardOutput(io.FileIO):
     def install(cls) -> None:
         """Take the place of the process's own standard output; another one, as in tests, stays."""
         own = sys.stdout
-        if own is not None and own is sys.__stdout__ and not own.isatty():
+        if own is sys.__stdout__ and isinstance(own, io.TextIOWrapper) and not own.isatty():
             buffered = io.BufferedWriter(cls(own.fileno(), "w", closefd=False))
             sys.stdout = io.TextIOWrapper(buffered, encoding=own.encoding, errors=own.errors)
 
