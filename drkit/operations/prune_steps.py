@@ -76,16 +76,11 @@ class Pruning:
             self._mark_or_revive(decision)
         log = LogPruning(self)
         log.mark()
-        due = self._due()
-        reader = self._reader() if due or log.due() else ""
-        if reader:
-            self.done.notes.append(f"what is due is not deleted now: {reader}")
-        else:
-            self._delete(due, reporter)
-            log.delete()
-            if not self.plan.suspended:
-                self._sweep()
-                log.sweep()
+        self._delete(self._due(), reporter)
+        log.delete()
+        if not self.plan.suspended:
+            self._sweep()
+            log.sweep()
         self._remember_marks()
 
     @property
@@ -134,13 +129,19 @@ class Pruning:
                 )
 
     def is_read(self, due_at: datetime) -> bool:
-        """Tell whether a reader's lease in any store keeps what is due from being deleted; say so once.
+        """Tell whether a run, or a reader's lease in any store, keeps what is due from being deleted; say so once.
 
-        Looked for before each deletion. One that is seen counts until the end of this run; none counts for ever.
+        Looked for before each deletion. One that is seen counts until the end of this run; none counts for ever, nor do
+        many of them, one after the other.
         """
         if self._overdue_since(due_at) + HELD_UP_AT_MOST <= self.stored.now:
             return False
         if not self._seen_reader:
+            running = self._reader()
+            if running:
+                self._seen_reader = True
+                self.done.notes.append(f"what is due is not deleted now: {running}")
+                return True
             for name in self.stored.inventories:
                 key = live_reader(self.workplace.stores[name], self.policy.policy, self.workplace.clock())
                 if key:

@@ -15,6 +15,7 @@ from drkit.canonical import canonical_json
 from drkit.errors import ConfigError, StoreError
 from drkit.operations import reader_lease as leases
 from drkit.operations.reader_lease import HELD_UP_AT_MOST, live_reader, reader_lease
+from drkit.operations.running import recorded_run
 from drkit.operations.store_lease import take_lease
 from drkit.stores import ObjectInfo, read_object
 from drkit.stores.memory import MemoryStore
@@ -103,6 +104,21 @@ def test_leases_that_somebody_forges_again_and_again_hold_up_a_prune_for_a_bound
         world.now += 12 * HOUR
     forge(world, lease_of("elsewhere/1@1", world, 1000 * DAY))
     assert len(world.prune().removed) == 3
+
+
+def test_runs_that_read_whenever_a_prune_comes_hold_it_up_for_a_bounded_time(world: PruneWorld) -> None:
+    """A drill each day at the time of the prune, none of them long: what is due goes after a week all the same."""
+    due_at = world.now - HOUR
+    world.retention = {"last": 3, "max_removed_percent": 100, "stale_after": "100d"}
+    while world.now < due_at + HELD_UP_AT_MOST:
+        with recorded_run(world.catalog, lambda: world.now, "drill", "orders"):
+            result = world.prune()
+            assert result.removed == []
+            (note,) = result.notes
+            assert note.startswith("what is due is not deleted now: a drill runs since ")
+        world.now += DAY
+    with recorded_run(world.catalog, lambda: world.now, "drill", "orders"):
+        assert len(world.prune().removed) == 3
 
 
 def test_a_prune_that_comes_once_a_month_waits_for_readers_as_well(world: PruneWorld) -> None:
