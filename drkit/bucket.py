@@ -65,7 +65,12 @@ def timeline_prefix(policy: str, timeline: int) -> str:
 
 def log_key(policy: str, timeline: int, name: str) -> str:
     """Return the key of a WAL segment, a partial one or a history file; ``name`` as `drkit.wal` writes it."""
-    return f"{timeline_prefix(policy, timeline)}{name}.zst.age"
+    return log_key_in(timeline_prefix(policy, timeline), name)
+
+
+def log_key_in(timeline_folder: str, name: str) -> str:
+    """Do what `log_key` does for a timeline whose prefix was made before: a long log has a hundred thousand names."""
+    return f"{timeline_folder}{name}.zst.age"
 
 
 def log_manifest_key(policy: str, timeline: int, first: str, last: str, manifest_id: str) -> str:

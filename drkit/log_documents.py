@@ -77,6 +77,13 @@ class SignedLog(Document):
         refuse_unknown_features(manifest.features, what)
         return manifest
 
+    @classmethod
+    def from_known_bytes(cls, data: bytes, what: str) -> Self:
+        """Parse a log manifest that was parsed before, maybe by a drkit that knows more features than this one."""
+        manifest = super().from_known_bytes(data, what)
+        refuse_unknown_features(manifest.features, what)
+        return manifest
+
 
 class LogManifest(SignedLog):
     """The signed list of files of PostgreSQL's log of one timeline, without a gap inside."""

@@ -6,7 +6,8 @@ a frozen dataclass. The bucket's side of it is specified in docs/format.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -59,12 +60,28 @@ class Document(BaseModel):
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> Self:
         """Parse ``data``; raise IntegrityError naming ``what`` and the first field that does not fit."""
-        try:
+        with _named(what):
             return cls.model_validate(parse_json(data, what))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise IntegrityError(f"{what}: field {field}: {first['msg']}") from error
+
+    @classmethod
+    def from_known_bytes(cls, data: bytes, what: str) -> Self:
+        """Do what `from_bytes` does for bytes that it took before, in half the time.
+
+        No key of theirs is repeated, so that none has to be looked at by Python.
+        """
+        with _named(what):
+            return cls.model_validate_json(data)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Turn what does not fit into an error that names the document and the first such field."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(f"{what}: field {field}: {first['msg']}") from error
 
 
 class Checksum(Document):

@@ -40,8 +40,10 @@ def bench_gaps(repeats: int) -> None:
         site.policy_file.unlink()
         _write_policy(site)
         _fill(site)
-        seconds = min(_check(site) for _ in range(repeats))
-        print(f"  gap check of {SEGMENTS:,} segments {seconds:6.2f} s   promised under 5", flush=True)
+        first = _check(site)
+        again = min(_check(site) for _ in range(repeats))
+        told = f"the first time {first:.2f} s, again {again:.2f} s"
+        print(f"  gap check of {SEGMENTS:,} segments: {told}   promised under 5", flush=True)
 
 
 def _write_policy(site: NewSite) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # pydantic costs a list command a quarter of its time, and a 
     from drkit.catalog.occurrences import OccurrenceLedger
     from drkit.catalog.outbox import Outbox
     from drkit.catalog.overview import Overview
+    from drkit.catalog.signatures import Signatures
     from drkit.catalog.verified import Verified
     from drkit.catalog.workers import Workers
     from drkit.model import ArtifactEntry, Lease, Run, Scratch
@@ -82,6 +83,10 @@ class Catalog(Protocol):
     @property
     def overview(self) -> Overview:
         """Return what tells how all policies stand."""
+
+    @property
+    def signatures(self) -> Signatures:
+        """Return which signatures were verified on this host."""
 
     @property
     def verified(self) -> Verified:

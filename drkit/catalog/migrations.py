@@ -322,6 +322,16 @@ def _sums(db: Database) -> None:
         db.execute(statement)
 
 
+@MIGRATIONS(name="012_signatures")
+def _signatures(db: Database) -> None:
+    """Remember the signatures of a long log, which takes longer to verify than to read."""
+    db.execute(
+        """create table signatures (
+            policy text not null, digest text not null, signer text not null, primary key (policy, digest)
+        ) without rowid"""
+    )
+
+
 def migrate(db: Database) -> int:
     """Apply what is missing, inside the caller's transaction if there is one; return the schema version reached."""
     MIGRATIONS.apply(db)

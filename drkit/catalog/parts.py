@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from drkit.catalog.occurrences import OccurrenceLedger
     from drkit.catalog.outbox import SqliteOutbox
     from drkit.catalog.overview import SqliteOverview
+    from drkit.catalog.signatures import SqliteSignatures
     from drkit.catalog.verified import SqliteVerified
     from drkit.catalog.workers import SqliteWorkers
 
@@ -84,6 +85,13 @@ class SqliteParts(Catalog):
         from drkit.catalog.overview import SqliteOverview
 
         return SqliteOverview(self._read)
+
+    @cached_property
+    def signatures(self) -> SqliteSignatures:
+        """Return which signatures were verified on this host."""
+        from drkit.catalog.signatures import SqliteSignatures
+
+        return SqliteSignatures(self._transaction, self._read)
 
     @cached_property
     def verified(self) -> SqliteVerified:

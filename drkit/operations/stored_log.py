@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from drkit.keys import KeyFile
 from drkit.log_documents import LogManifest, LogRecord, SignedLog
 from drkit.model import ArtifactEntry
 from drkit.operations import Workplace
+from drkit.operations.known_signatures import KnownSignatures
 from drkit.operations.log_audit import LogLink
 from drkit.operations.signed import Form, read_signed
 from drkit.recovery import BasePoint, LogFile, LogState, log_file
@@ -44,6 +45,9 @@ _HISTORY_LIMIT_BYTES = 1 << 20
 
 Log = TypeVar("Log", bound=SignedLog)
 """The kind of log manifest that a database has."""
+
+_Outcome = tuple[LogManifest, bytes] | IntegrityError
+"""A log manifest with its very bytes, or why it is not believed."""
 
 
 class StoredFile(NamedTuple):
@@ -86,18 +90,23 @@ class _Collected:
     links: dict[str, LogLink] = field(default_factory=dict)
 
 
-def read_logs(workplace: Workplace, policy: str, repo_ids: Iterable[str] = ()) -> PolicyLogs:
+def read_logs(
+    workplace: Workplace, policy: str, repo_ids: Iterable[str] = (), known: KnownSignatures | None = None
+) -> PolicyLogs:
     """List every store and believe the log manifests that are signed; ``repo_ids`` are those of the policy's artifacts.
 
     A store that cannot be reached is reported, not fatal. A manifest that is not believed, or two that contradict each
-    other, become a doubt, and what only they speak of counts as unsigned or not at all.
+    other, become a doubt, and what only they speak of counts as unsigned or not at all. What is ``known`` to be signed
+    is read all the same, and its signature not verified again.
     """
     found = _Collected()
+    form = Form(LogManifest.from_bytes, lambda manifest: manifest.made_at, known, LogManifest.from_known_bytes)
     for name, store in workplace.stores.items():
         try:
             infos = list(store.list(bucket.logs_prefix(policy)))
             _note_objects(found, name, infos)
-            for manifest in _manifests(store, workplace.signers, policy, infos, found):
+            read = partial(_read, store, workplace.signers, policy, form)
+            for manifest in _manifests(read, infos, found, in_parallel=not store.traits.local):
                 _note_manifest(found, manifest, frozenset(repo_ids))
         except StoreError as error:
             found.unreachable.append(error)
@@ -116,7 +125,7 @@ def _note_objects(found: _Collected, store: str, infos: Sequence[ObjectInfo]) ->
 
 
 def _manifests(
-    store: Store, signers: Sequence[Signer], policy: str, infos: Sequence[ObjectInfo], found: _Collected
+    read: Callable[[str], _Outcome], infos: Sequence[ObjectInfo], found: _Collected, *, in_parallel: bool
 ) -> Iterator[LogManifest]:
     """Yield the manifests of one store that are new; note those not believed as doubts.
 
@@ -124,9 +133,8 @@ def _manifests(
     other's way.
     """
     keys = [info.key for info in infos if bucket.parse_log_manifest_key(info.key) and info.key not in found.links]
-    read = partial(_read, store, signers, policy)
     with ThreadPoolExecutor(_READERS, "log") as pool:
-        for key, outcome in zip(keys, (map if store.traits.local else pool.map)(read, keys), strict=True):
+        for key, outcome in zip(keys, (pool.map if in_parallel else map)(read, keys), strict=True):
             if isinstance(outcome, IntegrityError):
                 found.doubts.append(f"not believed: {outcome.message}")
             else:
@@ -135,16 +143,11 @@ def _manifests(
                 yield manifest
 
 
-def _read(store: Store, signers: Sequence[Signer], policy: str, key: str) -> tuple[LogManifest, bytes] | IntegrityError:
+def _read(store: Store, signers: Sequence[Signer], policy: str, form: Form[LogManifest], key: str) -> _Outcome:
     try:
-        return read_trusted_log(store, signers, policy, key, LogManifest)
+        return _read_in_place(store, signers, policy, key, form)
     except IntegrityError as error:
         return error
-
-
-def read_log_manifest(store: Store, signers: Sequence[Signer], policy: str, key: str) -> LogManifest:
-    """Read and verify one log manifest; see `read_trusted_log`."""
-    return read_trusted_log(store, signers, policy, key, LogManifest)[0]
 
 
 def read_trusted_log(
@@ -154,14 +157,21 @@ def read_trusted_log(
 
     Raise IntegrityError when it is unsigned, changed, signed by a stranger, or not what its key says.
     """
-    what = f"log manifest {key} in store {store.name}"
     form: Form[Log] = Form(document.from_bytes, lambda manifest: manifest.made_at)
+    return _read_in_place(store, signers, policy, key, form)
+
+
+def _read_in_place(
+    store: Store, signers: Sequence[Signer], policy: str, key: str, form: Form[Log]
+) -> tuple[Log, bytes]:
+    what = f"log manifest {key} in store {store.name}"
     manifest, data, _ = read_signed(store, signers, key, what, form)
     place = bucket.parse_log_manifest_key(key)
     if place is None or (manifest.policy, manifest.timeline) != (policy, place.timeline):
         raise IntegrityError(f"{what} is that of timeline {manifest.timeline} of policy {manifest.policy}")
+    folder = bucket.timeline_prefix(policy, manifest.timeline)
     for item in manifest.files:
-        if item.key != bucket.log_key(policy, manifest.timeline, item.part):
+        if item.key != bucket.log_key_in(folder, item.part):
             raise IntegrityError(f"{what} names an object that is not its own: {item.key}")
     return manifest, data
 
@@ -188,7 +198,7 @@ def _files(found: _Collected, segment_bytes: int) -> Iterator[tuple[str, StoredF
                 yield name, StoredFile(unsigned, key, tuple(store for store, _ in places))
             continue
         record, manifest = known
-        whole = tuple(store for store, info in places if info.size_bytes == record.stored_bytes)
+        whole = tuple([store for store, info in places if info.size_bytes == record.stored_bytes])
         if len(whole) < len(places):
             cut = ", ".join(f"{info.size_bytes:,} bytes in {store}" for store, info in places if store not in whole)
             found.doubts.append(f"{name} has another size than was signed: {cut}, not {record.stored_bytes:,}")
