@@ -75,10 +75,15 @@ def _newest_oplog_ts(client: Client) -> Any:
 
 
 def _count(client: Client, database: str, name: str, *, scans: bool) -> int:
-    """Count by an aggregation; SecantusDB's command ``count`` goes through the documents, and does not decode them."""
+    """Count by an aggregation; SecantusDB's command ``count`` goes through the documents, and does not decode them.
+
+    Both are commands: pymongo knows names that servers take and it does not, such as ``log.``.
+    """
     if scans:
         return int(client[database].command("count", name)["n"])
-    return client[database][name].count_documents({})
+    counting = [{"$group": {"_id": 1, "n": {"$sum": 1}}}]
+    answer = client[database].command({"aggregate": name, "pipeline": counting, "cursor": {}})
+    return sum(int(item["n"]) for item in answer["cursor"]["firstBatch"])
 
 
 def require_whole(

@@ -11,10 +11,9 @@ the dump are recorded, and stored slices of the oplog make it consistent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,14 @@ from drkit.engines.mongodb_counts import Counts, SaidCounts, mark_counts, read_c
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.engines.mongodb_oplog import read_newest, require_reach
 from drkit.engines.mongodb_oplog_watch import OplogWatch, forecast
+from drkit.engines.mongodb_placing import matches
 from drkit.engines.mongodb_users import ServerUsers, along, look_for_users, read_users
 from drkit.errors import SourceError
 from drkit.model import ChildRecord, Difference, Fingerprint
 from drkit.mongo_archive import ArchiveReader
 from drkit.mongo_binaries import dump_way, mongo_binary, mongo_tool_version
 from drkit.oplog import OplogTs
+from drkit.oplog_series import BUCKETS
 from drkit.process import Command, open_producer
 from drkit.units import format_bytes, format_count, format_utc
 
@@ -106,13 +107,17 @@ class MongodbDump:
 
 @dataclass(frozen=True)
 class DatabasePlan:
-    """One database to dump: its collections that have documents of their own, and those that are left out."""
+    """One database to dump: its collections that have documents of their own, and those that are left out.
+
+    ``stray`` are buckets without a time series, which mongodump passes over in silence.
+    """
 
     name: str
     size_bytes: int
     collections: tuple[str, ...]
     excluded: tuple[str, ...] = ()
     capped: tuple[str, ...] = ()
+    stray: tuple[str, ...] = ()
 
     def mark(self, client: Client) -> Counts:
         """Remember what the counts after a dump are to be compared with."""
@@ -138,9 +143,7 @@ def _plan(client: Client, endpoint: Endpoint, server: ServerFacts, options: Back
 def _plan_database(client: Client, name: str, server: ServerFacts, options: BackupOptions) -> DatabasePlan:
     listed = {str(item["name"]): item for item in client[name].list_collections() if item.get("type") != "view"}
     excluded = [
-        item
-        for item in sorted(listed)
-        if any(fnmatchcase(f"{name}.{item}", pattern) for pattern in options.exclude_tables)
+        item for item in sorted(listed) if any(matches(f"{name}.{item}", pattern) for pattern in options.exclude_tables)
     ]
     counted = [
         item
@@ -149,7 +152,16 @@ def _plan_database(client: Client, name: str, server: ServerFacts, options: Back
     ]
     kept = tuple(item for item in counted if item not in excluded)
     capped = tuple(item for item in kept if (listed[item].get("options") or {}).get("capped"))
-    return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded), capped)
+    stray = tuple(
+        item for item in sorted(listed) if item.startswith(BUCKETS) and item.removeprefix(BUCKETS) not in listed
+    )
+    return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded), capped, stray)
+
+
+def warn_of_strays(plans: Iterable[DatabasePlan]) -> list[str]:
+    """Name the collections that no way of dumping takes."""
+    names = ", ".join(f"{plan.name}.{name}" for plan in plans for name in plan.stray)
+    return [f"not in the backup: {names} (buckets of no time series, which mongodump does not dump)"] if names else []
 
 
 def _by_database(plans: Sequence[DatabasePlan]) -> dict[str, tuple[DatabasePlan, ...]]:
@@ -224,6 +236,7 @@ class _DumpSession(LogicalDump):
             summary, warnings = f"{summary}, {said}", list(more)
         else:
             warnings.append(_why_not_whole(self._server, self._options))
+        warnings += warn_of_strays(plans)
         if self._options.exclude_tables and not any(plan.excluded for plan in plans):
             warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
         return Preflight(summary, {"mongodb": self._server.label, "mongodump": version}, parts, warnings)

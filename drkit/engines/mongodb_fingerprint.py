@@ -46,13 +46,14 @@ def name_indexes(indexes: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str,
     """Return facts by one name for each index, from collection and own name.
 
     That is ``collection.index``, but two can have the same: ``b.c_1`` of ``a``, and ``c_1`` of ``a.b``. Those are
-    written ``collection$index``; no name of a collection has a dollar sign.
+    written ``collection$index``; no name of a collection has a dollar sign. One of an index may, so whoever has such a
+    name already gives it up as well.
     """
-    taken = Counter(f"{collection}.{index}" for collection, index in indexes)
-    return {
-        f"{collection}{'$' if taken[f'{collection}.{index}'] > 1 else '.'}{index}": facts
-        for (collection, index), facts in indexes.items()
-    }
+    taken = Counter(map(".".join, indexes))
+    apart = {pair for pair in indexes if taken[".".join(pair)] > 1}
+    while clashing := {pair for pair in indexes if ".".join(pair) in set(map("$".join, apart))} - apart:
+        apart |= clashing
+    return {("$" if pair in apart else ".").join(pair): facts for pair, facts in indexes.items()}
 
 
 def collection_of_index(full: str, index: str) -> str:

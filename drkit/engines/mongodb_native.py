@@ -18,7 +18,7 @@ from drkit.engines import BackupOptions, OplogRange, Part, Preflight
 from drkit.engines.logical_dump import LogicalDump
 from drkit.engines.mongodb_client import Client, Endpoint, ServerFacts, read_clock, translated
 from drkit.engines.mongodb_counts import Counts, agreeing, mark_counts, read_counts, require_whole
-from drkit.engines.mongodb_dump import DatabasePlan
+from drkit.engines.mongodb_dump import DatabasePlan, warn_of_strays
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
 from drkit.engines.mongodb_oplog import read_newest
 from drkit.engines.mongodb_oplog_watch import OplogWatch
@@ -33,6 +33,9 @@ from drkit.units import format_bytes, format_count, format_utc
 
 PARALLEL = 4
 """As many collections at once as mongodump reads when it is not told."""
+
+
+_HINTS = ("install the MongoDB Database Tools and write via: tools", "or name it in target.exclude_tables")
 
 
 @contextmanager
@@ -53,8 +56,15 @@ def read_dumpable(client: Client, database: str, excluded: Sequence[str] = ()) -
     if strange:
         raise SourceError(
             f"{', '.join(strange)} cannot be dumped without MongoDB's tools: a time series is more than its documents",
-            hints=["install the MongoDB Database Tools and write via: tools", "or name it in target.exclude_tables"],
+            hints=_HINTS,
         )
+    for item in collections:
+        name = item.namespace[1]
+        if name.startswith(".") or name.endswith(".") or ".." in name:
+            raise SourceError(
+                f"collection {database}.{name} cannot be read without MongoDB's tools: pymongo takes no such name",
+                hints=_HINTS,
+            )
     return collections
 
 
@@ -160,6 +170,7 @@ class NativeDump(LogicalDump):
                 "collections are read one after another: what is written meanwhile may be in some and not in others"
                 f" (the server gives no snapshot: {self._snapshot.why_not})"
             )
+        warnings += warn_of_strays(plans.values())
         if self._options.exclude_tables and not any(plan.excluded for plan in plans.values()):
             warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
         parts = [Part(name, "database", plan.name, plan.size_bytes or None) for name, plan in plans.items()]

@@ -100,7 +100,12 @@ def _require_name(old: str, new: str) -> None:
 
 
 def _any_matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(matches(name, pattern) for name in names for pattern in patterns)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern fits a name: ``*`` and ``?`` fit anything, everything else itself, brackets too."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def _place(options: RestoreOptions, label: str, names: Mapping[str, Sequence[str]]) -> Placing:
