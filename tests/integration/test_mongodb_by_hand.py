@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import bson
 import pytest
 
 from drkit.oplog import OplogTs, split_entries
-from tests.fixtures.mongodb import MongoServer, running_mongodb
+from tests.fixtures.apply_ops import with_apply_ops
+from tests.fixtures.mongodb import ROOT, MongoServer, running_mongodb
 from tests.fixtures.oplog import OplogSite, newest, server_entries, write_orders
 from tests.fixtures.shipping import until
 from tests.fixtures.site import ReadySite
 from tests.integration.test_recovery_by_hand import RECOVERY_TOOLS, SHELL_TOOLS, Recovery
 
+RECOVERY = ROOT / "docs" / "recovery-by-hand.md"
 STEPS = ("1", "2", "3", "4c")
 
 
@@ -113,3 +117,33 @@ def test_slices_of_the_oplog_make_an_oplog_that_stock_tools_read(
     assert list(split_entries([oplog.read_bytes()])) == wanted
     shown = subprocess.run([mongo_tools / "bsondump", oplog], capture_output=True, text=True, check=True)
     assert len(shown.stdout.splitlines()) == len(wanted)
+    _replay_by_the_document(mongo_tools, artifact, wanted, tmp_path)
+
+
+def _replay_by_the_document(mongo_tools: Path, artifact: Path, wanted: list[bytes], folder: Path) -> None:
+    """Restore the dump as step 4c does and replay the oplog by the last command of step 4d, up to a moment."""
+    entries = [bson.decode(raw) for raw in wanted if bson.decode(raw)["op"] != "n"]
+    limit = entries[len(entries) // 2]["ts"].time
+    kept = [entry["o"]["_id"] for entry in entries if entry["ts"].time < limit]
+    (replay,) = [line for line in RECOVERY.read_text().splitlines() if "--oplogReplay --oplogLimit" in line]
+    with running_mongodb("--storage-path=:memory:") as empty, with_apply_ops(empty) as between:
+        config = folder / "new.yaml"
+        config.touch(mode=0o600)
+        config.write_text(f'uri: "mongodb://127.0.0.1:{between.port}/?directConnection=true"\n')
+        (archive,) = [item for item in (folder / "work" / "plain").iterdir() if item.name != "users"]
+        variables = {"MONGO_CONFIG": str(config), "UNTIL": str(limit), "PATH": f"{mongo_tools}:{os.environ['PATH']}"}
+        # A whole server's archive has the oplog of its own time, which 4c says to replay.
+        restore = 'mongorestore --config="$MONGO_CONFIG" --archive="$ARCHIVE" --oplogReplay'
+        for script in (restore, replay):
+            done = subprocess.run(
+                ["bash", "-euc", script],
+                cwd=folder / "work",
+                env={**variables, "ARCHIVE": str(archive)},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+        held = {item["_id"] for item in empty.client["shop"]["orders"].find()}
+    assert kept
+    assert [entry["o"]["_id"] for entry in between.applied][-len(kept) :] == kept
+    assert held == {*range(10), *kept}
