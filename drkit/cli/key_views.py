@@ -23,7 +23,7 @@ from drkit.keys import (
 from drkit.policy import Policy
 from drkit.signing import fingerprint, key_id
 from drkit.site import Site
-from drkit.units import format_count, format_utc
+from drkit.units import format_count, format_moment, format_utc
 
 
 def keys_document(site: Site, policies: Mapping[str, Policy]) -> dict[str, Any]:
@@ -177,7 +177,8 @@ def proof_text(document: Mapping[str, Any]) -> str:
     ]
     count = len(document["recipients"])
     proven = sum(bool(row["opened_by"]) for row in document["recipients"])
-    lines.append(f"{proven} of {format_count(count, 'recipient')} proven at {document['proven_at']}")
+    at = format_moment(datetime.fromisoformat(document["proven_at"]))
+    lines.append(f"{proven} of {format_count(count, 'recipient')} proven at {at}")
     if document["problems"]:
         lines += [f"problems: {len(document['problems'])}", *(f"  {problem}" for problem in document["problems"])]
     elif proven < count:

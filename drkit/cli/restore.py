@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,9 @@ import click
 from drkit.cli import common_options, output_of, site_option
 
 if TYPE_CHECKING:
+    from drkit.cli.output import Output
     from drkit.operations import Workplace
+    from drkit.operations.dump_plan import RestorePlan
     from drkit.operations.restore_into import FolderResult
 
 _AT_HELP = "WHEN: ISO 8601 with an offset, or latest; with --into also immediate, lsn:…, name:… or xid:…."
@@ -144,7 +147,8 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
     from drkit.credentials import resolve
     from drkit.key_files import ask_passphrase
     from drkit.operations.choosing import identities_in_reach
-    from drkit.operations.restore import RestoreRequest, plan_restore
+    from drkit.operations.dump_plan import RestoreRequest, plan_restore
+    from drkit.operations.restore import look_at_target
     from drkit.operations.restore import restore as run_restore
     from drkit.operations.restore_oplog import plan_oplog_restore
     from drkit.units import format_duration, format_moment
@@ -173,12 +177,11 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
         restore_to_moment(output, workplace, rolled, request, resolve(options.target, folder=workplace.site.folder))
         return
     plan = plan_restore(workplace, request, keys)
+    url = resolve(options.target, folder=workplace.site.folder) if options.target else None
     if options.plan_only:
-        text = plan.describe() + "\nnothing was changed. Run again without --plan, with --to URL, to start."
-        output.result("restore-plan", plan.document(), text)
+        _show_plan(output, plan, lambda: look_at_target(workplace, plan, request, url) if url else None)
         return
-    assert options.target is not None
-    url = resolve(options.target, folder=workplace.site.folder)
+    assert url is not None
     result = run_restore(workplace, plan, request, url, output)
     for name, words in result.loaded.built.items():
         output.line(f"  {name}  {words}")
@@ -195,6 +198,21 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
     to_at = format_moment(plan.entry.manifest.covers.to_at)
     took = format_duration(timedelta(seconds=result.took_s))
     output.result("restore", document, f"restored {options.policy} as of {to_at} in {took}")
+
+
+def _show_plan(output: Output, plan: RestorePlan, look: Callable[[], str | None]) -> None:
+    """Say what would be done, and whether the target can take it; what is in its way is the error, after the plan."""
+    from drkit.errors import SourceError
+
+    try:
+        target = look()
+    except SourceError:
+        if not output.json:
+            click.echo(plan.describe())
+        raise
+    text = plan.describe() + (f"\n  target     {target}; it can take this" if target else "")
+    text += f"\nnothing was changed. Run again without --plan{'' if target else ', with --to URL,'} to start."
+    output.result("restore-plan", {**plan.document(), "target": target}, text)
 
 
 def _restore_folder(ctx: click.Context, options: _Options, workplace: Workplace) -> None:

@@ -10,7 +10,7 @@ from drkit.cli.output import Output
 if TYPE_CHECKING:
     from drkit.credentials import Secret
     from drkit.operations import Workplace
-    from drkit.operations.restore import RestoreRequest
+    from drkit.operations.dump_plan import RestoreRequest
     from drkit.operations.restore_oplog import OplogPlan, OplogResult
 
 

@@ -19,9 +19,9 @@ from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry
 from drkit.operations import Workplace
 from drkit.operations.artifacts import open_details
+from drkit.operations.dump_plan import RestorePlan, believed_copies
 from drkit.operations.lineage import lineage, restorable, why_unrestorable
 from drkit.operations.replay import SPOOL_BYTES, ReplayLog
-from drkit.operations.restore import RestorePlan, believed_copies
 from drkit.operations.selection import PolicyArtifacts, find_artifacts
 from drkit.operations.stored_log import (
     LogReader,

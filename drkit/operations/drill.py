@@ -29,9 +29,10 @@ from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, LevelOutcome, describe_pick, draw_moment
 from drkit.operations.drill_replay import ReplayDrill, is_replayed
 from drkit.operations.drill_scratch import open_scratch
+from drkit.operations.dump_plan import RestorePlan, data_objects
 from drkit.operations.evidence import record_drill
 from drkit.operations.reader_lease import reader_lease
-from drkit.operations.restore import RestorePlan, copies_passed_over, data_objects, fetch, inspect, load, way_of
+from drkit.operations.restore import copies_passed_over, fetch, inspect, load, way_of
 from drkit.operations.running import RunningRun, recorded_run
 from drkit.operations.selection import DUMP, choose_artifact, find_artifacts
 from drkit.operations.signing_key import load_site_signing_key

@@ -26,8 +26,9 @@ from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import Recovery, describe_pick
 from drkit.operations.drill_replay import draw_uniform
 from drkit.operations.drill_scratch import open_scratch
+from drkit.operations.dump_plan import RestoreRequest
 from drkit.operations.replay_words import describe_doubts
-from drkit.operations.restore import RestoreRequest, way_of
+from drkit.operations.restore import way_of
 from drkit.operations.restore_oplog import (
     OplogPlan,
     ReplaySteps,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from drkit.operations.drill_frame import DrillFrame
-from drkit.operations.restore import RestorePlan
+from drkit.operations.dump_plan import RestorePlan
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.sandboxes import SandboxRequest, ScratchServer
 

@@ -17,8 +17,9 @@ from drkit.binaries import postgres_binary
 from drkit.errors import IntegrityError
 from drkit.operations import Reporter, Workplace
 from drkit.operations.base_plan import COMBINE_TOOL, BasePlan
+from drkit.operations.dump_plan import RestorePlan
 from drkit.operations.extraction import Extraction, Owner
-from drkit.operations.restore import FetchedObject, RestorePlan, copies_passed_over, fetch
+from drkit.operations.restore import FetchedObject, copies_passed_over, fetch
 from drkit.process import Command
 from drkit.stream import Meter, prefetch
 from drkit.tied import run_tied

@@ -21,21 +21,11 @@ from drkit.engines.mongodb_replay import ReplayRequest, ReplaySession, newest_pl
 from drkit.errors import DrkitError, IntegrityError, RecoveryGap
 from drkit.keys import KeyFile
 from drkit.operations import Reporter, Workplace
+from drkit.operations.dump_plan import USERS_KIND, RestorePlan, RestoreRequest, plan_restore
 from drkit.operations.oplog_log import StoredOplog, StoredSlice, dump_points, open_slice, stored_oplog
 from drkit.operations.reader_lease import reader_lease
 from drkit.operations.replay_words import describe_accounts, describe_doubts
-from drkit.operations.restore import (
-    USERS_KIND,
-    FetchedObject,
-    RestorePlan,
-    RestoreRequest,
-    copies_passed_over,
-    fetch,
-    inspect,
-    load_parts,
-    plan_restore,
-    way_of,
-)
+from drkit.operations.restore import FetchedObject, copies_passed_over, fetch, inspect, load_parts, way_of
 from drkit.operations.running import recorded_run
 from drkit.operations.selection import PolicyArtifacts, find_artifacts
 from drkit.oplog import OplogSpan, OplogTs, read_ts, split_entries

@@ -233,7 +233,10 @@ def describe_verifications(
     words = [f"{damaged} damaged"] if damaged else []
     words += [f"{format_count(len(vanished), 'artifact')} gone"] if vanished else []
     copies = format_count(len(results) + len(refused), "copy", "copies")
-    lines.append(f"{copies} verified, {', '.join(words) or 'all sound'}")
+    if results or refused or vanished:
+        lines.append(f"{copies} verified, {', '.join(words) or 'all sound'}")
+    else:
+        lines.append("there is nothing to verify yet")
     return "\n".join([*lines, *(f"hint: {hint}" for hint in _what_to_do(results, refused, vanished))])
 
 

@@ -33,10 +33,11 @@ from drkit.operations.check import gather
 from drkit.operations.choosing import find_drill, identities_in_reach
 from drkit.operations.drill import run_drill
 from drkit.operations.drill_outcome import DrillOutcome, DrillRequest, describe_outcome
+from drkit.operations.dump_plan import RestoreRequest, plan_restore
 from drkit.operations.expectations import expectation_of
 from drkit.operations.init import init_site
 from drkit.operations.judgement import CheckReport, judge
-from drkit.operations.restore import RestoreRequest, plan_restore, restore
+from drkit.operations.restore import restore
 from drkit.operations.verify import describe_verifications, select_entries, verify_artifact
 from drkit.signing import MANIFEST_NAMESPACE, sign
 from tests.fixtures.postgres import PostgresServer

@@ -96,7 +96,7 @@ COMMANDS = [
     ("drills",),
     ("backup", "shop"),
     ("drill", "shop", "--level", "intact"),
-    ("restore", "shop", "--plan", "--to", "postgresql://127.0.0.1:1/x"),
+    ("restore", "shop", "--plan"),
 ]
 
 
@@ -108,6 +108,20 @@ def test_every_command_clears_up_after_a_killed_one(shop: Shop, command: tuple[s
     assert shop.drkit(*command).status in {0, 12}
     assert shop.temporary_files() == []
     assert next(run for run in shop.runs() if run.pid == killed.pid).state == "lost"
+
+
+def test_a_plan_with_a_target_says_what_is_in_the_way_and_touches_nothing(shop: Shop, postgres: PostgresServer) -> None:
+    source = shop.document("list")["artifacts"][0]
+    target = f"plan_{source['artifact_id'].lower()}"
+    fits = shop.drkit("restore", "shop", "--plan", "--to", postgres.tcp_url(target).reveal())
+    assert (fits.status, f"{target}, postgres" in fits.stdout) == (0, True), fits.said
+    assert "it can take this" in fits.stdout
+    assert not postgres.execute(f"select 1 from pg_database where datname = '{target}'")
+    filled = postgres.tcp_url(create_shop(postgres)).reveal()
+    refused = shop.drkit("restore", "shop", "--plan", "--to", filled)
+    assert (refused.status, "is not empty" in refused.said) == (5, True), refused.said
+    assert f"  artifact   {source['artifact_id']}" in refused.stdout
+    assert shop.drkit("restore", "shop", "--plan", "--to", filled, "--json").status == 5
 
 
 def test_temporary_files_of_a_store_go_when_they_are_old(shop: Shop) -> None:
