@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from drkit.errors import IntegrityError
 from drkit.units import CHUNK_BYTES
@@ -175,27 +175,54 @@ def _decompressed(decompressor: zstd.ZstdDecompressor, chunk: bytes) -> Iterator
 
 
 @contextmanager
-def prefetch(chunks: Iterable[bytes], depth: int = 4) -> Iterator[Iterator[bytes]]:
+def prefetch(
+    chunks: Iterable[bytes], depth: int = 4, *, spare: threading.Event | None = None
+) -> Iterator[Iterator[bytes]]:
     """Run the stages behind ``chunks`` in a thread of their own, up to ``depth`` chunks ahead.
 
     What they raise is raised to the reader. When the context ends early the thread stops at its next chunk and closes
     the generators behind it. A thread that is stuck in a read then is left to the owner of that pipe or connection,
     whose own context ends right after this one and wakes it. A stage in another thread that still waits for a chunk is
     woken by `Abandoned`, never by something that looks like the end.
+
+    With ``spare`` the stages run in the reader's own thread until it is set: while every processor has a stream of its
+    own, handing chunks from thread to thread only costs. What one thread just hashed is in its processor's cache when
+    it compresses it.
     """
     ready: queue.Queue[object] = queue.Queue(maxsize=depth)
     stopping = threading.Event()
-    worker = threading.Thread(target=_run_ahead, args=(chunks, ready, stopping), name="prefetch", daemon=True)
-    worker.start()
+    iterator = iter(chunks)
+    worker = threading.Thread(target=_run_ahead, args=(iterator, ready, stopping), name="prefetch", daemon=True)
+    if spare is None:
+        worker.start()
     try:
-        yield _received(ready, stopping)
+        yield _received(ready, stopping) if spare is None else _relayed(iterator, spare, worker, ready, stopping)
     finally:
         stopping.set()
-        worker.join(timeout=_ABANDON_S)
+        if worker.ident is not None:
+            worker.join(timeout=_ABANDON_S)
+        else:
+            with suppress(ValueError):  # whoever reads it is stuck in it
+                _close(iterator)
 
 
-def _run_ahead(chunks: Iterable[bytes], ready: queue.Queue[object], stopping: threading.Event) -> None:
-    iterator = iter(chunks)
+def _relayed(
+    iterator: Iterator[bytes],
+    spare: threading.Event,
+    worker: threading.Thread,
+    ready: queue.Queue[object],
+    stopping: threading.Event,
+) -> Iterator[bytes]:
+    """Read ``iterator`` here, and leave the rest of it to the worker as soon as there is a processor for it."""
+    for chunk in iterator:
+        yield chunk
+        if spare.is_set():
+            worker.start()
+            yield from _received(ready, stopping)
+            return
+
+
+def _run_ahead(iterator: Iterator[bytes], ready: queue.Queue[object], stopping: threading.Event) -> None:
     try:
         for chunk in iterator:
             if not _offer(ready, chunk, stopping):
@@ -205,9 +232,13 @@ def _run_ahead(chunks: Iterable[bytes], ready: queue.Queue[object], stopping: th
     except BaseException as error:  # noqa: BLE001 - carried over to the reader's thread, which raises it
         _offer(ready, error, stopping)
     finally:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
+        _close(iterator)
+
+
+def _close(iterator: Iterator[bytes]) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
 
 
 def _offer(ready: queue.Queue[object], item: object, stopping: threading.Event) -> bool:

@@ -167,17 +167,6 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def spread(files: Iterable[FoundFile], count: int) -> list[list[FoundFile]]:
-    """Deal files into ``count`` heaps of about the same size, the largest first."""
-    heaps: list[list[FoundFile]] = [[] for _ in range(count)]
-    sizes = [0] * count
-    for file in sorted(files, key=lambda file: file.size_bytes, reverse=True):
-        smallest = sizes.index(min(sizes))
-        heaps[smallest].append(file)
-        sizes[smallest] += file.size_bytes + tarfile.BLOCKSIZE
-    return heaps
-
-
 class TarStream:
     """Makes the chunks of one tar from files below ``root``, and keeps what the backup manifest has to say of them.
 

@@ -26,16 +26,15 @@ from drkit.engines.postgres_base_facts import SYSTEM_TAIL_DIGITS, BaseFacts
 from drkit.engines.postgres_base_files import (
     CONTROL_FILE,
     TAR_END,
-    FoundFile,
     Listing,
     TarStream,
     in_chunks,
     list_data_folder,
     list_tablespace,
     readable,
-    spread,
 )
 from drkit.engines.postgres_base_manifest import OLDEST_VERSION_2_MAJOR, backup_manifest
+from drkit.engines.postgres_base_order import FileQueue, slowest_first, tried
 from drkit.engines.postgres_client import Endpoint
 from drkit.engines.postgres_pages import BadPage, PageCheck, PageLayout, damaged, describe_damage
 from drkit.errors import SourceError
@@ -58,16 +57,16 @@ _TIMELINE = re.compile(rb"^START TIMELINE: (\d+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class _Heap:
-    """The files of one tar, and the root they come from."""
+    """The root that the files of one tar come from, and the queue that it shares with the root's other tars.
+
+    ``size_bytes`` is what a tar gets that takes as much as the others.
+    """
 
     root: Path
     prefix: str
-    files: Sequence[FoundFile]
+    files: FileQueue
+    size_bytes: int
     folders: Sequence[str] = ()
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.files)
 
 
 class LocalBackup:
@@ -124,14 +123,16 @@ class LocalBackup:
         self._deal(roots)
 
     def _deal(self, roots: Sequence[tuple[str, Path, str, Listing]]) -> None:
-        """Make heaps: of each root as many as its share of the bytes asks for, the largest first."""
+        """Make heaps: of each root as many as its share of the bytes asks for, those of the largest first."""
         total_bytes = sum(listing.size_bytes for *_, listing in roots) or 1
         heaps: dict[str, _Heap] = {}
         for name, root, prefix, listing in roots:
             count = max(1, round(self.parallel * listing.size_bytes / total_bytes))
-            for number, files in enumerate(spread(listing.files, count), 1):
+            files = FileQueue(slowest_first(listing.files, tried(root)))
+            for number in range(1, count + 1):
                 part = name if count == 1 and prefix else f"{name}-{number}"
-                heaps[part] = _Heap(root, prefix, files, listing.folders if number == 1 and prefix else ())
+                folders = listing.folders if number == 1 and prefix else ()
+                heaps[part] = _Heap(root, prefix, files, listing.size_bytes // count, folders)
         self._heaps = dict(sorted(heaps.items(), key=lambda item: -item[1].size_bytes))
         self._ended = {part: threading.Event() for part in [*self._heaps, "base"]}
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from drkit import __version__, age, bucket
 from drkit.canonical import canonical_json
 from drkit.chain import Link, next_link
+from drkit.chunk_memory import keep_chunk_memory
 from drkit.credentials import resolve
 from drkit.engines import BackupOptions, BackupSession, Engine, ParentBase, Part
 from drkit.engines.registry import find_engine
@@ -43,10 +44,11 @@ from drkit.operations.kept_bases import BASE, MANIFEST_KIND, forget_older, keep,
 from drkit.operations.repository import ensure_repository, publish_trust, sweep_leftovers
 from drkit.operations.running import RunningRun, new_id, recorded_run
 from drkit.operations.selection import find_artifacts
-from drkit.operations.side_by_side import Stop, side_by_side
+from drkit.operations.side_by_side import Spare, Stop, side_by_side
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import BackupRule, Policy
 from drkit.process import give_way
+from drkit.sandboxes.machine import core_count
 from drkit.signing import MANIFEST_NAMESPACE, sign, trust_of_signer
 from drkit.stores import Store
 from drkit.stream import Meter, compress, drain, prefetch
@@ -138,6 +140,7 @@ class _Job:
         """Do the steps in order."""
         clock_s = time.monotonic()
         give_way()
+        keep_chunk_memory()
         repo_id = ensure_repository(self.workplace, self.policy.stores)
         self._require_own_repository()
         self._publish_keys()
@@ -150,8 +153,9 @@ class _Job:
             for warning in earlier_warnings:
                 self.reporter.line(f"  warning     {warning}")
             preflight = session.preflight
+            spare = Spare(preflight, core_count(), local=self.sealing.store.traits.local)
             objects = side_by_side(
-                lambda part: self._stream(session, part), preflight.parts, preflight.parallel, self.stop
+                lambda part: self._stream(session, part, spare), preflight.parts, preflight.parallel, self.stop
             )
             details = session.details()
             later_warnings = [*session.warnings, *self._clock_warnings(session.snapshot_at)]
@@ -219,16 +223,17 @@ class _Job:
         newest = next((entry.manifest for entry in entries if entry.manifest.method == method), None)
         return None if newest is None else (newest.ended_at - newest.started_at).total_seconds()
 
-    def _stream(self, session: BackupSession, part: Part) -> ObjectRecord:
+    def _stream(self, session: BackupSession, part: Part, spare: Spare) -> ObjectRecord:
         """Move one part from the engine into the first store, measured on both sides of compression and sealing."""
         key = bucket.part_key(self.policy.policy, self.sealing.artifact_id, part.name)
         started_s = time.monotonic()
         with self.reporter.progress(part.label, part.expected_bytes) as progress:
             plain, stored = Meter(progress.advance), Meter()
             with (
+                spare.working(part) as event,
                 session.open_part(part) as source,
-                prefetch(plain.measure(self.stop.watch(self._kept(part, source)))) as ahead,
-                prefetch(compress(ahead, self.policy.compression_level)) as packed,
+                prefetch(plain.measure(self.stop.watch(self._kept(part, source))), spare=event) as ahead,
+                prefetch(compress(ahead, self.policy.compression_level), spare=event) as packed,
             ):
                 info = self.sealing.store.put(key, stored.measure(age.encrypt(packed, self.sealing.recipients)))
         took_s = max(time.monotonic() - started_s, 0.001)

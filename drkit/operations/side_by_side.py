@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
+from drkit.engines import Part, Preflight
 from drkit.errors import SourceError
 
 Item = TypeVar("Item")
@@ -29,6 +31,34 @@ class Stop:
             if self._event.is_set():
                 raise SourceError("stopped because something else of the same run failed")
             yield chunk
+
+
+class Spare:
+    """Says, by ``event``, when a processor is left over beside the streams that are being worked on.
+
+    Of the streams of a preflight those count that are known to be large. What is written to a far store leaves
+    processors over while it waits.
+    """
+
+    def __init__(self, preflight: Preflight, cores: int, *, local: bool) -> None:
+        self._left = sum(bool(part.expected_bytes) for part in preflight.parts)
+        self._parallel = preflight.parallel if local else 0
+        self._cores = cores
+        self._lock = threading.Lock()
+        self.event = threading.Event()
+        self._look()
+
+    @contextmanager
+    def working(self, part: Part) -> Iterator[threading.Event]:
+        """Lend the event while one stream is worked on."""
+        yield self.event
+        with self._lock:
+            self._left -= bool(part.expected_bytes)
+            self._look()
+
+    def _look(self) -> None:
+        if min(self._left, self._parallel) < self._cores:
+            self.event.set()
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], parallel: int, stop: Stop) -> list[Result]:

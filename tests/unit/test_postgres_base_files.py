@@ -25,7 +25,6 @@ from drkit.engines.postgres_base_files import (
     list_data_folder,
     list_tablespace,
     readable,
-    spread,
 )
 from drkit.engines.postgres_base_manifest import backup_manifest
 from drkit.errors import SourceError
@@ -140,15 +139,6 @@ def test_what_may_not_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"cannot read .*Permission denied") as caught, readable(tmp_path / "a"):
         raise PermissionError(13, "Permission denied")
     assert "via: stream" in caught.value.hints[0]
-
-
-@given(st.lists(st.integers(0, 1000), max_size=60), st.integers(1, 5))
-def test_files_are_spread_whole_and_evenly(sizes: list[int], count: int) -> None:
-    files = [FoundFile(str(number), size) for number, size in enumerate(sizes)]
-    heaps = spread(files, count)
-    assert {file.name for heap in heaps for file in heap} == {file.name for file in files}
-    weights = [sum(file.size_bytes + 512 for file in heap) for heap in heaps]
-    assert max(weights) - min(weights) <= max((size + 512 for size in sizes), default=0)
 
 
 @given(st.lists(st.integers(0, CHUNK_BYTES + 5), max_size=8))

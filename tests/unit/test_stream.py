@@ -196,6 +196,56 @@ class TestPrefetch:
         release.set()
         wait_until_gone(first)
 
+    def test_stages_run_in_the_readers_thread_until_there_is_a_processor_for_them(self) -> None:
+        threads: list[str] = []
+
+        def source() -> Iterator[bytes]:
+            for number in range(8):
+                threads.append(threading.current_thread().name)
+                yield bytes([number])
+
+        spare, before = threading.Event(), stages()
+        with prefetch(source(), spare=spare) as one, prefetch(one, spare=spare) as other:
+            got = [next(other), next(other)]
+            assert stages() == before
+            spare.set()
+            got += other
+        assert got == [bytes([number]) for number in range(8)]
+        mine = threading.current_thread().name
+        assert threads[:2] == [mine, mine]
+        assert threads[3:] == ["prefetch"] * 5
+
+    @pytest.mark.parametrize("handed_over", [False, True])
+    def test_leaving_early_closes_a_source_that_runs_in_the_readers_thread(self, *, handed_over: bool) -> None:
+        closed, spare, before = threading.Event(), threading.Event(), stages()
+
+        def source() -> Iterator[bytes]:
+            try:
+                while True:
+                    yield b"x"
+            finally:
+                closed.set()
+
+        with prefetch(source(), spare=spare) as ahead:
+            next(ahead)
+            if handed_over:
+                spare.set()
+                next(ahead)
+        assert closed.wait(10)
+        for stage in stages() - before:
+            wait_until_gone(stage)
+
+    def test_an_error_in_the_readers_thread_is_raised_to_the_reader(self) -> None:
+        def failing() -> Iterator[bytes]:
+            yield b"one"
+            raise SourceError("the source broke")
+
+        spare = threading.Event()
+        with prefetch(failing(), spare=spare) as one, prefetch(one, spare=spare) as other:
+            assert next(other) == b"one"
+            with pytest.raises(SourceError, match="the source broke"):
+                next(other)
+
     def test_a_child_that_is_stuck_is_ended_when_the_store_fails(self) -> None:
         before = stages()
         began_s = time.monotonic()
