@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,6 @@ from drkit.operations.side_by_side import Spare, Stop, side_by_side
 from drkit.operations.signing_key import load_site_signing_key
 from drkit.policy import BackupRule, Policy
 from drkit.process import give_way
-from drkit.sandboxes.machine import core_count
 from drkit.signing import MANIFEST_NAMESPACE, sign, trust_of_signer
 from drkit.stores import Store
 from drkit.stream import Meter, compress, drain, prefetch
@@ -152,11 +152,8 @@ class _Job:
             earlier_warnings = [*filter(None, [self.why_full]), *session.preflight.warnings]
             for warning in earlier_warnings:
                 self.reporter.line(f"  warning     {warning}")
-            preflight = session.preflight
-            spare = Spare(preflight, core_count(), local=self.sealing.store.traits.local)
-            objects = side_by_side(
-                lambda part: self._stream(session, part, spare), preflight.parts, preflight.parallel, self.stop
-            )
+            work = partial(self._stream, session, Spare(session.preflight, local=self.sealing.store.traits.local))
+            objects = side_by_side(work, session.preflight.parts, session.preflight.parallel, self.stop)
             details = session.details()
             later_warnings = [*session.warnings, *self._clock_warnings(session.snapshot_at)]
             warnings = (*earlier_warnings, *later_warnings)
@@ -223,7 +220,7 @@ class _Job:
         newest = next((entry.manifest for entry in entries if entry.manifest.method == method), None)
         return None if newest is None else (newest.ended_at - newest.started_at).total_seconds()
 
-    def _stream(self, session: BackupSession, part: Part, spare: Spare) -> ObjectRecord:
+    def _stream(self, session: BackupSession, spare: Spare, part: Part) -> ObjectRecord:
         """Move one part from the engine into the first store, measured on both sides of compression and sealing."""
         key = bucket.part_key(self.policy.policy, self.sealing.artifact_id, part.name)
         started_s = time.monotonic()

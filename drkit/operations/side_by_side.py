@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from drkit.engines import Part, Preflight
 from drkit.errors import SourceError
+from drkit.sandboxes.machine import core_count
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,10 +41,10 @@ class Spare:
     processors over while it waits.
     """
 
-    def __init__(self, preflight: Preflight, cores: int, *, local: bool) -> None:
+    def __init__(self, preflight: Preflight, *, local: bool, cores: int | None = None) -> None:
         self._left = sum(bool(part.expected_bytes) for part in preflight.parts)
         self._parallel = preflight.parallel if local else 0
-        self._cores = cores
+        self._cores = cores or core_count()
         self._lock = threading.Lock()
         self.event = threading.Event()
         self._look()

@@ -12,7 +12,7 @@ LAST = Part("base", "data", "")
 
 
 def spare(parallel: int, cores: int, *, local: bool = True) -> Spare:
-    return Spare(Preflight("", {}, [*LARGE, LAST], parallel=parallel), cores, local=local)
+    return Spare(Preflight("", {}, [*LARGE, LAST], parallel=parallel), local=local, cores=cores)
 
 
 def test_there_is_none_while_as_many_streams_as_processors_are_left() -> None:
