@@ -62,6 +62,17 @@ class Partner:
                 thread.join(timeout=1)
         return status
 
+    def last_words(self) -> str:
+        """Return what a child that has ended complained of last, or how it ended when it said nothing."""
+        status = self._process.poll()
+        if self.complaints:
+            return "; ".join(self.complaints[-3:])
+        if status is None or status >= 0:
+            return "its process ended without a word"
+        name = signal.Signals(-status).name
+        who = ": somebody did that, or the kernel as memory was short (dmesg says so)" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{who}"
+
     def ask_to_end(self) -> None:
         """Ask the child to end as Ctrl-C would: it ends its own children, queries and uploads first."""
         if self._process.poll() is None:

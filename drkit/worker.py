@@ -237,7 +237,7 @@ class Worker:
     def _end(self, doing: _Doing) -> None:
         doing.partner.close(0)  # it has ended, or was asked to long enough ago
         ended = doing.ended or {}
-        said = ended.get("error") or "; ".join(doing.partner.complaints[-3:]) or "its process ended without a word"
+        said = ended.get("error") or doing.partner.last_words()
         if ended and not ended["failure"]:
             self._finish(doing.item, "", "")
         elif doing.asked == _STOPPING:
@@ -249,6 +249,8 @@ class Worker:
             self._finish(doing.item, *(("cancelled", CANCELLED) if cancelled else ("lost", "it was interrupted")))
         else:
             self._finish(doing.item, ended.get("failure", "lost"), said)
+            for hint in ended.get("hints", ()):
+                self._say(doing.item, f"hint: {hint}")
         self._doing.remove(doing)
 
     def _finish(self, item: Occurrence, failure: str, error: str) -> None:

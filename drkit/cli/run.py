@@ -80,7 +80,9 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     occurrence = document.pop("occurrence", None)
     states: dict[str, str] = outcome.pop("states", {})
     outcome.pop("state", None)
+    advice = [(name, line) for name in ("detail", "hint") for line in outcome.pop(f"{name}s", [])]
     yield from ((name, value) for name, value in document.items() if name != "outcome")
+    yield from advice
     for state, at in sorted(states.items(), key=lambda item: item[1]):
         yield "base backup", f"{state:<15} {at}"
     yield "outcome", outcome or None

@@ -192,8 +192,17 @@ def _finish(catalog: Catalog, clock: Callable[[], datetime], running: RunningRun
     message = None if error is None else mask_url(str(error)) or type(error).__name__
     if state == "interrupted":
         message = "interrupted"
-    ended = dataclasses.replace(running.run, state=state, ended_at=clock(), error=message, outcome=running.outcome)
+    outcome = {**(running.outcome or {}), **_advice(error)} or None
+    ended = dataclasses.replace(running.run, state=state, ended_at=clock(), error=message, outcome=outcome)
     with contextlib.nullcontext() if error is None else contextlib.suppress(CatalogError):
         catalog.finish_run(ended)
         facts = {**_facts(ended), "error": message, **({"planned": True} if running.planned else {})}
         catalog.add_event(f"run.{state}", ended.ended_at or clock(), facts)
+
+
+def _advice(error: BaseException | None) -> dict[str, Any]:
+    """Return what the command line says below an error: of one in the night somebody reads it in the morning."""
+    if not isinstance(error, DrkitError):
+        return {}
+    said = {"details": error.details, "hints": error.hints}
+    return {name: [mask_url(line) for line in lines] for name, lines in said.items() if lines}

@@ -13,6 +13,7 @@ from drkit.operations.lookout import Lookout
 from drkit.operations.metrics import Collector
 from drkit.operations.metrics_server import MetricsFile, MetricsServer
 from drkit.operations.notify import Notifier
+from drkit.operations.routes import Routes
 from drkit.operations.trimming import Trimming
 from drkit.operations.versions import tool_versions
 from drkit.units import format_utc
@@ -77,8 +78,10 @@ def site_duties(
 
 
 def say_start(workplace: Workplace, reporter: Reporter) -> None:
-    """Say which programs and libraries this process works with, and keep it as an event."""
+    """Say which programs and libraries this process works with, and keep it as an event; say if nobody is told."""
     versions = tool_versions()
     reporter.line(", ".join(f"{name} {version}" for name, version in versions.items()))
+    if not Routes(workplace.site, workplace.policies).by_name:
+        reporter.line("nobody is told when something goes wrong: set notify in drkit.yaml, then: drkit notify test")
     facts = {"policies": sorted(workplace.policies), "versions": versions}
     workplace.catalog.add_event("serve.started", workplace.clock(), facts)

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from drkit.app import open_app
 from drkit.catalog import files
 from drkit.errors import CatalogError
 from drkit.operations.health import Health
 from drkit.operations.serve import Duty, Group, running_duties
-from drkit.operations.site_duties import PATIENCE, site_duties
+from drkit.operations.site_duties import PATIENCE, say_start, site_duties
 from drkit.worker import scheduler_duties
 from tests.fixtures.site import ReadySite
 from tests.fixtures.telling import Clock, Telling, telling
@@ -189,6 +192,23 @@ class TestServe:
         with self.serving(told) as health:
             monkeypatch.setattr(self.worker, "_look", end)
             soon(lambda: wrong(health) == "worker is dead: its thread has ended")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_serve_says_at_its_start_that_nobody_is_told(
+    ready_site: ReadySite, monkeypatch: pytest.MonkeyPatch, *, told: bool
+) -> None:
+    monkeypatch.setattr("drkit.operations.site_duties.tool_versions", lambda: {"drkit": "1"})
+    if told:
+        ready_site.site_file.write_text(ready_site.site_file.read_text() + 'notify: {default: ["env:NTFY_URL"]}\n')
+    lines: list[str] = []
+    reporter: Any = SimpleNamespace(line=lines.append)
+    with open_app(ready_site.site_file) as workplace:
+        say_start(workplace, reporter)
+    assert lines[0] == "drkit 1"
+    assert [line.partition(":")[0] for line in lines[1:]] == (
+        [] if told else ["nobody is told when something goes wrong"]
+    )
 
 
 def test_old_workers_are_forgotten(ready_site: ReadySite) -> None:

@@ -91,6 +91,24 @@ class TestHowARunEnds:
         assert catalog.lease("backup/shop") is None
         assert catalog.events()[0]["name"] == f"run.{state}"
 
+    def test_what_the_command_line_would_say_below_the_error_is_kept(
+        self, catalog: SqliteCatalog, clock: Clock
+    ) -> None:
+        lines = ["cannot reach postgresql://me:hunter2@db/orders"]
+
+        def fail() -> None:
+            with recorded_run(catalog, clock, "backup", "shop") as frame:
+                frame.outcome = {"method": "dump"}
+                raise SourceError("there is no server", details=lines, hints=["pg_isready -h db"])
+
+        with pytest.raises(SourceError, match="there is no server"):
+            fail()
+        assert catalog.runs()[0].outcome == {
+            "method": "dump",
+            "details": ["cannot reach postgresql://me:***@db/orders"],
+            "hints": ["pg_isready -h db"],
+        }
+
     def test_a_catalog_that_fails_does_not_hide_what_ended_the_run(
         self, catalog: SqliteCatalog, clock: Clock, tmp_path: Path
     ) -> None:

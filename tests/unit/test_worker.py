@@ -108,6 +108,11 @@ def test_ends(scene: Scene, failure: str, state: str, reason: str) -> None:
     assert (item.not_before_at > START) == (state == "due")
 
 
+def test_the_next_command_is_said_below_a_failure(scene: Scene) -> None:
+    scene.run(JOB + "say(ended={'failure': 'auth', 'error': 'because', 'hints': ['drkit keys prove']})")
+    assert scene.said[-2:] == ["orders  backup dump  failed: because", "orders  backup dump  hint: drkit keys prove"]
+
+
 def test_a_job_is_given_its_policy_only_where_the_file_has_problems(scene: Scene) -> None:
     code = "import json, sys; given = json.loads(sys.stdin.readline()).get('policy', {}).get('values', {}); "
     code += "print(json.dumps({'ended': {'failure': 'transient', 'error': given.get('policy', 'nothing')}}))"
@@ -122,7 +127,11 @@ def test_a_job_is_given_its_policy_only_where_the_file_has_problems(scene: Scene
     ("code", "words"),
     [
         ("import sys; sys.exit('no such module')", "no such module"),
-        ("import os; os.kill(os.getpid(), 9)", "its process ended without a word"),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            "its process was ended by SIGKILL: somebody did that, or the kernel as memory was short (dmesg says so)",
+        ),
+        ("import os; os.kill(os.getpid(), 15)", "its process was ended by SIGTERM"),
         (JOB + "print('what is this')", "its process ended without a word"),
     ],
 )
