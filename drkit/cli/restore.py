@@ -148,9 +148,9 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
     from drkit.key_files import ask_passphrase
     from drkit.operations.choosing import identities_in_reach
     from drkit.operations.dump_plan import RestoreRequest, plan_restore
+    from drkit.operations.oplog_plan import plan_oplog_restore
     from drkit.operations.restore import look_at_target
     from drkit.operations.restore import restore as run_restore
-    from drkit.operations.restore_oplog import plan_oplog_restore
     from drkit.units import format_duration, format_moment
 
     output = output_of(ctx)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from drkit.credentials import Secret
     from drkit.operations import Workplace
     from drkit.operations.dump_plan import RestoreRequest
-    from drkit.operations.restore_oplog import OplogPlan, OplogResult
+    from drkit.operations.oplog_plan import OplogPlan
+    from drkit.operations.restore_oplog import OplogResult
 
 
 def show_plan(output: Output, plan: OplogPlan) -> None:

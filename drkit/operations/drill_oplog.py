@@ -27,15 +27,10 @@ from drkit.operations.drill_outcome import Recovery, describe_pick
 from drkit.operations.drill_replay import draw_uniform
 from drkit.operations.drill_scratch import open_scratch
 from drkit.operations.dump_plan import RestoreRequest
+from drkit.operations.oplog_plan import OplogPlan, plan_oplog_restore, read_stored_log
 from drkit.operations.replay_words import describe_doubts
 from drkit.operations.restore import way_of
-from drkit.operations.restore_oplog import (
-    OplogPlan,
-    ReplaySteps,
-    plan_oplog_restore,
-    read_stored_log,
-    replay_request,
-)
+from drkit.operations.restore_oplog import ReplaySteps, replay_request
 from drkit.oplog_windows import find_windows
 from drkit.sandboxes import ScratchServer
 from drkit.units import format_bytes, format_count, format_duration, format_moment

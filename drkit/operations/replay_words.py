@@ -8,7 +8,7 @@ from drkit.engines.mongodb_apply import Replayed
 from drkit.units import format_count, format_moment
 
 if TYPE_CHECKING:
-    from drkit.operations.restore_oplog import OplogPlan
+    from drkit.operations.oplog_plan import OplogPlan
 
 _SHOWN_NAMES = 5
 

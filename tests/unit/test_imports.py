@@ -31,8 +31,7 @@ NOT_LOADED = {
     "verify": _SERVERS | _RESIDENT | _DRAWN,
     "schedule": _SERVERS | _RESIDENT | _DRAWN | {"backports.zstd"},
     "run list": _SERVERS | _RESIDENT | _DRAWN | {"backports.zstd"},
-    # A policy may have been of MongoDB before: with its plan comes pymongo.
-    "restore orders --plan --to postgresql:///x": {"boto3", "botocore", "numpy"} | _RESIDENT | _DRAWN,
+    "restore orders --plan --to postgresql:///x": _SERVERS | _RESIDENT | _DRAWN,
     "backup orders": _SERVERS - {"psycopg"} | _RESIDENT | _DRAWN | _JUDGES,
 }
 PROGRAM = """

@@ -11,7 +11,9 @@ import pytest
 
 from drkit.engines.mongodb_apply import Replayed
 from drkit.errors import RecoveryGap
-from drkit.operations.restore_oplog import OplogPlan, ReplaySteps, describe_doubts
+from drkit.operations.oplog_plan import OplogPlan
+from drkit.operations.replay_words import describe_doubts
+from drkit.operations.restore_oplog import ReplaySteps
 from drkit.oplog import OplogTs
 from drkit.oplog_path import ReplayPath, StoredLog, find_path, path_to_stop
 from drkit.oplog_windows import DumpPoint, KnownGap, Slice
