@@ -78,7 +78,9 @@ def command(ctx: click.Context, policy: str) -> None:
     socket_path = spool_folder(site, chosen.policy) / "socket"
     python = next((name for name in _PYTHONS if Path(name).exists()), sys.executable)
     program = Path(wal_client.__file__).resolve()
-    line = f"{shlex.quote(python)} -I -S {shlex.quote(str(program))} push %p --socket {shlex.quote(str(socket_path))}"
+    # Without exec a shell waits beside it, which takes a tenth of the time that a segment costs.
+    words = [python, "-I", "-S", str(program), "push", "%p", "--socket", str(socket_path)]
+    line = " ".join(["exec", *(word if word == "%p" else shlex.quote(word) for word in words)])
     quoted = line.replace("'", "''")
     settings = {"archive_mode": "on", "archive_command": line, "archive_timeout": "60s"}
     text = f"archive_mode = on\narchive_command = '{quoted}'\narchive_timeout = 60s"

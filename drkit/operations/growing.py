@@ -2,7 +2,8 @@
 
 PostgreSQL writes a segment in order, and begins a page only when the one before it is full (XLogWrite in xlog.c). What
 lies before a page that was begun is therefore finished. That is a guess all the same as long as the segment is not
-handed over: what was read early is kept, and compared with the whole file before anybody counts on it.
+handed over: what was read early is kept, and compared with the whole file before anybody counts on it. That lasts as
+long as sealing the rest and making it durable do, which go on meanwhile.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from drkit.errors import SourceError
@@ -42,6 +44,7 @@ class Growing:
         self.search = CommitSearch(segment)
         self._changed = threading.Event()
         self._given_up = False
+        self._compared: Future[None] | None = None
 
     @property
     def name(self) -> str:
@@ -58,10 +61,9 @@ class Growing:
         self._changed.set()
 
     def chunks(self) -> Iterator[bytes]:
-        """Read the segment as it grows, and the rest once it is finished.
+        """Read the segment as it grows, and the rest once it is finished; nothing counts before `confirm` returned.
 
-        Raise ReadInVain once it is given up, or is not what it was when it was read early; OSError when it cannot be
-        read.
+        Raise ReadInVain once it is given up, or was replaced by another file; OSError when it cannot be read.
         """
         early, early_bytes = bytearray(self.segment.segment_bytes), 0
         with self.path.open("rb", buffering=0) as file:
@@ -76,12 +78,34 @@ class Growing:
             self.stamp = stamp_of(self.path)
             if os.fstat(file.fileno()).st_ino != self.stamp[0]:
                 raise self._replaced()
-            for position in range(0, early_bytes, _READ_BYTES):
-                chunk = file.read(_READ_BYTES)
-                if len(chunk) != _READ_BYTES or not early.startswith(chunk, position):  # == would need a copy
-                    raise self._replaced()
+            self._begin_comparing(memoryview(early)[:early_bytes], os.dup(file.fileno()))
+            file.seek(early_bytes)
             while chunk := file.read(_READ_BYTES):
                 yield chunk
+
+    def confirm(self) -> None:
+        """Return once what was read early is known to be what the server finished.
+
+        Raise ReadInVain when it is not, OSError when the segment cannot be read again.
+        """
+        if self._compared is None:
+            raise ReadInVain(f"{self.name} was not read to its end")
+        self._compared.result()
+
+    def _begin_comparing(self, early: memoryview, descriptor: int) -> None:
+        thread = ThreadPoolExecutor(1, "compare")
+        self._compared = thread.submit(self._compare, early, descriptor)
+        thread.shutdown(wait=False)
+
+    def _compare(self, early: memoryview, descriptor: int) -> None:
+        try:
+            chunk = bytearray(_READ_BYTES)
+            for position in range(0, len(early), _READ_BYTES):
+                size_bytes = os.preadv(descriptor, [chunk], position)
+                if size_bytes != _READ_BYTES or not chunk.startswith(early[position : position + _READ_BYTES]):
+                    raise self._replaced()  # startswith, because == looks at one byte after the other
+        finally:
+            os.close(descriptor)
 
     def _finished(self, descriptor: int) -> Iterator[bytes]:
         """Yield what is finished of the segment until it all is, or nobody waits for it."""

@@ -85,12 +85,26 @@ def read_sealed(path: Path, record: ObjectRecord) -> Iterator[bytes]:
         raise SealedDamaged(f"the sealed copy of {record.part} in the spool is damaged: {error}") from error
 
 
-def write_note(path: Path, note: dict[str, Any]) -> None:
-    """Make a sealed file durable and write down what it is; from then on it counts."""
+def write_note(path: Path, note: dict[str, Any], *, confirm: Callable[[], object] | None = None) -> None:
+    """Make a sealed file durable and write down what it is; from then on it counts.
+
+    When ``confirm`` raises, which is called at the last moment, the file is removed instead.
+    """
     # A disk takes as long for two files at once as for one. Only then has the note the name by which it counts.
     with ThreadPoolExecutor(1, "sync") as pool:
         synced = pool.submit(_sync, path)
-        write_durably(_note_of(path), canonical_json(note), after=synced.result)
+
+        def settle() -> None:
+            synced.result()
+            if confirm is not None:
+                confirm()
+
+        try:
+            write_durably(_note_of(path), canonical_json(note), after=settle)
+        except BaseException:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
 
 
 def _sync(path: Path) -> None:

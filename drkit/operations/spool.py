@@ -16,7 +16,7 @@ from __future__ import annotations
 import mmap
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -183,12 +183,14 @@ class Spool:
         path = self.sealed / name
         with translated(source), source.open("rb", buffering=0) as file, self._one_more() as alone:
             measured = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
-        return self._note_sealed(path, facts, measured, sealing, None if keep_source else source)
+        sealed = _sealed(path, facts, measured, sealing, None if keep_source else source)
+        self.note(sealed)
+        return sealed
 
     def seal_growing(self, growing: Growing, sealing: Sealing) -> Sealed:
         """Seal a segment while it is being written, until it is finished; raise as `seal` does, or ReadInVain.
 
-        The file stays the server's.
+        The file stays the server's. What was read early is compared with it while the rest is sealed and synced.
         """
         path, facts = self.sealed / growing.name, []
 
@@ -199,28 +201,9 @@ class Spool:
 
         with translated(growing.path):
             measured = seal_file(path, chunks(), sealing, in_parallel=False)
-        return self._note_sealed(path, facts[0], measured, sealing, None)
-
-    def _note_sealed(
-        self, path: Path, facts: FileFacts, measured: tuple[Meter, Meter], sealing: Sealing, source: Path | None
-    ) -> Sealed:
-        plain, stored = measured
-        name = path.name
-        record = LogRecord(
-            part=name,
-            kind=facts.kind,
-            key=bucket.log_key(sealing.policy, facts.timeline, name),
-            stored_bytes=stored.size_bytes,
-            stored_sha256=stored.sha256,
-            plain_bytes=plain.size_bytes,
-            plain_sha256=plain.sha256,
-            first_commit_at=facts.wal.first_commit_at if facts.wal else None,
-            last_commit_at=facts.wal.last_commit_at if facts.wal else None,
-            end_lsn=format_lsn(facts.end_lsn) if facts.kind == "partial" else None,
-            ancestors=facts.ancestors,
-        )
-        sealed = Sealed(facts.timeline, facts.begin_lsn, record, path, source)
-        self.note(sealed)
+        sealed = _sealed(path, facts[0], measured, sealing, None)
+        with translated(growing.path):
+            self.note(sealed, confirm=growing.confirm)
         return sealed
 
     @contextmanager
@@ -245,15 +228,15 @@ class Spool:
             hints=["look at archive_command of the server that sent it: it names the socket of another policy"],
         )
 
-    def note(self, sealed: Sealed) -> None:
-        """Write down what a sealed file is; from then on it counts."""
+    def note(self, sealed: Sealed, *, confirm: Callable[[], object] | None = None) -> None:
+        """Write down what a sealed file is; from then on it counts. ``confirm`` is for `write_note`."""
         note = {
             "timeline": sealed.timeline,
             "begin_lsn": sealed.begin_lsn,
             "record": sealed.record.model_dump(mode="json"),
             "source": str(sealed.source) if sealed.source else None,
         }
-        write_note(sealed.path, note)
+        write_note(sealed.path, note, confirm=confirm)
 
     def forget(self, sealed: Sealed) -> None:
         """Remove a sealed file that is in the stores."""
@@ -264,6 +247,27 @@ class Spool:
         path = self.received / segment.name
         with translated(path), path.open("xb") as file:
             file.truncate(segment.segment_bytes)
+
+
+def _sealed(
+    path: Path, facts: FileFacts, measured: tuple[Meter, Meter], sealing: Sealing, source: Path | None
+) -> Sealed:
+    plain, stored = measured
+    name = path.name
+    record = LogRecord(
+        part=name,
+        kind=facts.kind,
+        key=bucket.log_key(sealing.policy, facts.timeline, name),
+        stored_bytes=stored.size_bytes,
+        stored_sha256=stored.sha256,
+        plain_bytes=plain.size_bytes,
+        plain_sha256=plain.sha256,
+        first_commit_at=facts.wal.first_commit_at if facts.wal else None,
+        last_commit_at=facts.wal.last_commit_at if facts.wal else None,
+        end_lsn=format_lsn(facts.end_lsn) if facts.kind == "partial" else None,
+        ancestors=facts.ancestors,
+    )
+    return Sealed(facts.timeline, facts.begin_lsn, record, path, source)
 
 
 def spool_folder(site: Site, policy: str) -> Path:

@@ -62,6 +62,7 @@ class Reading:
                 with self._changed:
                     self.chunks.append(chunk)
                     self._changed.notify_all()
+            self.growing.confirm()
         except (DrkitError, OSError) as error:
             self.error = error
 
@@ -192,6 +193,39 @@ def test_nothing_is_kept_of_what_was_read_in_vain(source: LogSite, server: Serve
         server.path.with_name("away").rename(server.path)
         assert (list(spool.sealed.iterdir()), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
         server.write(0, MIB)
+        shipper.ship(server.path, keep_source=True)
+        assert source.stored_names() == {SEGMENT.name}
+
+
+def test_what_was_written_over_is_found_out_after_it_was_sealed_and_before_it_counts(
+    source: LogSite, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison goes on while the rest is sealed: here it begins only once that is done."""
+    sealed, compared, compare = threading.Event(), threading.Event(), Growing._compare
+
+    def late(growing: Growing, early: memoryview, descriptor: int) -> None:
+        assert sealed.wait(20)
+        compared.set()
+        compare(growing, early, descriptor)
+
+    monkeypatch.setattr(Growing, "_compare", late)
+    server.write(0, 3 * CHUNK)
+    with shipping(source) as (shipper, spool):
+        growing = Growing(server.path, SEGMENT)
+        finished = growing._finished
+
+        def one_chunk(descriptor: int) -> Iterator[bytes]:
+            yield next(finished(descriptor))
+            server.write(0, MIB, make_wal(SEGMENT, seed=1))
+
+        monkeypatch.setattr(growing, "_finished", one_chunk)
+        monkeypatch.setattr(
+            spool, "note", lambda *args, note=spool.note, **options: (sealed.set(), note(*args, **options))
+        )
+        with pytest.raises(ReadInVain, match="written anew"):
+            shipper.ship_growing(growing)
+        assert compared.is_set()
+        assert (list(spool.sealed.iterdir()), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
         shipper.ship(server.path, keep_source=True)
         assert source.stored_names() == {SEGMENT.name}
 
