@@ -34,8 +34,8 @@ _URL = re.compile(
 _URL_FORM = "mongodb://USER:PASSWORD@HOST:27017/?authSource=admin"
 _UNAUTHORIZED, _AUTHENTICATION_FAILED, _SNAPSHOT_TOO_OLD = 13, 18, 239
 _SYSTEM_DATABASES = ("admin", "config", "local")
-_COMPATIBLE = {"secantusVersion": "SecantusDB", "ferretdb": "FerretDB"}
-"""What servers that only speak MongoDB's protocol add to ``buildInfo``."""
+_COMPATIBLE = {"secantusVersion": "SecantusDB", "ferretdbVersion": "FerretDB", "ferretdb": "FerretDB"}
+"""What servers that only speak MongoDB's protocol add to ``buildInfo``: a version, or a document with one."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class ServerFacts:
     def major(self) -> int:
         """Return the major version."""
         return int(self.version.split(".")[0])
+
+    @property
+    def keeps_cursors(self) -> bool:
+        """Tell whether the server takes it that a cursor must not time out; FerretDB refuses the very word."""
+        return not self.product.startswith("FerretDB")
 
     @property
     def label(self) -> str:
@@ -152,12 +157,21 @@ def _refused(endpoint: Endpoint, error: OperationFailure) -> SourceError:
 def read_server(client: Client) -> ServerFacts:
     """Ask a server what it is and which databases it has."""
     build, hello = client.admin.command("buildInfo"), client.admin.command("hello")
-    product = next((f"{name} {build[key]}" for key, name in _COMPATIBLE.items() if isinstance(build.get(key), str)), "")
+    product = _product(build)
     # SecantusDB goes through every document to tell a size.
     found = client.list_databases(nameOnly=product.startswith("SecantusDB"))
     sizes = {item["name"]: int(item.get("sizeOnDisk", 0)) for item in found if item["name"] not in _SYSTEM_DATABASES}
     replica_set, compatibility = str(hello.get("setName", "")), _compatibility(client)
     return ServerFacts(str(build["version"]), product, replica_set, sizes, compatibility)
+
+
+def _product(build: Mapping[str, Any]) -> str:
+    for key, name in _COMPATIBLE.items():
+        said = build.get(key)
+        version = said.get("version") if isinstance(said, Mapping) else said
+        if isinstance(version, str):
+            return f"{name} {version}"
+    return ""
 
 
 def _compatibility(client: Client) -> str:

@@ -209,7 +209,10 @@ class NativeDump(LogicalDump):
                 "excluded": list(plan.excluded),
             }
             parallel = self._options.parallel or PARALLEL
-            reading = Reading(parallel, self._snapshot.concern, view.unpinned, estimates=estimates)
+            keeps_cursors = self._server.keeps_cursors
+            reading = Reading(
+                parallel, self._snapshot.concern, view.unpinned, estimates=estimates, keeps_cursors=keeps_cursors
+            )
             with open_archive(self._client, self._server, collections, reading) as chunks:
                 yield self._watched(part.name, chunks, facts, before)
 

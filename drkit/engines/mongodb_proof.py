@@ -78,7 +78,8 @@ def _archives(endpoint: Endpoint, options: RestoreOptions) -> Iterator[_OpenArch
 
 
 def _read_by_drkit(client: Client, server: ServerFacts, database: str) -> AbstractContextManager[Iterator[bytes]]:
-    return open_archive(client, server, read_dumpable(client, database), Reading(PARALLEL))
+    reading = Reading(PARALLEL, keeps_cursors=server.keeps_cursors)
+    return open_archive(client, server, read_dumpable(client, database), reading)
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class Reading:
     """How to read: ``parallel`` cursors at once, with which read concern; None for the server's own.
 
     ``unpinned`` are collections that cannot be read with it. Those of ``split_bytes`` and more are read in ranges, if
-    their ``estimates`` say so: they decide about nothing but speed and memory.
+    their ``estimates`` say so: they decide about nothing but speed and memory. With ``keeps_cursors`` the server is
+    told that they must not time out.
     """
 
     parallel: int
@@ -54,6 +55,7 @@ class Reading:
     unpinned: frozenset[Namespace] = frozenset()
     split_bytes: int = SPLIT_BYTES
     estimates: Mapping[Namespace, Estimate] = field(default_factory=dict)
+    keeps_cursors: bool = True
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,9 @@ class _Readers:
         source = self._client[database].get_collection(name, read_concern=concern)
         # A slow store must not cost the cursor: the server would drop an idle one after ten minutes.
         with self._client.start_session(causal_consistency=False) as session:
-            cursor = source.find_raw_batches(batch_size=task.batch_documents, no_cursor_timeout=True, session=session)
+            cursor = source.find_raw_batches(
+                batch_size=task.batch_documents, no_cursor_timeout=self._reading.keeps_cursors, session=session
+            )
             with _placed(cursor, task):
                 yield from cursor
 
