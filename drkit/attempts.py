@@ -30,7 +30,8 @@ _BY_ERROR: tuple[tuple[type[DrkitError], AttemptClass], ...] = (
 )
 _NO_ACCESS = re.compile(
     r"authentication failed|permission denied|access ?denied|no pg_hba\.conf entry|not authorized|unauthorized"
-    r"|invalidaccesskeyid|signaturedoesnotmatch|expiredtoken|invalid ?token|role \S+ does not exist|forbidden",
+    r"|invalidaccesskeyid|signaturedoesnotmatch|expiredtoken|invalid ?token|role \S+ does not exist|forbidden"
+    r"|(role|user) \S+ (at \S+ )?may not",
     re.IGNORECASE,
 )
 _NO_ROOM = re.compile(

@@ -123,7 +123,7 @@ def _late(due_at: datetime, now: datetime) -> str:
 
 
 def _absent(*, leapt: bool) -> str:
-    return "the clock was put forward" if leapt else "no drkit serve was running"
+    return "the clock was put forward" if leapt else "no drkit serve was running, or it stood still"
 
 
 def _told(moment: datetime) -> str:

@@ -168,9 +168,19 @@ def _slot(row: tuple[Any, ...] | None) -> SlotFacts | None:
     return SlotFacts(kind, active, parse_lsn(restart) if restart else None, wal_status, safe_bytes)
 
 
+_MAY_RECEIVE = "select rolname, rolsuper or rolreplication from pg_catalog.pg_roles where rolname = current_user"
+
+
 def make_slot(url: Secret, slot: str) -> None:
     """Make a physical replication slot that keeps the log from now on; raise SourceError when it cannot be made."""
-    with connect(parse_url(url)) as connection:
+    endpoint = parse_url(url)
+    with connect(endpoint) as connection:
+        role, may_receive = connection.execute(_MAY_RECEIVE).fetchone() or ("", False)
+        if not may_receive:
+            raise SourceError(
+                f"role {role} at {endpoint.server} may not receive log: it lacks the attribute REPLICATION",
+                hints=[f'alter role "{role}" replication;'],
+            )
         connection.execute("select pg_catalog.pg_create_physical_replication_slot(%s, true)", (slot,))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from drkit.attempts import classify
 from drkit.errors import DrkitError, IntegrityError, SourceError, StoreError
 from drkit.operations.sealed_files import SpoolFull
 
@@ -39,7 +40,9 @@ class Persistence:
             except SpoolFull as error:
                 self._tell("disk-full", error.message)
             except DrkitError as error:
-                self._tell("server-gone" if isinstance(error, SourceError) else "refused", error.message)
+                is_gone = isinstance(error, SourceError) and classify(error) != "auth"
+                hint = "" if is_gone or not error.hints else f"; hint: {error.hints[0]}"
+                self._tell("server-gone" if is_gone else "refused", error.message + hint)
             if stopping.wait(self._wait_s):
                 break
             self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)

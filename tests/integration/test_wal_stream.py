@@ -45,6 +45,23 @@ def drop_slot(server: PostgresServer, slot: str) -> None:
     server.execute(f"select pg_drop_replication_slot(slot_name) {where}")
 
 
+def test_a_role_that_may_not_receive_is_told_what_it_lacks(source: LogSite, logged: PostgresServer) -> None:
+    role = f"reader{time.monotonic_ns()}"
+    logged.execute(f"create role {role} login")
+    try:
+        source.write_policy(logged.url(user=role).reveal())
+        with source.serving():
+            source.wait_for(
+                f'may not receive log: it lacks the attribute REPLICATION; hint: alter role "{role}" replication;'
+            )
+            assert "receiver  refused: " in source.said()
+            logged.execute(f"alter role {role} replication")
+            source.wait_for("receiving: ")
+    finally:
+        drop_slot(logged, "drkit_orders")
+        logged.execute(f"drop role {role}")
+
+
 def test_every_finished_segment_is_stored_signed_and_without_a_gap(source: LogSite, logged: PostgresServer) -> None:
     with source.serving():
         source.wait_for("receiving: ")

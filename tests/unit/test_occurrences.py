@@ -111,6 +111,8 @@ def test_a_summary_says_from_where_to_where() -> None:
         (SourceError("the server is gone"), "transient"),
         (SourceError("cannot connect", details=['FATAL:  password authentication failed for user "x"']), "auth"),
         (SourceError("cannot connect", details=["FATAL:  sorry, too many clients already"]), "capacity"),
+        (SourceError("role drkit at db1:5432 may not take a base backup: it lacks the attribute REPLICATION"), "auth"),
+        (StoreUnavailable("somebody may not answer"), "transient"),
         (ZeroDivisionError(), "transient"),
         (KeyboardInterrupt(), "interrupted"),
     ],

@@ -33,9 +33,10 @@ class Stopping(threading.Event):
         (StoreError("no store"), "waiting"),
         (SourceError("gone"), "server-gone"),
         (SpoolFull("no room"), "disk-full"),
+        (SourceError("role me at db1 may not receive log"), "refused"),
         (ConfigError("no such slot"), "refused"),
     ],
-    ids=["integrity", "store", "source", "full", "other"],
+    ids=["integrity", "store", "source", "full", "forbidden", "other"],
 )
 def test_each_error_has_its_state_and_is_tried_again(error: DrkitError, state: str) -> None:
     told: list[tuple[str, str]] = []
@@ -46,6 +47,16 @@ def test_each_error_has_its_state_and_is_tried_again(error: DrkitError, state: s
     stopping = Stopping(2)
     Persistence(lambda *words: told.append(words), damaged="wrong-server").run(step, stopping)
     assert told == [(state, error.message)] * 2
+
+
+def test_what_a_person_has_to_do_is_told_with_the_command() -> None:
+    told: list[tuple[str, str]] = []
+
+    def step(stopping: threading.Event) -> None:
+        raise SourceError("role me may not receive log", hints=['alter role "me" replication;', "or else"])
+
+    Persistence(lambda *words: told.append(words), damaged="wrong-server").run(step, Stopping(1))
+    assert told == [("refused", 'role me may not receive log; hint: alter role "me" replication;')]
 
 
 def test_the_waits_grow_to_a_bound_until_there_is_progress() -> None:
