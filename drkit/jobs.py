@@ -105,7 +105,9 @@ def _drill(workplace: Workplace, policy: Policy, job: Job, reporter: Reporter) -
     if outcome.verdict == "inconclusive" and outcome.error is not None:
         raise outcome.error
     if outcome.verdict in ("failed", "timed_out", "inconclusive", "cancelled"):
-        return {NOT_PASSED: f"drill {job.what} of {policy.policy}: {outcome.verdict.replace('_', ' ')}"}
+        # Not what the level found: names of tables are in its lines, and this goes to those who are told.
+        level = next((f" at level {name}" for name, level in outcome.levels.items() if level.result == "failed"), "")
+        return {NOT_PASSED: f"drill {job.what} of {policy.policy}: {outcome.verdict.replace('_', ' ')}{level}"}
     return {"verdict": outcome.verdict, "missed_objectives": outcome.missed_objectives}
 
 
