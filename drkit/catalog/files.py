@@ -13,7 +13,7 @@ from pathlib import Path
 from drkit.catalog import sums
 from drkit.errors import CatalogError
 
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 APPLICATION_ID = 0x64726B74  # "drkt": tells a catalog from anybody else's SQLite file
 BUSY_TIMEOUT_S = 15.0
 _DRAFT_IS_OLD_S = 3600.0

@@ -91,6 +91,9 @@ class Measures(Protocol):
     def proven(self, policies: Collection[str]) -> dict[str, datetime]:
         """Return by policy up to which moment a drill has shown that it can be restored."""
 
+    def sealed_for(self) -> list[tuple[str, frozenset[str], int]]:
+        """Return by policy and set of recipients, as fingerprints, how many artifacts are sealed for them."""
+
     def oldest_heartbeat(self) -> datetime | None:
         """Return when the most silent of the runs that go on showed that it lives; None when nothing runs."""
 
@@ -234,6 +237,11 @@ class SqliteMeasures(Measures):
         """Return by policy up to which moment a drill has shown that it can be restored."""
         found = self._read(_PROVEN, {"policies": json.dumps(list(policies))})
         return {policy: parse_utc(proven) for policy, proven in found if proven}
+
+    def sealed_for(self) -> list[tuple[str, frozenset[str], int]]:
+        """Return by policy and set of recipients, as fingerprints, how many artifacts are sealed for them."""
+        rows = self._read("select policy, recipients, many from sealed_for where many > 0")
+        return [(policy, frozenset(recipients.split()), many) for policy, recipients, many in rows]
 
     def oldest_heartbeat(self) -> datetime | None:
         """Return when the most silent of the runs that go on showed that it lives; None when nothing runs."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
-from drkit.catalog import sums
+from drkit.catalog import sealed_for, sums
 
 MIGRATIONS = Migrations("drkit")
 
@@ -330,6 +330,13 @@ def _signatures(db: Database) -> None:
             policy text not null, digest text not null, signer text not null, primary key (policy, digest)
         ) without rowid"""
     )
+
+
+@MIGRATIONS(name="013_sealed_for")
+def _sealed_for(db: Database) -> None:
+    """Count artifacts by the recipients that they are sealed for."""
+    for statement in sealed_for.MIGRATION:
+        db.execute(statement)
 
 
 def migrate(db: Database) -> int:

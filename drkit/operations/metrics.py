@@ -22,6 +22,7 @@ from drkit.operations import Workplace
 from drkit.operations.expectations import store_place
 from drkit.operations.exposition import Exposition, Family
 from drkit.operations.health import Health
+from drkit.operations.keys_in_reach import KeysInReach
 from drkit.operations.lookout import CLOCK_MARGIN, free_and_size_bytes, restorable_to, watched_folders
 from drkit.operations.metrics_promises import Promises
 from drkit.policy import Policy
@@ -61,6 +62,10 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "drkit_retention_lock_until_timestamp_seconds": (
         "Until when the newest artifact is locked in a store with object_lock, at the least.",
         ("target", "store"),
+    ),
+    "drkit_unopenable_artifacts": (
+        "Artifacts that no identity of this host opens; only where the site names identities.",
+        ("target",),
     ),
     "drkit_damaged_copies": ("Copies that were not sound when they were read last.", ("target",)),
     "drkit_oldest_reading_timestamp_seconds": (
@@ -114,6 +119,7 @@ class Collector:
         self._health = health
         self._turn = threading.Lock()
         self._promises: Promises | None = None
+        self._in_reach = KeysInReach(workplace.site.keys.identities)
         self._collected: Exposition | None = None
         self._collected_s = 0.0
 
@@ -130,7 +136,7 @@ class Collector:
         if self._promises is None or self._promises.policies is not policies:
             self._promises = Promises(policies, workplace.site, _family)
         with workplace.catalog.glance() as measures:
-            return _Reading(workplace, self._health, measures, self._promises).exposition()
+            return _Reading(workplace, self._health, measures, self._promises, self._in_reach).exposition()
 
 
 def _family(name: str) -> Family:
@@ -140,11 +146,14 @@ def _family(name: str) -> Family:
 class _Reading:
     """One reading of everything; each method adds the samples of one subject."""
 
-    def __init__(self, workplace: Workplace, health: Health, measures: Measures, promises: Promises) -> None:
+    def __init__(
+        self, workplace: Workplace, health: Health, measures: Measures, promises: Promises, in_reach: KeysInReach
+    ) -> None:
         self._workplace = workplace
         self._health = health
         self._measures = measures
         self._problems = workplace.catalog.outbox.problems()
+        self._in_reach = in_reach
         self._promises = promises
         self._policies = promises.policies
         self._extended: dict[str, datetime] = {}
@@ -155,7 +164,7 @@ class _Reading:
 
     def exposition(self) -> Exposition:
         subjects: tuple[Callable[[], None], ...] = (
-            *(self._site, self._runs, self._artifacts, self._targets, self._drills),
+            *(self._site, self._runs, self._artifacts, self._targets, self._keys, self._drills),
             *(self._scratches, self._telling, self._volumes),
         )
         for subject in subjects:
@@ -252,6 +261,15 @@ class _Reading:
             if moment is not None:
                 exposed = max(self._now - moment, timedelta())
                 self._set("drkit_rpo_exposure_seconds", exposed.total_seconds(), target, proof)
+
+    def _keys(self) -> None:
+        if not self._workplace.site.keys.identities:
+            return  # a host that only backs up opens nothing, on purpose
+        in_reach, shut = self._in_reach.fingerprints(), Counter[str]()
+        for policy, recipients, many in self._measures.sealed_for():
+            shut[policy] += 0 if recipients & in_reach else many
+        for name in self._policies:
+            self._set("drkit_unopenable_artifacts", shut[name], name)
 
     def _drills(self) -> None:
         for item in self._measures.last_drills(self._policies):

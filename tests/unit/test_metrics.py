@@ -17,9 +17,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from drkit.model import Run
+from drkit.keys import load_identities, new_identity_file
+from drkit.model import Encryption, RecipientRecord, Run
 from drkit.operations.exposition import Exposition, Family
 from drkit.operations.health import Health
+from drkit.operations.keys_in_reach import KeysInReach
 from drkit.operations.metrics import COUNTERS, GAUGES, HISTOGRAM, Collector, size_zscore, write_textfile
 from drkit.operations.metrics_server import answering
 from drkit.policy_retention import Retention
@@ -82,6 +84,37 @@ def samples_of(told: Telling) -> Samples:
 
 def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[(name, tuple(sorted(labels.items())))]
+
+
+def test_artifacts_that_no_identity_here_opens_are_counted(told: Telling) -> None:
+    name, orders = "drkit_unopenable_artifacts", {"target": "orders"}
+    (path,) = told.workplace.site.keys.identities
+    (key,) = load_identities([path], None)
+    ours = Encryption(recipients=(RecipientRecord(fingerprint="age:0"), RecipientRecord(fingerprint=key.fingerprint)))
+    entries = [entry_of(make_manifest(at=NOW - timedelta(days=day), encryption=ours), ["primary"]) for day in range(3)]
+    strange = [entry_of(make_manifest(at=NOW - timedelta(days=day)), ["primary"]) for day in range(3, 8)]
+    for entry in [*entries, *strange, strange[0]]:  # one of them is found a second time
+        told.catalog.index_artifact(entry)
+    assert value(samples_of(told), name, **orders) == 5
+    told.catalog.forget_artifact(strange[0].manifest.artifact_id)
+    assert value(samples_of(told), name, **orders) == 4
+    away = path.rename(path.with_name("away"))
+    assert value(samples_of(told), name, **orders) == 7
+    away.rename(path)
+    assert value(samples_of(told), name, **orders) == 4
+    path.write_text("not a key")
+    assert value(samples_of(told), name, **orders) == 7
+    site = told.workplace.site
+    told.workplace.site = site.model_copy(update={"keys": site.keys.model_copy(update={"identities": ()})})
+    assert not any(sample == name for sample, _ in samples_of(told)), "who only backs up opens nothing, on purpose"
+
+
+def test_a_locked_identity_counts_by_its_public_half(tmp_path: Path) -> None:
+    path = tmp_path / "restore.age"
+    key = new_identity_file(path, post_quantum=False, passphrase="correct horse")
+    assert KeysInReach([path]).fingerprints() == {key.fingerprint}
+    path.with_name("restore.age.pub").unlink()
+    assert KeysInReach([path]).fingerprints() == frozenset()
 
 
 def test_a_lock_is_told_to_its_planned_end_and_for_as_long_as_it_was_extended(told: Telling) -> None:
