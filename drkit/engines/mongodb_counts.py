@@ -65,9 +65,13 @@ def read_counts(client: Client, database: str, collections: Iterable[str]) -> Co
     return Counts({f"{database}.{name}": _count(client, database, name, scans=scans) for name in collections}, oplog_ts)
 
 
-def mark_counts(client: Client, database: str, collections: Iterable[str], capped: Iterable[str]) -> Counts:
-    """Remember the place in the oplog before a dump, and count what it cannot tell; everything where there is none."""
-    return read_counts(client, database, collections if _newest_oplog_ts(client) is None else capped)
+def mark_counts(
+    client: Client, database: str, collections: Iterable[str], capped: Iterable[str], *, shows_oplog: bool = True
+) -> Counts:
+    """Remember the place in the oplog before a dump, and count what it cannot tell: everything without it."""
+    if not shows_oplog or _newest_oplog_ts(client) is None:
+        return Counts(read_counts(client, database, collections).documents)
+    return read_counts(client, database, capped)
 
 
 def _newest_oplog_ts(client: Client) -> Any:

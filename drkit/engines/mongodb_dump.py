@@ -34,7 +34,7 @@ from drkit.engines.mongodb_client import (
 )
 from drkit.engines.mongodb_counts import Counts, SaidCounts, mark_counts, read_counts, require_whole
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
-from drkit.engines.mongodb_oplog import read_newest, require_reach
+from drkit.engines.mongodb_oplog import newest_shown, read_newest, require_reach
 from drkit.engines.mongodb_oplog_watch import OplogWatch, forecast
 from drkit.engines.mongodb_placing import matches
 from drkit.engines.mongodb_users import ServerUsers, along, look_for_users, read_users
@@ -119,9 +119,9 @@ class DatabasePlan:
     capped: tuple[str, ...] = ()
     stray: tuple[str, ...] = ()
 
-    def mark(self, client: Client) -> Counts:
+    def mark(self, client: Client, *, shows_oplog: bool) -> Counts:
         """Remember what the counts after a dump are to be compared with."""
-        return mark_counts(client, self.name, self.collections, self.capped)
+        return mark_counts(client, self.name, self.collections, self.capped, shows_oplog=shows_oplog)
 
     def count(self, client: Client, known: frozenset[str]) -> Counts:
         """Count the documents of its collections, but those that are known to be whole."""
@@ -156,6 +156,15 @@ def _plan_database(client: Client, name: str, server: ServerFacts, options: Back
         item for item in sorted(listed) if item.startswith(BUCKETS) and item.removeprefix(BUCKETS) not in listed
     )
     return DatabasePlan(name, server.sizes_bytes[name], kept, tuple(excluded), capped, stray)
+
+
+def warn_of_oplog(client: Client, server: ServerFacts) -> list[str]:
+    """Say that a member of a replica set does not show its oplog to the connecting user."""
+    if not server.replica_set or newest_shown(client) is not None:
+        return []
+    return [
+        "the oplog cannot be read (role backup of database admin lets it be): nothing can be replayed behind this dump"
+    ]
 
 
 def warn_of_strays(plans: Iterable[DatabasePlan]) -> list[str]:
@@ -236,6 +245,8 @@ class _DumpSession(LogicalDump):
             summary, warnings = f"{summary}, {said}", list(more)
         else:
             warnings.append(_why_not_whole(self._server, self._options))
+            with connect(self._endpoint) as client:
+                warnings += warn_of_oplog(client, self._server)
         warnings += warn_of_strays(plans)
         if self._options.exclude_tables and not any(plan.excluded for plan in plans):
             warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
@@ -252,8 +263,9 @@ class _DumpSession(LogicalDump):
         plans = self._contents[part.name]
         with connect(self._endpoint) as client:
             snapshot_at = read_clock(client)
-            self._oplog.begin(read_newest(client))
-            before = [plan.mark(client) for plan in plans]
+            newest_ts = read_newest(client) if self._whole else newest_shown(client)
+            self._oplog.begin(newest_ts)
+            before = [plan.mark(client, shows_oplog=newest_ts is not None) for plan in plans]
         self._snapshots.append(snapshot_at)
         facts: dict[str, Any] = {
             "label": part.label,
@@ -289,7 +301,7 @@ class _DumpSession(LogicalDump):
             if self._whole:
                 self._oplog_range = self._oplog.require_covered(summary.oplog_entries, require_reach(client))
             else:
-                self._oplog_range = self._oplog.around(read_newest(client))
+                self._oplog_range = self._oplog.around(newest_shown(client))
         self._part_details[part.name] = {
             **facts,
             "fingerprint": fingerprint_of(summary),

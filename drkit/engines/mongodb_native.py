@@ -18,9 +18,9 @@ from drkit.engines import BackupOptions, OplogRange, Part, Preflight
 from drkit.engines.logical_dump import LogicalDump
 from drkit.engines.mongodb_client import Client, Endpoint, ServerFacts, read_clock, translated
 from drkit.engines.mongodb_counts import Counts, agreeing, mark_counts, read_counts, require_whole
-from drkit.engines.mongodb_dump import DatabasePlan, warn_of_strays
+from drkit.engines.mongodb_dump import DatabasePlan, warn_of_oplog, warn_of_strays
 from drkit.engines.mongodb_fingerprint import fingerprint_of, sizes_of, uuids_of
-from drkit.engines.mongodb_oplog import read_newest
+from drkit.engines.mongodb_oplog import newest_shown
 from drkit.engines.mongodb_oplog_watch import OplogWatch
 from drkit.engines.mongodb_raw import RawCollection, estimate, read_collections
 from drkit.engines.mongodb_reading import Reading, open_batches
@@ -170,7 +170,7 @@ class NativeDump(LogicalDump):
                 "collections are read one after another: what is written meanwhile may be in some and not in others"
                 f" (the server gives no snapshot: {self._snapshot.why_not})"
             )
-        warnings += warn_of_strays(plans.values())
+        warnings += [*warn_of_oplog(self._client, self._server), *warn_of_strays(plans.values())]
         if self._options.exclude_tables and not any(plan.excluded for plan in plans.values()):
             warnings.append(f"target.exclude_tables matches no collection: {', '.join(self._options.exclude_tables)}")
         parts = [Part(name, "database", plan.name, plan.size_bytes or None) for name, plan in plans.items()]
@@ -195,9 +195,12 @@ class NativeDump(LogicalDump):
         with translated(self._endpoint):
             collections = read_dumpable(self._client, plan.name, plan.excluded)
             snapshot_at = self._snapshot.at or read_clock(self._client)
-            self._oplog.begin(read_newest(self._client))
+            newest_ts = newest_shown(self._client)
+            self._oplog.begin(newest_ts)
             view = self._view(plan, collections)
-            before = self._look(view, mark_counts(self._client, plan.name, view.live, view.capped))
+            shows_oplog = newest_ts is not None
+            live = mark_counts(self._client, plan.name, view.live, view.capped, shows_oplog=shows_oplog)
+            before = self._look(view, live)
             estimates = estimate(self._client, collections)
             before = replace(before, said={".".join(name): said.documents for name, said in estimates.items()})
             self._snapshots.append(snapshot_at)
@@ -245,7 +248,7 @@ class NativeDump(LogicalDump):
         """Return from where to where the oplog makes the dump consistent: nowhere but at its moment, in a snapshot."""
         cluster_time = self._snapshot.cluster_time
         if cluster_time is None or not self._is_one_moment:
-            return self._oplog.around(read_newest(self._client))
+            return self._oplog.around(newest_shown(self._client))
         place = str(OplogTs.of(cluster_time))
         return OplogRange(place, place, included=False)
 

@@ -86,7 +86,10 @@ def require_reach(client: Client) -> OplogReach:
     if reach is None:
         raise SourceError(
             "the server has no oplog: it is not a member of a replica set",
-            hints=["make it a replica set of one member: replication.replSetName in mongod.conf, then rs.initiate()"],
+            hints=[
+                "make it a replica set of one member: replication.replSetName in mongod.conf, then rs.initiate()",
+                "or dump without an oplog: name target.databases in the policy",
+            ],
         )
     return reach
 
@@ -97,6 +100,14 @@ def read_newest(client: Client) -> OplogTs | None:
         return None
     entry = next(client["local"][_OPLOG].find({}, {"ts": 1}).sort("$natural", -1).limit(1), None)
     return OplogTs.of(entry["ts"]) if entry else None
+
+
+def newest_shown(client: Client) -> OplogTs | None:
+    """Return `read_newest`, and None also where the server does not show its oplog: not every hosted one does."""
+    try:
+        return read_newest(client)
+    except OperationFailure:
+        return None
 
 
 def read_after(client: Client, anchor: Anchor) -> Reading:

@@ -16,6 +16,9 @@ import bson
 import pytest
 from pymongo import MongoClient
 
+from drkit.credentials import Secret
+from drkit.engines import BackupOptions
+from drkit.engines.mongodb_dump import MongodbDump
 from drkit.engines.mongodb_users import ServerUsers
 from tests.fixtures.mongodb import MongoServer, running_mongodb
 from tests.fixtures.site import ReadySite
@@ -164,3 +167,23 @@ def test_the_connected_user_is_never_replaced_and_a_missing_privilege_is_said(
     assert "users and roles are not in the backup: " in done.stderr
     refused = ready_site.call("restore", "shop", "--with-users", "--plan")
     assert "the backup has no users and roles" in refused.stderr
+
+
+@pytest.mark.parametrize("via", ["tools", "native"])
+def test_a_server_that_does_not_show_its_oplog_is_dumped_without_a_place_in_it(
+    via: Any, source: MongoServer, mongo_tools: Path, tmp_path: Path
+) -> None:
+    with MongoClient[dict[str, Any]](url_of(source, "root")) as root:
+        roles = [{"role": "read", "db": "shop"}, {"role": "clusterMonitor", "db": "admin"}]
+        root["shop"].command("createUser", "blind", pwd=PASSWORD, roles=roles)
+        try:
+            options = BackupOptions(databases=("shop",), work_folder=tmp_path, via=via)
+            with MongodbDump().open_backup(Secret(url_of(source, "blind", "shop")), options) as session:
+                (part,) = session.preflight.parts
+                with session.open_part(part) as chunks:
+                    assert b"".join(chunks)
+                assert session.oplog_range is None
+                said = [words for words in session.preflight.warnings if words.startswith("the oplog cannot be read")]
+            assert len(said) == 1
+        finally:
+            root["shop"].command("dropUser", "blind")
