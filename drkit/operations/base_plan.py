@@ -97,6 +97,13 @@ class BasePlan:
         return (*self.builds_on, self.base)
 
     @property
+    def stores(self) -> tuple[str, ...]:
+        """Return every store that something of it may be read from: the log need not lie where the base does."""
+        named = [name for member in self.members for name in member.entry.stores]
+        named += [name for stored in self.files for name in stored.stores]
+        return tuple(dict.fromkeys(named))
+
+    @property
     def stored_bytes(self) -> int:
         """Return the bytes to fetch."""
         return sum(member.stored_bytes for member in self.members)

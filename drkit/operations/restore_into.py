@@ -76,7 +76,7 @@ def restore_into(workplace: Workplace, plan: BasePlan, into: Path, reporter: Rep
     policy = plan.request.policy
     with (
         recorded_run(workplace.catalog, workplace.clock, "restore", policy, alone=f"restore/{target.path}") as running,
-        reader_lease(workplace, policy, plan.entry.stores, reporter),
+        reader_lease(workplace, policy, plan.stores, reporter),
     ):
         clock_s = time.monotonic()
         job = _FolderJob(workplace, plan, target, reporter)
