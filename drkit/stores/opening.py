@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from drkit.credentials import Secret
-from drkit.errors import ConfigError
+from drkit.errors import ConfigError, StoreError
 from drkit.stores import Store
 from drkit.stores.naming import is_key
 
@@ -123,6 +123,13 @@ def _keys(name: str, config: StoreSettings, resolve: Callable[[str], Secret]) ->
         raise ConfigError(f"store {name}: access_key and secret_key belong together, and only one is given")
     from drkit.stores.s3_connection import AccessKeys
 
-    return lambda: AccessKeys(
-        resolve(access_key), resolve(secret_key), resolve(session_token) if session_token else None
-    )
+    def look_up() -> AccessKeys:
+        try:
+            token = resolve(session_token) if session_token else None
+            return AccessKeys(resolve(access_key), resolve(secret_key), token)
+        except ConfigError as error:
+            # A secret that is missing now is the trouble of this store, as an outage is, and keeps nothing from others.
+            message = f"store {name} cannot be opened: {error.message}"
+            raise StoreError(message, details=error.details, hints=error.hints) from error
+
+    return look_up
