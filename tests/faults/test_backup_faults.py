@@ -303,6 +303,41 @@ def test_a_second_store_that_is_down(
         assert shop.document("store", "copy")["copied"] == []
 
 
+def test_a_second_store_whose_secret_is_missing(
+    machine: Path, forker: Forker, shop_url: str, moto_server: S3Server
+) -> None:
+    """It is out of reach like any other: the third gets its copy, and the missing one is named and made up later."""
+    with bucket_bench(machine, forker, shop_url, moto_server, ("primary", "offsite", "third")) as bench:
+        whole = bench.shop
+        whole.site.add_store("third").mkdir(mode=0o700)
+        shop = whole.with_variables(SHOP_SECRET_KEY="")
+        for number in (1, 2):
+            ended = shop.drkit("backup", "shop")
+            assert ended.status == STORE, ended.said
+            assert "is committed in primary, third, but a copy failed: store offsite cannot be opened: " in ended.stderr
+            assert "the secret env:SHOP_SECRET_KEY is empty" in ended.stderr
+            assert "hint: drkit store copy" in ended.stderr
+            run = last_run(shop)
+            assert (run.state, "store offsite cannot be opened" in str(run.error)) == ("failed", True)
+            made = {artifact_id for artifact_id, _ in whole.copies("--all")}
+            assert len(made) == number
+        checked = shop.drkit("check", "shop")
+        assert "store offsite cannot be opened" in checked.stdout + checked.stderr
+        copied = whole.document("store", "copy")["copied"]
+        assert {(item["artifact_id"], item["store"]) for item in copied} == {(item, "offsite") for item in made}
+        assert whole.copies("--all") == {(item, name) for item in made for name in ("primary", "offsite", "third")}
+
+
+def test_a_first_store_whose_secret_is_missing(
+    machine: Path, forker: Forker, shop_url: str, moto_server: S3Server
+) -> None:
+    with bucket_bench(machine, forker, shop_url, moto_server, ("offsite", "primary")) as bench:
+        shop = bench.shop.with_variables(SHOP_SECRET_KEY="")
+        ended = shop.drkit("backup", "shop")
+        assert ended.status == STORE, ended.said
+        assert_failed(shop, ended, "store offsite cannot be opened: the secret env:SHOP_SECRET_KEY is empty")
+
+
 @pytest.mark.parametrize("second_is_down", [False, True])
 def test_a_first_store_that_was_replaced(machine: Path, forker: Forker, shop_url: str, *, second_is_down: bool) -> None:
     """An empty folder in the place of the first store joins the repository of the second, and is filled from it.
