@@ -16,6 +16,7 @@ from drkit.wal_pages import PAGE_BYTES, Buffer
 _LONG_HEADER_BYTES, _SHORT_HEADER_BYTES = 40, 24
 _IS_LONG = 0x0002
 _RECORD_BYTES = 24
+_PIECE_BYTES = 32 * PAGE_BYTES
 _REACH_BYTES = 4096
 """More than a record with the longest path takes."""
 
@@ -50,28 +51,35 @@ class SegmentEnds:
 
 def find_creations(content: Buffer) -> tuple[list[TablespaceCreation], SegmentEnds]:
     """Return the tablespaces that one segment creates, and its ends for `find_across`."""
-    payload = _payload(content)
-    return list(_found(payload)), SegmentEnds(payload[:_REACH_BYTES], payload[-_REACH_BYTES:])
+    found: list[TablespaceCreation] = []
+    head = tail = b""
+    for payload in _payloads(content):
+        head = head or payload[:_REACH_BYTES]
+        found += (creation for _, end, creation in _found(tail + payload) if end > len(tail))
+        tail = (tail + payload)[-_REACH_BYTES:]
+    return found, SegmentEnds(head, tail)
 
 
 def find_across(before: SegmentEnds, after: SegmentEnds) -> list[TablespaceCreation]:
     """Return the tablespaces whose records begin in one segment and end in the next."""
     border = len(before.tail)
-    return list(_found(before.tail + after.head, border))
+    return [creation for start, end, creation in _found(before.tail + after.head) if start < border < end]
 
 
-def _payload(content: Buffer) -> bytes:
+def _payloads(content: Buffer) -> Iterator[bytes]:
+    """Yield what is behind the headers of some pages at a time: a whole segment's would need new memory each time."""
     view = memoryview(content)
-    pieces = []
-    for start in range(0, len(content), PAGE_BYTES):
-        is_long = view[start + 2] & _IS_LONG if start + 2 < len(content) else 0
-        header_bytes = _LONG_HEADER_BYTES if is_long else _SHORT_HEADER_BYTES
-        pieces.append(view[start + header_bytes : start + PAGE_BYTES])
-    return b"".join(pieces)
+    for first in range(0, len(content), _PIECE_BYTES):
+        pieces = []
+        for start in range(first, min(first + _PIECE_BYTES, len(content)), PAGE_BYTES):
+            is_long = view[start + 2] & _IS_LONG if start + 2 < len(content) else 0
+            header_bytes = _LONG_HEADER_BYTES if is_long else _SHORT_HEADER_BYTES
+            pieces.append(view[start + header_bytes : start + PAGE_BYTES])
+        yield b"".join(pieces)
 
 
-def _found(payload: bytes, border: int | None = None) -> Iterator[TablespaceCreation]:
-    """Yield what is created in a payload; only by records that cross ``border``, if it is given.
+def _found(payload: bytes) -> Iterator[tuple[int, int, TablespaceCreation]]:
+    """Yield what is created in a payload, with the beginning and the end of each record.
 
     Records begin at multiples of eight, page headers are multiples of eight, and so every eighth byte is enough to see
     whether a record of the right manager may be there.
@@ -80,11 +88,12 @@ def _found(payload: bytes, border: int | None = None) -> Iterator[TablespaceCrea
         position = candidate.start() * _ALIGNED_BYTES
         match = _TAIL.match(payload, position)
         start = position - _BEFORE_INFO_BYTES
-        if match is None or start < 0 or (border is not None and not start < border < match.end()):
+        if match is None or start < 0:
             continue
         (total_bytes,) = struct.unpack_from("<I", payload, start)
         long = match["long"]
         data_bytes = struct.unpack("<I", long)[0] if long else match["short"][0]
         path = match["path"]
         if data_bytes == len(path) + 5 and total_bytes == match.end() - start:
-            yield TablespaceCreation(int.from_bytes(match["oid"], "little"), path.decode(errors="surrogateescape"))
+            creation = TablespaceCreation(int.from_bytes(match["oid"], "little"), path.decode(errors="surrogateescape"))
+            yield start, match.end(), creation

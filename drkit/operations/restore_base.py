@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drkit.engines.postgres_recovery import (
-    Recovered,
     ReplayTarget,
     explain_failure,
     fetch_command,
     only_known,
-    read_recovered,
     recovery_settings,
     replay_settings,
     write_recovery,
@@ -37,6 +35,9 @@ from drkit.sandboxes.postgres_server import RestoredServer, ServerPlace, open_se
 from drkit.units import When, format_bytes, format_count
 from drkit.wal import format_lsn, parse_lsn, segment_of
 from drkit.wal_pages import goes_on
+
+if TYPE_CHECKING:
+    from drkit.engines.postgres_recovered import Recovered
 
 TABLESPACES = "tablespaces"
 CAPTURED_CONFIG = "captured-config"
@@ -104,22 +105,28 @@ def open_replay(
     damaged; SourceError when the server does not start.
     """
     reader = LogReader(workplace, plan.base.identities)
-    client = _client_for(site)
-    settings = replay_settings(
-        plan.facts.get("settings", {}), memory_bytes=memory_available_bytes(), cores=core_count()
-    )
     with open_server(site.place) as server:
         with reporter.progress("replay", plan.wal_bytes) as progress:
             wal = WalServer(plan.replay_log, reader, site.spool, site.owner, progress.advance)
-            command = fetch_command(wal.ready, client.python, client.program, site.socket)
-            target = replay_target(plan, site.place.data)
-            write_recovery(site.place.data, recovery_settings(target, command), keep=False)
             with open_wal_server(wal, site.socket):
+                # The first segments are fetched meanwhile.
+                settings = _prepare(plan, site, wal)
+                from drkit.engines.postgres_recovered import read_recovered
+
                 wal.wait_for_first()
-                _start(server, only_known(settings, plan.major), wal, plan)
+                _start(server, settings, wal, plan)
         recovered = read_recovered(site.place.url)
         _require_reached(plan, recovered)
         yield server, Replayed(recovered, wal.counts.served, wal.counts.served_bytes, wal.counts.waited)
+
+
+def _prepare(plan: BasePlan, site: ReplaySite, wal: WalServer) -> dict[str, str]:
+    """Write down where the server gets its WAL and how far it goes; return the settings that it is started with."""
+    client = _client_for(site)
+    command = fetch_command(wal.ready, client.python, client.program, site.socket)
+    write_recovery(site.place.data, recovery_settings(replay_target(plan, site.place.data), command), keep=False)
+    recorded = plan.facts.get("settings", {})
+    return only_known(replay_settings(recorded, memory_bytes=memory_available_bytes(), cores=core_count()), plan.major)
 
 
 def replay_target(plan: BasePlan, data: Path) -> ReplayTarget:

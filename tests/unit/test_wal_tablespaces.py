@@ -55,6 +55,13 @@ def test_one_that_crosses_into_the_next_segment_is_found(part: int) -> None:
     assert find_across(before, whole_inside) == [], "that one is the next segment's own"
 
 
+@pytest.mark.parametrize("before", range(-4200, 64, 8))
+def test_each_is_found_once_around_the_border_of_what_is_looked_at_together(before: int) -> None:
+    border = 32 * (PAGE - 24) - 16
+    found, _ = find_creations(segment(bytes(border + before) + record(16402, "/srv/fast"), pages=40))
+    assert found == [TablespaceCreation(16402, "/srv/fast")]
+
+
 def test_what_only_looks_like_one_is_not_taken_for_it() -> None:
     wrong_length = bytearray(record(1, "/a"))
     wrong_length[0] += 1
