@@ -101,6 +101,7 @@ class WalServer:
     def __post_init__(self) -> None:
         self._numbers = self.log.asked_names()
         self._names = {number: name for name, number in self._numbers.items()}
+        self._last = max(self._names, default=None)
         self._guard = TablespaceGuard(self.log.policy)
         self._entries: dict[int, _Spooled] = {}
         self._served: set[int] = set()
@@ -206,6 +207,8 @@ class WalServer:
 
     def _note_served(self, number: int) -> None:
         self._position = max(self._position, number + 1)
+        # At the end of recovery the server asks for the last file once more (xlogrecovery.c, FinishWalRecovery).
+        again = number == self._last and number not in self._served
         if number not in self._served:
             self._served.add(number)
             self.counts.served += 1
@@ -213,7 +216,7 @@ class WalServer:
             if self.advance:
                 self.advance(self.log.segment_bytes)
         self._entries[number].path.unlink(missing_ok=True)
-        self._entries[number].state = "taken"
+        self._entries[number].state = "wanted" if again else "taken"
         self._changed.notify_all()
 
     def _new_entry(self, number: int) -> _Spooled:

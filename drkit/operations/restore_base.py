@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,15 +111,26 @@ def open_replay(
         with reporter.progress("replay", plan.wal_bytes) as progress:
             wal = WalServer(plan.replay_log, reader, site.spool, site.owner, progress.advance)
             with open_wal_server(wal, site.socket):
-                # The first segments are fetched meanwhile.
-                settings = _prepare(plan, site, wal)
-                from drkit.engines.postgres_recovered import read_recovered
-
+                settings = _prepare(plan, site, wal)  # the first segments are fetched meanwhile
                 wal.wait_for_first()
-                _start(server, settings, wal, plan)
+                with _loading("drkit.engines.postgres_recovered"):
+                    _start(server, settings, wal, plan)
+        from drkit.engines.postgres_recovered import read_recovered
+
         recovered = read_recovered(site.place.url)
         _require_reached(plan, recovered)
         yield server, Replayed(recovered, wal.counts.served, wal.counts.served_bytes, wal.counts.waited)
+
+
+@contextmanager
+def _loading(module: str) -> Iterator[None]:
+    """Import a module while the body waits for others."""
+    thread = threading.Thread(target=importlib.import_module, args=(module,), name="import")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _prepare(plan: BasePlan, site: ReplaySite, wal: WalServer) -> dict[str, str]:

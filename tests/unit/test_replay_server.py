@@ -173,6 +173,20 @@ def test_the_end_of_recovery_asks_once_more_for_what_was_taken_in_any_way(tmp_pa
         assert fetch(tmp_path, name_of(1)) == (0, content_of(1))
 
 
+def test_the_last_file_is_there_again_before_the_end_of_recovery_asks_for_it(tmp_path: Path) -> None:
+    with serving(tmp_path, count=2) as (server, reader):
+        for number in (1, 2, 3):
+            until(lambda number=number: (server.ready / name_of(number)).exists())
+            (server.ready / name_of(number)).rename(tmp_path / "pg_wal")
+        until(lambda: (server.ready / name_of(3)).exists())
+        (server.ready / name_of(3)).rename(tmp_path / "pg_wal")
+        until(lambda: server.counts.served == 3)
+        server.close()
+    assert [reader.asked.count(name) for name in (name_of(1), name_of(2))] == [1, 1]
+    assert len(reader.asked) == 4, "not for ever"
+    assert (server.counts.served, server.counts.waited) == (3, 0)
+
+
 def test_the_server_cannot_make_us_read_what_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     with serving(tmp_path) as (server, _):
