@@ -60,7 +60,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "drkit_copies_target": ("How many stores the policy names.", ("target",)),
     "drkit_retention_lock_until_timestamp_seconds": (
-        "Until when the newest artifact is locked in a store with object_lock, at the least.",
+        "Until when the newest artifact is locked in a store with object_lock, at the least, as was asked for.",
         ("target", "store"),
     ),
     "drkit_unopenable_artifacts": (

@@ -136,6 +136,19 @@ def test_a_part_that_is_refused_aborts_the_upload(bench: Bench) -> None:
     bench.assert_nothing_is_there()
 
 
+def test_an_upload_is_aborted_when_its_run_is_cancelled(bench: Bench) -> None:
+    """`drkit run cancel` and Ctrl-C come as KeyboardInterrupt, while parts are under way."""
+
+    def interrupted() -> Iterator[bytes]:
+        yield from LARGE[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.store().put(KEY, interrupted())
+    assert bench.proxy.count("abort") >= 1
+    bench.assert_nothing_is_there()
+
+
 @pytest.mark.parametrize("operation", ["put", "head", "get", "delete", "get bucket"])
 def test_a_stall_ends_by_the_time_out(bench: Bench, operation: str) -> None:
     store = bench.store(read_timeout_s=0.2)

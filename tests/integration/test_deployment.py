@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from drkit.site_metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment"
 UNITS = sorted(DEPLOYMENT.glob("*.service"))
 
@@ -48,3 +52,21 @@ def test_a_unit_lets_drkit_do_little(unit: Path, analyze: str) -> None:
     if level is None:
         pytest.skip(f"this systemd-analyze does not judge a file: {done.stderr.strip()[:80]}")
     assert float(level[1]) <= 2.5, done.stdout
+
+
+def test_the_container_file_copies_what_is_there_and_runs_serve_as_nobody_special() -> None:
+    """No container engine is at hand to build it with; this is what can be told without one."""
+    text = (DEPLOYMENT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    said = {word: [rest for other, rest in lines if other == word] for word, _ in lines}
+    assert set(said) <= {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "USER", "ENV", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+    copied = [source for rest in said["COPY"] if not rest.startswith("--from=") for source in rest.split()[:-1]]
+    assert copied
+    assert [source for source in copied if not (ROOT / source).exists()] == []
+    assert said["USER"] == ["drkit"]
+    assert json.loads(said["ENTRYPOINT"][0]) == ["/opt/drkit/bin/drkit"]
+    assert json.loads(said["CMD"][0]) == ["serve", "--json"]
+    assert f"http://{Metrics().listen}/healthz" in said["HEALTHCHECK"][0]
+    program = re.search(r"CMD (\[.*\])", said["HEALTHCHECK"][0])
+    assert program is not None
+    compile(json.loads(program[1])[2], "healthcheck", "exec")
