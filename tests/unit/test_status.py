@@ -109,6 +109,31 @@ def test_a_copy_is_not_missed_while_its_backup_runs(scene: Scene) -> None:
     assert "copy-missing" not in {finding.code for finding in scene.verdicts()[1].findings}
 
 
+@pytest.mark.parametrize(
+    ("lines", "locked_days_ago", "met"),
+    [
+        (["lock_for: 10d"], None, False),
+        (["lock_for: 10d", "lock_at_most: 60d"], None, True),
+        (["lock_for: 10d"], 1, True),
+    ],
+)
+def test_a_lock_counts_to_its_planned_end_and_as_it_was_extended(
+    ready_site: ReadySite, lines: list[str], locked_days_ago: int | None, *, met: bool
+) -> None:
+    """Taken 45 days ago by a policy that keeps everything for 90."""
+    ready_site.add_store("offsite", "s3://vault", "region: eu-central-1", "object_lock: compliance", *lines)
+    ready_site.write_policy("orders", stores=["primary", "offsite"], more="retention: {within: 90d}\n")
+    stores = Bucket()
+    with open_app(ready_site.site_file) as workplace:
+        opened = dataclasses.replace(workplace, stores=stores.stores, signers=stores.signers, clock=lambda: NOW)
+        scene = Scene(opened, stores)
+        scene.add(at=NOW - timedelta(days=45))
+        if locked_days_ago is not None:
+            at = NOW - timedelta(days=locked_days_ago)
+            opened.catalog.finish_run(Run("L", "lock", "orders", "succeeded", at, "h", 1, at, ended_at=at))
+        assert [verdict.copies.immutable.met for verdict in scene.verdicts()] == [met, met]
+
+
 def test_the_commands_say_it(ready_site: ReadySite) -> None:
     ready_site.write_policy("orders", more="verify: {full_coverage_within: 30d}\n")
     report = ready_site.call("report", "status", "--json")
