@@ -14,6 +14,7 @@ from drkit.bson_elements import STRING
 from drkit.oplog_deltas import DeltaMismatch, apply_delta
 from drkit.oplog_entries import ROLES, USERS, Operation, Write
 from drkit.oplog_images import show_id
+from drkit.raw_bson import read_elements
 
 _KINDS = {USERS: "user", ROLES: "role"}
 
@@ -57,16 +58,33 @@ class Accounts:
         if write.kind != "update":
             if before is None and not self.belongs(name.partition(".")[0]):
                 return "the backup is not of that database"
-            held[name] = write.document
-            return None
-        if before is None:
+            after = write.document
+        elif before is None:
             return f"oplog entry {write.ts} changes whom the backup does not have"
-        try:
-            # They were read while the dump ran, so an entry may be in them already: done again, it changes nothing.
-            held[name] = apply_delta(before, write.document, strict=False)
-        except DeltaMismatch as error:
-            return f"oplog entry {write.ts} {error}"
+        else:
+            try:
+                # They were read while the dump ran, so an entry may be in them already: again, it changes nothing.
+                after = apply_delta(before, write.document, strict=False)
+            except DeltaMismatch as error:
+                return f"oplog entry {write.ts} {error}"
+        named = account_name(after, _KINDS[write.namespace])
+        if named != name:
+            return f"oplog entry {write.ts} writes no document of his: it names {named}"
+        held[name] = after
         return None
+
+
+def account_name(document: bytes, kind: str) -> str:
+    """Return ``database.name`` by the fields of a user or role, which are what a server makes him of; ``?`` for no text.
+
+    Rules go by ``_id``. Where the two differ, whoever was left out, or is there already, could come by another's name.
+    """
+    texts = []
+    for field_name in (b"db", kind.encode()):
+        found = [item for item in read_elements(document) if item.name == field_name]
+        is_text = len(found) == 1 and found[0].kind == STRING
+        texts.append(found[0].value[4:-1].decode(errors="replace") if is_text else "?")
+    return ".".join(texts)
 
 
 def _name_of(element: bytes) -> str:

@@ -29,10 +29,12 @@ from drkit.errors import IntegrityError
 from drkit.model import ChildRecord
 from drkit.mongo_archive import ArchiveReader, CollectionSummary, Namespace
 from drkit.mongo_archive_writer import Batch, CollectionMetadata, Prelude, write_archive
+from drkit.oplog_accounts import account_name
 
 USERS: Namespace = ("admin", "system.users")
 ROLES: Namespace = ("admin", "system.roles")
 VERSION: Namespace = ("admin", "system.version")
+_KINDS = {USERS: "user", ROLES: "role"}
 _LABEL = "users and roles"
 _AUTH_SCHEMA = {"_id": "authSchema"}
 _ROLE_FIELDS = ("role", "db", "privileges", "roles", "authenticationRestrictions")
@@ -106,7 +108,10 @@ class _Sink:
             found = find_value(document, b"_id")
             if found is None or found[0] != STRING:
                 raise IntegrityError(f"{'.'.join(namespace)} of the backup has a document without a name")
-            self.held[namespace][document[found[1] + 4 : found[2] - 1].decode(errors="replace")] = document
+            name = document[found[1] + 4 : found[2] - 1].decode(errors="replace")
+            if namespace in _KINDS and account_name(document, _KINDS[namespace]) != name:
+                raise IntegrityError(f"{'.'.join(namespace)} of the backup has a document {name} that names another")
+            self.held[namespace][name] = document
 
 
 def read_users_archive(chunks: Iterable[bytes], facts: Mapping[str, Any]) -> ServerUsers:

@@ -109,6 +109,9 @@ def test_without_asking_they_are_named() -> None:
         (update(1, USERS, "shop.ünbekannt", {"u": {"roles": []}}), "user shop.ünbekannt", "does not have"),
         (insert(1, USERS, user("spy", database="other")), "user other.spy", "not of that database"),
         (update(1, ROLES, "shop.writer", {"sroles": {"a": True, "q0": 1}}), "role shop.writer", 'has key "q0"'),
+        (insert(1, USERS, {**user("new"), "user": "boss", "db": "admin"}), "user shop.new", "it names admin.boss"),
+        (update(1, USERS, "shop.app", {"u": {"db": "admin"}}), "user shop.app", "it names admin.app"),
+        (replace(1, ROLES, {**role("writer"), "role": 7}), "role shop.writer", "it names shop.?"),
     ],
 )
 def test_whom_an_entry_leaves_in_doubt_is_left_out_by_name_until_a_later_one_says(
