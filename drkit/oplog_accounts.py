@@ -75,7 +75,7 @@ class Accounts:
 
 
 def account_name(document: bytes, kind: str) -> str:
-    """Return ``database.name`` by the fields of a user or role, which are what a server makes him of; ``?`` for no text.
+    """Return ``database.name`` by the fields of a user or role, of which a server makes him; ``?`` for what is no text.
 
     Rules go by ``_id``. Where the two differ, whoever was left out, or is there already, could come by another's name.
     """

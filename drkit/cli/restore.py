@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from drkit.cli.output import Output
     from drkit.operations import Workplace
     from drkit.operations.dump_plan import RestorePlan
+    from drkit.operations.oplog_plan import OplogPlan
     from drkit.operations.restore_into import FolderResult
 
 _AT_HELP = "WHEN: ISO 8601 with an offset, or latest; with --into also immediate, lsn:…, name:… or xid:…."
@@ -143,7 +144,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _restore_database(ctx: click.Context, options: _Options, workplace: Workplace) -> None:
     from drkit.cli.moments import moment_option
-    from drkit.cli.restore_moment import restore_to_moment, show_plan
+    from drkit.cli.restore_moment import look_at_target_of, restore_to_moment
     from drkit.credentials import resolve
     from drkit.key_files import ask_passphrase
     from drkit.operations.choosing import identities_in_reach
@@ -169,15 +170,15 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
     )
     keys = identities_in_reach(workplace, options.identity, ask_passphrase)
     rolled = plan_oplog_restore(workplace, request, keys, to_moment=options.at is not None)
+    url = resolve(options.target, folder=workplace.site.folder) if options.target else None
     if rolled is not None:
         if options.plan_only:
-            show_plan(output, rolled)
+            _show_plan(output, rolled, lambda: look_at_target_of(workplace, rolled, request, url) if url else None)
             return
-        assert options.target is not None
-        restore_to_moment(output, workplace, rolled, request, resolve(options.target, folder=workplace.site.folder))
+        assert url is not None
+        restore_to_moment(output, workplace, rolled, request, url)
         return
     plan = plan_restore(workplace, request, keys)
-    url = resolve(options.target, folder=workplace.site.folder) if options.target else None
     if options.plan_only:
         _show_plan(output, plan, lambda: look_at_target(workplace, plan, request, url) if url else None)
         return
@@ -200,7 +201,7 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
     output.result("restore", document, f"restored {options.policy} as of {to_at} in {took}")
 
 
-def _show_plan(output: Output, plan: RestorePlan, look: Callable[[], str | None]) -> None:
+def _show_plan(output: Output, plan: RestorePlan | OplogPlan, look: Callable[[], str | None]) -> None:
     """Say what would be done, and whether the target can take it; what is in its way is the error, after the plan."""
     from drkit.errors import SourceError
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from drkit.operations.restore_oplog import OplogResult
 
 
-def show_plan(output: Output, plan: OplogPlan) -> None:
-    """Say what would be done."""
-    text = plan.describe() + "\nnothing was changed. Run again without --plan, with --to URL, to start."
-    output.result("restore-plan", plan.document(), text)
+def look_at_target_of(workplace: Workplace, plan: OplogPlan, request: RestoreRequest, url: Secret) -> str:
+    """Check a target and return a line that names it; what it takes is only loaded for it."""
+    from drkit.operations.restore_oplog import look_at_target
+
+    return look_at_target(workplace, plan, request, url)
 
 
 def restore_to_moment(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -60,10 +61,7 @@ def restore_oplog(
         reader_lease(workplace, manifest.policy, plan.restore.entry.stores, reporter),
     ):
         clock_s = time.monotonic()
-        options = request.options(plan.restore.details, tuple(item.part for item in plan.restore.objects))
-        options = replace(options, work_folder=workplace.work_folder, via=way_of(workplace, manifest))
-        asked = replay_request(plan, state_folder(workplace))
-        with open_replay(url, options, asked) as session:
+        with _open_session(workplace, plan, request, url) as session:
             reporter.line(f"restore {manifest.policy}  artifact {manifest.artifact_id}  to {session.summary}")
             steps = ReplaySteps(workplace, plan, reporter)
             warnings = steps.verify()
@@ -82,6 +80,23 @@ def restore_oplog(
             "last_ts": str(replayed.last_ts),
         }
         return OplogResult(plan, loaded, replayed, time.monotonic() - clock_s, running.run_id)
+
+
+def look_at_target(workplace: Workplace, plan: OplogPlan, request: RestoreRequest, url: Secret) -> str:
+    """Check a target as `restore_oplog` does and return a line that names it; change nothing.
+
+    Raise SourceError naming what is in the way; an unfinished restore of just that is not.
+    """
+    with _open_session(workplace, plan, request, url) as session:
+        return session.summary
+
+
+def _open_session(
+    workplace: Workplace, plan: OplogPlan, request: RestoreRequest, url: Secret
+) -> AbstractContextManager[ReplaySession]:
+    options = request.options(plan.restore.details, tuple(item.part for item in plan.restore.objects))
+    options = replace(options, work_folder=workplace.work_folder, via=way_of(workplace, plan.restore.entry.manifest))
+    return open_replay(url, options, replay_request(plan, state_folder(workplace)))
 
 
 def state_folder(workplace: Workplace) -> Path:

@@ -243,6 +243,18 @@ def test_the_plan_names_the_dump_and_its_slices(shipped: Shipped) -> None:
     assert (alone["replay"]["slices"], alone["replay"]["until"]) == ([], None)
 
 
+def test_the_plan_of_a_moment_says_what_is_in_the_way_in_the_target(shipped: Shipped, target: MongoServer) -> None:
+    moment = shipped.history.moments[0].at.isoformat()
+    fits = shipped.restore("--at", moment, "--plan")
+    assert (fits.returncode, "mongodb" in json.loads(fits.stdout)["target"]) == (0, True), fits.stdout
+    assert set(target.client.list_database_names()) <= {"admin", "config", "local"}
+    assert not list((shipped.site.site.folder / "restores").glob("*"))
+    target.client["shop"]["orders"].insert_one({"_id": 1})
+    refused = shipped.restore("--at", moment, "--plan")
+    assert (refused.returncode, "database shop" in refused.stdout) == (5, True), refused.stdout
+    assert target.client["shop"]["orders"].count_documents({}) == 1
+
+
 def test_a_drill_replays_to_a_random_moment_and_compares_what_came_of_it(shipped: Shipped) -> None:
     done = shipped.site.site.call("drill", "orders", "--seed", "4", "--json")
     document = json.loads(done.stdout)
