@@ -292,7 +292,7 @@ def test_what_a_backup_keeps_is_an_archive_and_its_details_have_names_alone() ->
     assert verify_part(found.details, iter([archive])) == ()
     assert verify_part(None, iter([archive])) == ()
     posing = held(users=[{**USERS[0], "user": "root", "db": "admin"}])
-    with pytest.raises(IntegrityError, match="a document shop[.]app that names another"):
+    with pytest.raises(IntegrityError, match="that names another"):
         verify_part(posing.details, posing.archive("8.0.4"))
     fewer = b"".join(held(users=USERS[:2]).archive("8.0.4"))
     with pytest.raises(IntegrityError, match="does not hold the users that its details name"):
