@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench_log import bench_gaps
-from bench_place import DRKIT, Bench, bench, make_database, report, write_policy
+from bench_place import DRKIT, Bench, bench, make_database, peaks_kilobytes, report, write_policy
 
 from tests.fixtures.postgres import PostgresServer, as_server_user, free_port
 
@@ -321,10 +321,14 @@ def bench_replay(scale: int, repeats: int) -> None:
             first_query(place, data, as_server_user())
             return time.perf_counter() - started
 
-        def drkit() -> float:
+        def empty_folder() -> Path:
             data = place.server.folder / f"drkit-restored-{next(numbers)}"
             data.mkdir(mode=0o700)
             shutil.chown(data, "postgres", "postgres")
+            return data
+
+        def drkit() -> float:
+            data = empty_folder()
             started = time.perf_counter()
             words = ["--site", str(place.site.site_file), "--json", "restore", "pushed", "--into", str(data)]
             done = subprocess.run([DRKIT, *words], check=True, capture_output=True)
@@ -343,3 +347,5 @@ def bench_replay(scale: int, repeats: int) -> None:
             {"drkit": 0.8},
         )
         print(f"  the next segment was there in {statistics.mean(shares):.1%} of the cases   promised over 95.0%")
+        own, _ = peaks_kilobytes(place, "restore", "pushed", "--into", str(empty_folder()))
+        print(f"  peak of a restore with replay {own / 1024:.0f} MiB   promised under 200")
