@@ -119,9 +119,18 @@ class _Lock:
     now: datetime
 
     def extend_artifact(self, manifest: Manifest, end: datetime) -> None:
+        """Lock an artifact for longer where its manifest, or one of its objects, says that it is time.
+
+        Whoever may write to the store can lock the manifest alone, so that nobody looks at the data behind it any more.
+        Each day has an object whose turn it is, so that all of them are looked at before a lock has run out.
+        """
         key = bucket.manifest_key(manifest.policy, manifest.artifact_id)
-        if self.is_due(key, end):
-            objects = [(item.key, recorded_version(self.store, manifest, item)) for item in manifest.objects]
+        objects = [(item.key, recorded_version(self.store, manifest, item)) for item in manifest.objects]
+        turn = self.now.toordinal() % max(len(objects), 1)
+        due = self.is_due(key, end)
+        with suppress(StoreMissing):
+            due = due or any(self.is_due(name, end, version_id) for name, version_id in objects[turn : turn + 1])
+        if due:
             self.extend(key, objects, end)
 
     def extend_document(self, end: datetime, document: _Document) -> None:
@@ -133,9 +142,9 @@ class _Lock:
                 for name in filter(None, (signature_key, key)):
                     self.store.extend_lock(name, until)
 
-    def is_due(self, key: str, end: datetime) -> bool:
-        """Tell whether a document, and all that it names, is to be locked for longer: a look at one tells of all."""
-        locked_until = self.store.head(key).locked_until
+    def is_due(self, key: str, end: datetime, version_id: str | None = None) -> bool:
+        """Tell whether an object is to be locked for longer."""
+        locked_until = self.store.head(key, version_id=version_id).locked_until
         return locked_until is None or locked_until < self.term.enough(end, self.now)
 
     def extend(self, key: str, objects: Sequence[_Version], end: datetime) -> None:

@@ -117,6 +117,17 @@ def test_without_retention_everything_stays_locked(world: PruneWorld) -> None:
     assert len(locking.asked) <= 300 / 15 * 9
 
 
+def test_a_manifest_that_somebody_else_locked_does_not_let_the_data_behind_it_run_out(world: PruneWorld) -> None:
+    """Whoever stole the keys of the store cannot delete what is locked, but can lock a manifest for years."""
+    locking = world.lock_offsite()
+    (entry, *_) = world.back_up(4)
+    locking.locks[bucket.manifest_key("orders", entry.manifest.artifact_id)] = world.now + 3000 * DAY
+    for _ in range(30):
+        world.now += DAY
+        keep_locked(world.workplace, world.policy)
+        assert all(span > 10 * DAY for span in left(world, locking, entry))
+
+
 def test_a_parent_is_locked_as_long_as_what_builds_on_it(world: PruneWorld) -> None:
     world.retention = {"within": "90d"}
     locking = world.lock_offsite(lock_at_most=400 * DAY)

@@ -353,7 +353,7 @@ def test_what_is_kept_stays_locked_and_what_is_marked_runs_out(world: PruneWorld
     assert all(gone[key] == held[key] for key in gone)
 
 
-def test_locks_are_extended_although_nothing_is_removed_and_one_look_tells_of_a_whole_artifact(
+def test_locks_are_extended_although_nothing_is_removed_and_two_looks_tell_of_a_whole_artifact(
     world: PruneWorld, locking: Locking
 ) -> None:
     world.retention = {"last": 1, "minimum": 1, "max_removed_percent": 1, "stale_after": "1d"}
@@ -364,7 +364,9 @@ def test_locks_are_extended_although_nothing_is_removed_and_one_look_tells_of_a_
     assert len(locking.locks) == 6 * 3 + 3, "each artifact, and what the bucket says of itself"
     locking.heads = 0
     world.prune()
-    assert locking.heads == 6 + 1 + 4, "a manifest of each, the lease, RECOVERY.md, drkit-repo.json and two keys"
+    assert locking.heads == 2 * 6 + 1 + 4, (
+        "a manifest and an object of each, the lease, RECOVERY.md, drkit-repo.json and two keys"
+    )
 
 
 # Holds, and taking back.
