@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,9 @@ import click
 from drkit.cli import common_options, output_of, site_option
 
 if TYPE_CHECKING:
-    from drkit.cli.output import Output
+    from drkit.credentials import Secret
     from drkit.operations import Workplace
-    from drkit.operations.dump_plan import RestorePlan
+    from drkit.operations.dump_plan import RestorePlan, RestoreRequest
     from drkit.operations.oplog_plan import OplogPlan
     from drkit.operations.restore_into import FolderResult
 
@@ -143,23 +142,36 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _restore_database(ctx: click.Context, options: _Options, workplace: Workplace) -> None:
-    from drkit.cli.moments import moment_option
-    from drkit.cli.restore_moment import look_at_target_of, restore_to_moment
+    from drkit.cli.restore_database import restore_dump, restore_to_moment, show_plan
     from drkit.credentials import resolve
     from drkit.key_files import ask_passphrase
     from drkit.operations.choosing import identities_in_reach
-    from drkit.operations.dump_plan import RestoreRequest, plan_restore
-    from drkit.operations.oplog_plan import plan_oplog_restore
-    from drkit.operations.restore import look_at_target
-    from drkit.operations.restore import restore as run_restore
-    from drkit.units import format_duration, format_moment
+    from drkit.operations.dump_plan import plan_restore
+    from drkit.operations.oplog_plan import OplogPlan, plan_oplog_restore
 
-    output = output_of(ctx)
-    moment = moment_option(options.at)
-    request = RestoreRequest(
+    output, request = output_of(ctx), _request(options)
+    keys = identities_in_reach(workplace, options.identity, ask_passphrase)
+    replayed = plan_oplog_restore(workplace, request, keys, to_moment=options.at is not None)
+    plan = replayed or plan_restore(workplace, request, keys)
+    url = resolve(options.target, folder=workplace.site.folder) if options.target else None
+    if options.plan_only:
+        show_plan(output, plan, partial(_look_at_target, workplace, plan, request, url) if url else None)
+        return
+    assert url is not None
+    if isinstance(plan, OplogPlan):
+        restore_to_moment(output, workplace, plan, request, url)
+    else:
+        restore_dump(output, workplace, plan, request, url)
+
+
+def _request(options: _Options) -> RestoreRequest:
+    from drkit.cli.moments import moment_option
+    from drkit.operations.dump_plan import RestoreRequest
+
+    return RestoreRequest(
         options.policy,
         options.artifact,
-        moment,
+        moment_option(options.at),
         options.databases,
         options.tables,
         options.exclude_tables,
@@ -168,56 +180,23 @@ def _restore_database(ctx: click.Context, options: _Options, workplace: Workplac
         options.exclude_users,
         jobs=options.jobs,
     )
-    keys = identities_in_reach(workplace, options.identity, ask_passphrase)
-    rolled = plan_oplog_restore(workplace, request, keys, to_moment=options.at is not None)
-    url = resolve(options.target, folder=workplace.site.folder) if options.target else None
-    if rolled is not None:
-        if options.plan_only:
-            _show_plan(output, rolled, lambda: look_at_target_of(workplace, rolled, request, url) if url else None)
-            return
-        assert url is not None
-        restore_to_moment(output, workplace, rolled, request, url)
-        return
-    plan = plan_restore(workplace, request, keys)
-    if options.plan_only:
-        _show_plan(output, plan, lambda: look_at_target(workplace, plan, request, url) if url else None)
-        return
-    assert url is not None
-    result = run_restore(workplace, plan, request, url, output)
-    for name, words in result.loaded.built.items():
-        output.line(f"  {name}  {words}")
-    for warning in result.loaded.warnings:
-        output.line(f"  warning     {warning}")
-    document = {
-        **plan.document(),
-        "loaded": result.loaded.loaded,
-        "built": result.loaded.built,
-        "warnings": result.loaded.warnings,
-        "took_s": round(result.took_s, 3),
-        "run_id": result.run_id,
-    }
-    to_at = format_moment(plan.entry.manifest.covers.to_at)
-    took = format_duration(timedelta(seconds=result.took_s))
-    output.result("restore", document, f"restored {options.policy} as of {to_at} in {took}")
 
 
-def _show_plan(output: Output, plan: RestorePlan | OplogPlan, look: Callable[[], str | None]) -> None:
-    """Say what would be done, and whether the target can take it; what is in its way is the error, after the plan."""
-    from drkit.errors import SourceError
+def _look_at_target(workplace: Workplace, plan: RestorePlan | OplogPlan, request: RestoreRequest, url: Secret) -> str:
+    from drkit.operations.oplog_plan import OplogPlan
 
-    try:
-        target = look()
-    except SourceError:
-        if not output.json:
-            click.echo(plan.describe())
-        raise
-    text = plan.describe() + (f"\n  target     {target}; it can take this" if target else "")
-    text += f"\nnothing was changed. Run again without --plan{'' if target else ', with --to URL,'} to start."
-    output.result("restore-plan", {**plan.document(), "target": target}, text)
+    if isinstance(plan, OplogPlan):
+        from drkit.operations import restore_oplog
+
+        return restore_oplog.look_at_target(workplace, plan, request, url)
+    from drkit.operations.restore import look_at_target
+
+    return look_at_target(workplace, plan, request, url)
 
 
 def _restore_folder(ctx: click.Context, options: _Options, workplace: Workplace) -> None:
     from drkit.cli.moments import when_option
+    from drkit.cli.restore_database import nothing_changed
     from drkit.key_files import ask_passphrase
     from drkit.operations.base_plan import BaseRequest, plan_base_restore
     from drkit.operations.choosing import identities_in_reach
@@ -238,9 +217,7 @@ def _restore_folder(ctx: click.Context, options: _Options, workplace: Workplace)
     start = not options.no_start
     text = describe_plan(workplace, plan, options.into, start=start)
     if options.plan_only:
-        text += "\nnothing was changed. Run again without --plan" + (
-            " to start." if options.into else ", with --into DIR, to start."
-        )
+        text += "\n" + nothing_changed("" if options.into else "--into DIR")
         output.result("restore-plan", plan_document(workplace, plan, start=start), text)
         return
     assert options.into is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from drkit.credentials import Secret
-from drkit.engines import LoadResult, RestoreSession, Via
+from drkit.engines import LoadResult, RestoreOptions, RestoreSession, Via
 from drkit.engines.registry import find_engine, find_part_check
 from drkit.errors import IntegrityError, StoreError
 from drkit.model import Manifest, ObjectRecord
@@ -213,6 +213,10 @@ def _open_session(
     workplace: Workplace, plan: RestorePlan, request: RestoreRequest, url: Secret
 ) -> AbstractContextManager[RestoreSession]:
     manifest = plan.entry.manifest
+    return find_engine(manifest.engine, manifest.method).open_restore(url, load_options(workplace, plan, request))
+
+
+def load_options(workplace: Workplace, plan: RestorePlan, request: RestoreRequest) -> RestoreOptions:
+    """Return what an engine is told of a restore: what was asked for, and how the policy wants it loaded."""
     options = request.options(plan.details, tuple(item.part for item in plan.objects))
-    options = replace(options, work_folder=workplace.work_folder, via=way_of(workplace, manifest))
-    return find_engine(manifest.engine, manifest.method).open_restore(url, options)
+    return replace(options, work_folder=workplace.work_folder, via=way_of(workplace, plan.entry.manifest))

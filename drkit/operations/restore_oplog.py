@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from drkit.operations.oplog_log import StoredSlice, open_slice
 from drkit.operations.oplog_plan import OplogPlan
 from drkit.operations.reader_lease import reader_lease
 from drkit.operations.replay_words import describe_accounts, describe_doubts
-from drkit.operations.restore import FetchedObject, copies_passed_over, fetch, inspect, load_parts, way_of
+from drkit.operations.restore import FetchedObject, copies_passed_over, fetch, inspect, load_options, load_parts
 from drkit.operations.running import recorded_run
 from drkit.oplog import OplogSpan, OplogTs, read_ts, split_entries
 from drkit.oplog_archive import archived_entries
@@ -94,9 +94,8 @@ def look_at_target(workplace: Workplace, plan: OplogPlan, request: RestoreReques
 def _open_session(
     workplace: Workplace, plan: OplogPlan, request: RestoreRequest, url: Secret
 ) -> AbstractContextManager[ReplaySession]:
-    options = request.options(plan.restore.details, tuple(item.part for item in plan.restore.objects))
-    options = replace(options, work_folder=workplace.work_folder, via=way_of(workplace, plan.restore.entry.manifest))
-    return open_replay(url, options, replay_request(plan, state_folder(workplace)))
+    asked = replay_request(plan, state_folder(workplace))
+    return open_replay(url, load_options(workplace, plan.restore, request), asked)
 
 
 def state_folder(workplace: Workplace) -> Path:
