@@ -21,6 +21,7 @@ from drkit.raw_bson import find_element
 BUCKETS = "system.buckets."
 _CREATED_WITH = ("timeseries", "expireAfterSeconds", "collation", "storageEngine", "indexOptionDefaults")
 """What the series is made with; the rest of its buckets' options is the server's doing."""
+_NOT_REPLAYED = "which is not replayed"
 _META, _MIN, _MAX = "meta", "control.min.", "control.max."
 
 
@@ -51,12 +52,12 @@ def as_of_series(operation: Operation, catalog: OplogCatalog) -> Operation | Non
         if str(operation.body.get("viewOn", "")).startswith(BUCKETS):
             return None
         if "timeseries" in operation.body or operation.namespace in catalog.time_series:
-            raise _refusal(operation, series, "which is not replayed")
+            raise _refusal(operation, series, _NOT_REPLAYED)
         return operation
     if not of_buckets and operation.namespace not in catalog.time_series:
         return operation
     if not of_buckets or series not in catalog.time_series:
-        raise _refusal(operation, series, "which is not replayed")
+        raise _refusal(operation, series, _NOT_REPLAYED)
     if operation.kind == "update" and _changes_columns(operation):
         raise _refusal(operation, series, "and changes a compressed bucket, as MongoDB 8.0 and newer do: not replayed")
     return operation
@@ -68,7 +69,7 @@ def _command(command: Command, series: str, catalog: OplogCatalog) -> Command:
         kept = {key: body[key] for key in _CREATED_WITH if key in body}
         return command._replace(namespace=series, body={"create": name, **kept})
     if series not in catalog.time_series or command.name == "renameCollection":
-        raise _refusal(command, series, "which is not replayed")
+        raise _refusal(command, series, _NOT_REPLAYED)
     body = {**body, command.name: name}
     if command.name in ("createIndexes", "commitIndexBuild"):
         body = {command.name: name, "indexes": [_index(command, series, index, catalog) for index in _indexes(body)]}
@@ -96,6 +97,10 @@ def _index(command: Command, series: str, index: Mapping[str, Any], catalog: Opl
 
 
 def _key(pairs: list[tuple[str, Any]], meta_field: str) -> dict[str, Any] | None:
+    """Return the key that its owner wrote for a key of buckets; None where it is of no known form.
+
+    What is measured has a pair of keys there, the least and the greatest of a bucket, in the order of the direction.
+    """
     key: dict[str, Any] = {}
     while pairs:
         field, direction = pairs.pop(0)

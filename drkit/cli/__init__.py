@@ -145,7 +145,8 @@ def cli() -> None:
 def _prepare_streams() -> None:
     """Give what is said somewhere to go when we were started without a place for it, as by ``>&-``.
 
-    The work is done all the same, and no file of ours becomes descriptor 1 or 2. What cannot be written has a name.
+    The work is done all the same, and no file of ours becomes descriptor 1 or 2. A standard output that takes no more
+    names itself in the error.
     """
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
@@ -223,7 +224,7 @@ def _say_lost(error: OSError) -> None:
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
     if not isinstance(error, BrokenPipeError):
-        hint = "what the command did stands; df says which disk is full"
+        hint = "df   (shows which disk is full; what the command did stands)"
         Output().error(DrkitError(f"standard output cannot be written: {error.strerror}", hints=[hint]), EXIT_BUG)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from drkit.operations.probe import StoreProbe
     from drkit.site import Site
 
+_LOCK_HINT = "object_lock: governance   (of a store in drkit.yaml)"
+
 
 @click.group()
 @common_options
@@ -202,7 +204,8 @@ def lock(ctx: click.Context, policies: tuple[str, ...]) -> None:
         chosen = [find_policy(workplace, name) for name in policies] or [*workplace.policies.values()]
         locking = [item for item in chosen if not workplace.site.locking_stores.isdisjoint(item.stores)]
         if not locking:
-            raise ConfigError("none of these stores has object_lock, so nothing is locked", hints=[_LOCK_HINT])
+            whose = ", ".join(policies) or "any policy"
+            raise ConfigError(f"no store of {whose} has object_lock, so nothing is locked", hints=[_LOCK_HINT])
         documents, failures = [], list[DrkitError]()
         for item in locking:
             try:
@@ -214,9 +217,6 @@ def lock(ctx: click.Context, policies: tuple[str, ...]) -> None:
                 documents.append({"policy": item.policy, "error": error.message})
     output.result("store-lock", {"policies": documents}, "\n".join(_lock_line(item) for item in documents))
     ctx.exit(failures[0].exit_code if failures else 0)
-
-
-_LOCK_HINT = "object_lock: governance   (of a store in drkit.yaml)"
 
 
 def _lock_line(document: dict[str, Any]) -> str:

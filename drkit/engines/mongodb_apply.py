@@ -121,11 +121,7 @@ class Applier:
                     result.passed = True
                     break
                 for operation in transactions.take(raw, entry).operations:
-                    if not self._accounts.take(operation):
-                        for chosen in self._options.selection.choose(operation):
-                            operation_of = as_of_series(chosen, self._catalog)
-                            if operation_of is not None:
-                                self._take(operation_of)
+                    self._take_wanted(operation)
                 result.last_ts, result.last_at = entry.ts, entry.at
                 if self._options.watch is not None:
                     self._options.watch(entry.ts, entry.at)
@@ -178,6 +174,15 @@ class Applier:
 
     def _new_batch(self) -> Batch:
         return Batch(self._options.strict_after, self._catalog.capped.__contains__)
+
+    def _take_wanted(self, operation: Operation) -> None:
+        """Take what of an operation is restored: users and roles apart, a time series by its buckets."""
+        if self._accounts.take(operation):
+            return
+        for chosen in self._options.selection.choose(operation):
+            wanted = as_of_series(chosen, self._catalog)
+            if wanted is not None:
+                self._take(wanted)
 
     def _take(self, operation: Operation) -> None:
         """Do an operation, or only remember what it says of indexes when it was done before the kill."""
@@ -292,8 +297,8 @@ def _digest(document: bytes | None) -> int:
 def _after_command(totals: Totals, command: Command) -> Totals:
     after = dict(totals)
     if command.name == "create":
-        series = "timeseries" in command.body
-        after.setdefault(buckets_name(command.namespace) if series else command.namespace, (0, 0))
+        is_series = "timeseries" in command.body
+        after.setdefault(buckets_name(command.namespace) if is_series else command.namespace, (0, 0))
     elif command.name == "drop":
         after.pop(command.namespace, None)
         after.pop(buckets_name(command.namespace), None)

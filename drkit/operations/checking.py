@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from drkit.operations import Workplace
 from drkit.operations.check import gather
-from drkit.operations.expectations import expectation_of
+from drkit.operations.expectations import expectations_of
 from drkit.operations.judgement import CheckReport, judge
 from drkit.operations.log_check import summarize_oplog, summarize_wal
 from drkit.operations.promises import shared_limit
@@ -28,10 +28,7 @@ def check_stores(workplace: Workplace, policies: Sequence[Policy], *, everything
     logs = {policy.policy: summarize_wal(workplace, policy.policy) for policy in policies if policy.rule("wal")}
     logs |= {policy.policy: summarize_oplog(workplace, policy.policy) for policy in policies if policy.rule("oplog")}
     readings = _readings(workplace, policies)
-    locked = workplace.catalog.overview.last_successes("lock") if workplace.site.locking_stores else {}
-    expectations = {
-        policy.policy: expectation_of(policy, now, workplace.site, locked.get(policy.policy)) for policy in policies
-    }
+    expectations = expectations_of(workplace, policies, now)
     report = judge(dataclasses.replace(observed, logs=logs, readings=readings), expectations, now)
     limits = tuple(shared_limit(expectations.values(), readings)) if everything else ()
     return dataclasses.replace(report, stores=(*report.stores, *limits))

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from drkit.copy_rule import StorePlace
+from drkit.operations import Workplace
 from drkit.operations.lock_terms import kept_until, lock_term
 from drkit.policy import BackupRule, DrillRule, Policy
 from drkit.reading_plan import ReadingPromise
@@ -70,6 +71,16 @@ def expectation_of(
         shares_limit=rule is not None and policy.verify is None,
         kept_until=partial(kept_until, policy),
     )
+
+
+def expectations_of(workplace: Workplace, policies: Iterable[Policy], now: datetime) -> dict[str, Expectation]:
+    """Return by name what should be true of some policies; the catalog says when their locks were last extended.
+
+    Raise CatalogError.
+    """
+    site = workplace.site
+    locked = workplace.catalog.overview.last_successes("lock") if site.locking_stores else {}
+    return {policy.policy: expectation_of(policy, now, site, locked.get(policy.policy)) for policy in policies}
 
 
 def store_place(name: str, config: StoreConfig) -> StorePlace:

@@ -28,6 +28,7 @@ from drkit.operations.lock_terms import kept_until, lock_term
 from drkit.policy import Policy
 from drkit.retention_locks import LockTerm, closed_over
 from drkit.stores import Store
+from drkit.units import format_count
 
 if TYPE_CHECKING:
     from drkit.operations.inventory import StoreInventory
@@ -82,7 +83,7 @@ def extend_locks(workplace: Workplace, stored: Stored, kept: Kept, attempt: _Att
         here = [key for key in sorted(kept.log) if name in stored.log_manifests[key]]
         attempt(partial(_extend_log, workplace, stored, lock, here))
         documents = [*_signed_documents(stored, stored.inventories[name]), *_bucket_documents(workplace, stored)]
-        attempt(partial(_extend_each, "documents", partial(lock.extend_document, last), documents))
+        attempt(partial(_extend_each, "document", partial(lock.extend_document, last), documents))
 
 
 def lock_as_planned(workplace: Workplace, policy: Policy | None, manifest: Manifest, store_name: str) -> None:
@@ -176,7 +177,7 @@ def _extend_log(workplace: Workplace, stored: Stored, lock: _Lock, keys: Sequenc
             versions = [(file.key, file.version_id if log.written_to == store.name else None) for file in log.files]
             lock.extend(key, versions, end)
 
-    _extend_each("log manifests", extend, keys)
+    _extend_each("log manifest", extend, keys)
 
 
 def _signed_documents(stored: Stored, inventory: StoreInventory) -> Iterator[_Document]:
@@ -202,7 +203,7 @@ def _bucket_documents(workplace: Workplace, stored: Stored) -> Iterator[_Documen
     yield bucket.REPO_KEY, None
 
 
-def _extend_each(what: str, extend: Callable[[_Item], None], items: Iterable[_Item]) -> None:
+def _extend_each(noun: str, extend: Callable[[_Item], None], items: Iterable[_Item]) -> None:
     """Extend several at a time; raise the first failure after all were tried, or the store does not answer."""
 
     def attempted(item: _Item) -> StoreError | IntegrityError | None:
@@ -219,4 +220,5 @@ def _extend_each(what: str, extend: Callable[[_Item], None], items: Iterable[_It
     if failures:
         first, *others = failures
         details = [*first.details, *(error.message for error in others[:_SHOWN])]
-        raise type(first)(f"{len(failures)} {what} were not locked anew: {first.message}", details=details)
+        what = format_count(len(failures), f"{noun} was", f"{noun}s were")
+        raise type(first)(f"{what} not locked anew: {first.message}", details=details)

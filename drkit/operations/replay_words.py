@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drkit.engines.mongodb_apply import Replayed
@@ -10,7 +11,7 @@ from drkit.units import format_count, format_moment
 if TYPE_CHECKING:
     from drkit.operations.oplog_plan import OplogPlan
 
-_SHOWN_NAMES = 5
+_SHOWN = 5
 
 
 def describe_doubts(plan: OplogPlan, replayed: Replayed) -> list[str]:
@@ -21,7 +22,7 @@ def describe_doubts(plan: OplogPlan, replayed: Replayed) -> list[str]:
     if plan.newer_history:
         said.append(plan.newer_history)
     if replayed.split:
-        places = ", ".join(map(str, replayed.split[:5])) + (", …" if len(replayed.split) > 5 else "")
+        places = _some([str(ts) for ts in replayed.split])
         count = format_count(len(replayed.split), "transaction")
         said.append(f"{count} came back in part, because the rest of it is not restored: {places}")
     if replayed.unfinished:
@@ -41,6 +42,11 @@ def describe_accounts(replayed: Replayed) -> list[str]:
     doubted = [f"{name} is not restored: {why}" for name, why in replayed.left_out.items() if why]
     unasked = [name for name, why in replayed.left_out.items() if not why]
     if unasked:
-        names = ", ".join(unasked[:_SHOWN_NAMES]) + (", …" if len(unasked) > _SHOWN_NAMES else "")
-        doubted.append(f"the oplog changes {names}, left out because nobody asked for users: --with-users brings them")
+        doubted.append(
+            f"the oplog changes {_some(unasked)}, left out because nobody asked for users: --with-users brings them"
+        )
     return doubted
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from drkit.catalog.overview import PolicyOverview
 from drkit.operations import Workplace
-from drkit.operations.expectations import Expectation, expectation_of
+from drkit.operations.expectations import Expectation, expectations_of
 from drkit.operations.judgement import CheckReport, PolicyVerdict, verdict_of
 from drkit.operations.policy_facts import CLOCK_MARGIN
 from drkit.operations.promises import DrillFact, Missing, Standing, broken_promises, shared_limit
@@ -33,10 +33,7 @@ def judge_catalog(
 def read_status(workplace: Workplace, policies: Sequence[Policy], *, everything: bool) -> CheckReport:
     """Ask the catalog how policies stand; with ``everything``, also those that no policy speaks of any more."""
     now = workplace.clock()
-    locked = workplace.catalog.overview.last_successes("lock") if workplace.site.locking_stores else {}
-    expectations = {
-        policy.policy: expectation_of(policy, now, workplace.site, locked.get(policy.policy)) for policy in policies
-    }
+    expectations = expectations_of(workplace, policies, now)
     one = policies[0].policy if len(policies) == 1 and not everything else None
     known = workplace.catalog.overview.policies(one, now + CLOCK_MARGIN, workplace.site.stores)
     if not everything:

@@ -113,4 +113,4 @@ def test_locks_are_extended_by_hand(site: Path) -> None:
     assert json.loads(lock(site, "offsite", "--json").stdout)["policies"][0]["artifacts"] == 0
     refused = lock(site, "primary")
     assert refused.returncode == 3
-    assert refused.stderr.startswith("drkit: none of these stores has object_lock, so nothing is locked\n  hint: ")
+    assert refused.stderr.startswith("drkit: no store of any policy has object_lock, so nothing is locked\n  hint: ")

@@ -334,7 +334,7 @@ def test_a_document_that_cannot_be_locked_makes_the_run_fail_by_name(world: Prun
         extending(key, *arguments, **options)  # type: ignore[arg-type]
 
     locking.extend_lock = extend  # type: ignore[method-assign]
-    with pytest.raises(StoreError, match=r"1 documents were not locked anew: store offsite failed at .*drill-1"):
+    with pytest.raises(StoreError, match=r"1 document was not locked anew: store offsite failed at .*drill-1"):
         keep_locked(world.workplace, world.policy)
     assert bucket.REPO_KEY in locking.asked
     assert all(span >= 15 * DAY for span in left(world, locking, entry))

@@ -395,7 +395,7 @@ def test_a_log_manifest_that_is_not_believed_is_told_of_and_hinders_no_other(log
     locking.put(bucket.signature_key(key), [b"nobody's"])
     world.now += 20 * DAY
     world.retention = {"within": "1000d"}
-    with pytest.raises(IntegrityError, match="1 log manifests were not locked anew"):
+    with pytest.raises(IntegrityError, match="1 log manifest was not locked anew"):
         keep_locked(world.workplace, world.policy)
     others = {name for name in logs.listed("offsite") if name != key}
     assert {name for name in locking.asked if bucket.parse_log_manifest_key(name)} == others
