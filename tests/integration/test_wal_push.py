@@ -212,21 +212,21 @@ def test_a_full_spool_acknowledges_nothing_and_holds_up_no_commit(source: LogSit
     if mounted.returncode:
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        first, *others = finished_segments(archiving, 3)
+        segments = finished_segments(archiving, 3)
         with source.serving():
             source.wait_for("push      listening")
-            assert push(source, first) == 0
+            # Before the first is pushed: the others lie ready, and would be shipped ahead of a disk that fills.
             with contextlib.suppress(OSError), (spool / "filler").open("wb", buffering=0) as file:
                 while file.write(b"?" * 4096):
                     pass
-            assert [push(source, path) for path in others] == [1, 1]
-            assert not {path.name for path in others} & source.stored_names()
+            assert [push(source, path) for path in segments] == [1, 1, 1]
+            assert not {path.name for path in segments} & source.stored_names()
             source.wait_for("No space left on device")
             write_rows(archiving)  # the server keeps its log, and waits for nobody
             (spool / "filler").unlink()
-            assert [push(source, path) for path in others] == [0, 0]
+            assert [push(source, path) for path in segments] == [0, 0, 0]
         log = source.gapless()
-        assert {path.name for path in (first, *others)} <= log.files.keys()
+        assert {path.name for path in segments} <= log.files.keys()
         assert not list((spool / "sealed").iterdir())
     finally:
         subprocess.run(["umount", "-l", str(spool)], check=True)
