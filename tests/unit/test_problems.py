@@ -22,6 +22,7 @@ QUIET_STATES = {
     ("tail", "disorder"): "the gap is told",
     ("tail", "other-history"): "the new timeline is told",
     ("any", "stuck"): "it was told to stop",
+    ("push", "stuck"): "it was told to stop, and PostgreSQL hands the files over again",
     ("position", "unknown"): "the receiver tells that the server is gone",
 }
 
