@@ -98,7 +98,7 @@ def draft_beside(path: Path) -> Path:
     os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         with closing(_connect(draft)) as connection:
-            connection.execute("pragma journal_mode = wal")
+            _use_write_ahead_log(connection)
             _upgrade(connection)
     except BaseException:
         remove(draft)
@@ -152,7 +152,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection = _connect(path)
         try:
             _refuse_foreign(connection, path)
-            connection.execute("pragma journal_mode = wal")
+            _use_write_ahead_log(connection)
             if _pragma(connection, "user_version") < SCHEMA_VERSION:
                 _upgrade(connection)
         except BaseException:
@@ -247,6 +247,23 @@ def _connect(path: Path) -> sqlite3.Connection:
     # A run that is recorded, and a sandbox that is about to be made, must survive a power cut.
     connection.execute("pragma synchronous = full")
     return connection
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Turn on write-ahead logging, which stays with the file; wait for others who have the file as long as SQLite does.
+
+    A file that has another mode is read and then locked, and SQLite fails such an upgrade of a lock at once, whatever
+    its timeout is: two that do it at the same moment would wait for each other (sqlite.org/c3ref/busy_handler.html).
+    """
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in _LOCKED or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.01)
 
 
 def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -211,6 +214,28 @@ def test_processes_that_upgrade_a_catalog_at_once_do_it_once(tmp_path: Path) -> 
     applied = connection.execute("select name from _sqlite_migrations where migration_set = 'drkit'").fetchall()
     connection.close()
     assert len(applied) == files.SCHEMA_VERSION
+
+
+def test_a_catalog_that_somebody_writes_to_without_a_log_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    writer.execute(f"pragma application_id = {files.APPLICATION_ID}")
+    writer.execute("begin immediate")
+    refused = threading.Event()
+
+    def on_wait(seconds: float) -> None:
+        refused.set()
+        real_sleep(seconds)
+
+    real_sleep = time.sleep
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr("drkit.catalog.files.time.sleep", on_wait)
+        opening = pool.submit(open_catalog, path)
+        assert refused.wait(30)
+        writer.execute("commit")
+        writer.close()
+        opening.result(30).close()
+    assert integrity(path) == "ok"
 
 
 _DIE_UPGRADING = """
