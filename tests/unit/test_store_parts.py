@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import botocore.utils
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,9 @@ from drkit.stores.file import FileStore
 from drkit.stores.memory import MemoryStore
 from drkit.stores.opening import open_store
 from drkit.stores.retrying import RetryingStore
+from drkit.stores.s3_connection import parse_moment
 from drkit.stores.s3_content import cut, part_size_bytes
+from tests.fixtures.s3 import S3Server
 
 
 @given(st.lists(st.binary(max_size=40), max_size=12), st.lists(st.integers(1, 30), min_size=1, max_size=6))
@@ -201,3 +204,36 @@ def test_a_bucket_is_opened_without_asking_it(tmp_path: Path) -> None:
 def test_what_is_no_store_is_refused(tmp_path: Path, url: str, more: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         opened(url, tmp_path, **more)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-01-31T12:00:00.000Z",
+        "2026-01-31T12:00:00Z",
+        "2026-01-31T12:00:00.123456Z",
+        "2026-01-31T12:00:00.1234567Z",
+        "2026-01-31T12:00:00+02:00",
+        "Sat, 31 Jan 2026 12:00:00 GMT",
+        "1769860800",
+        1769860800,
+        1769860800.5,
+    ],
+)
+def test_a_moment_is_read_as_botocore_reads_it(text: str | float) -> None:
+    expected: datetime = botocore.utils.parse_timestamp(text)
+    found = parse_moment(text)
+    assert (found, found.utcoffset()) == (expected, expected.utcoffset())
+
+
+def test_a_listing_guesses_at_no_moment(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = moto_server.store(moto_server.bucket())
+    put = store.put("a/b", [b"x"])
+    store.close()
+
+    def guess(text: object) -> datetime:
+        raise AssertionError(f"{text} is guessed at")
+
+    monkeypatch.setattr("drkit.stores.s3_connection.parse_timestamp", guess)
+    (listed,) = store.list("a/")
+    assert abs(listed.modified_at - put.modified_at) < timedelta(seconds=2)
