@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,16 +215,25 @@ def lock(ctx: click.Context, policies: tuple[str, ...]) -> None:
                 if len(locking) == 1:
                     raise
                 failures.append(error)
-                documents.append({"policy": item.policy, "error": error.message})
-    output.result("store-lock", {"policies": documents}, "\n".join(_lock_line(item) for item in documents))
+                failed = {"error": error.message, "details": list(error.details), "hints": list(error.hints)}
+                documents.append({"policy": item.policy, **failed})
+    output.result("store-lock", {"policies": documents}, "\n".join(_lock_lines(documents)))
     ctx.exit(failures[0].exit_code if failures else 0)
+
+
+def _lock_lines(documents: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for document in documents:
+        if "error" in document:
+            yield f"{document['policy']}  FAILED  {document['error']}"
+            yield from (f"  {line}" for line in document["details"])
+            yield from (f"  hint: {hint}" for hint in document["hints"])
+        else:
+            yield _lock_line(document)
 
 
 def _lock_line(document: dict[str, Any]) -> str:
     from drkit.units import format_count
 
-    if "error" in document:
-        return f"{document['policy']}  FAILED  {document['error']}"
     artifacts, manifests = format_count(document["artifacts"], "artifact"), document["log_manifests"]
     log = f", {format_count(manifests, 'log manifest')}" if manifests else ""
     return f"{document['policy']}  locked for long enough: {artifacts}{log}, and their documents"

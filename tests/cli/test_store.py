@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,10 +105,38 @@ encryption: {{recipients: [{recipient}], accept_single_key: true}}
     return drkit(site, "store", "lock", *arguments)
 
 
-def test_locks_are_extended_by_hand(site: Path) -> None:
+@pytest.fixture
+def signed_site(site: Path) -> Path:
+    """Let the site trust a signer."""
     (site / "drkit.yaml").write_text((site / "drkit.yaml").read_text().replace("keys: {}", "keys: {signers: signers}"))
     signer = public_key_text(Ed25519PrivateKey.generate().public_key())
     (site / "signers").write_text(f"site@example.org {signer}\n")
+    return site
+
+
+def test_one_policy_whose_store_does_not_lock_is_told_with_its_hint_and_the_other_is_done(signed_site: Path) -> None:
+    config = signed_site / "drkit.yaml"
+    offsite = re.search(r"  offsite:\n(    .*\n)+", config.read_text())[0]  # type: ignore[index]
+    gone = re.sub(r"s3://[^/]+", "s3://no-such-bucket", offsite.replace("offsite", "gone"))
+    config.write_text(config.read_text().replace(offsite, offsite + gone))
+    lock(signed_site, "offsite")
+    orders = signed_site / "policies" / "orders.yaml"
+    ledger = orders.read_text().replace("orders", "ledger").replace("[offsite]", "[gone]")
+    orders.with_name("ledger.yaml").write_text(ledger)
+    done = drkit(signed_site, "store", "lock")
+    assert done.returncode == 6, done.stderr
+    said = done.stdout.splitlines()
+    assert "orders  locked for long enough: 0 artifacts, and their documents" in said
+    (failed,) = (line for line in said if line.startswith("ledger  FAILED  "))
+    assert said[said.index(failed) + 1].strip().startswith("hint: ")
+    documents = {
+        item["policy"]: item for item in json.loads(drkit(signed_site, "store", "lock", "--json").stdout)["policies"]
+    }
+    assert documents["ledger"]["hints"]
+
+
+def test_locks_are_extended_by_hand(signed_site: Path) -> None:
+    site = signed_site
     done = lock(site, "offsite")
     assert (done.stdout, done.stderr) == ("orders  locked for long enough: 0 artifacts, and their documents\n", "")
     assert json.loads(lock(site, "offsite", "--json").stdout)["policies"][0]["artifacts"] == 0
