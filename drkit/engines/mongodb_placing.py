@@ -174,10 +174,16 @@ def chosen_names(options: RestoreOptions) -> tuple[tuple[str, ...], tuple[str, .
             hints=["restore without --with-users"],
         )
     users, roles = list(map(str, facts["users"])), list(map(str, facts["roles"]))
-    unknown = [pattern for pattern in options.exclude_users if not _any_matches(users, [pattern])]
-    if unknown:
+    unknown = unmatched(users, options)
+    if unknown and not options.replays:
         raise SourceError(f"the backup has no user {', '.join(unknown)}", hints=["drkit restore --with-users --plan"])
     return select_names(users, roles, options)
+
+
+def unmatched(users: Iterable[str], options: RestoreOptions) -> list[str]:
+    """Return which of the names and patterns that are to be left out none of these users has."""
+    names = list(users)
+    return [pattern for pattern in options.exclude_users if not _any_matches(names, [pattern])]
 
 
 def select_names(

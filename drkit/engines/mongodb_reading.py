@@ -30,8 +30,8 @@ from drkit.units import MIB
 
 _BATCH_BYTES = 2 * MIB
 _MOST_DOCUMENTS = 20_000
-_DOCUMENTS_OF_ANY_SIZE = 250
-"""A batch where nothing is known of the size of a document."""
+_DOCUMENTS_OF_ANY_SIZE = 100
+"""The first batch where nothing is known of the size of a document; what it weighs tells how many make the next."""
 SPLIT_BYTES = 64 * MIB
 _SAMPLES_PER_RANGE = 20
 _POLL_S = 0.1
@@ -60,7 +60,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Task:
-    """One cursor: a collection or a range of it; bounds are documents of one ``_id``, the upper one excluded."""
+    """One cursor: a collection or a range of it; bounds are documents of one ``_id``, the upper one excluded.
+
+    ``batch_documents`` are those of the first batch, 0 where there are none to read.
+    """
 
     namespace: Namespace
     batch_documents: int
@@ -110,7 +113,12 @@ def _plan(client: Client, collections: Sequence[RawCollection], reading: Reading
 def _batch_documents(said: Estimate) -> int:
     if not said.size_bytes or not said.documents:
         return _DOCUMENTS_OF_ANY_SIZE
-    return max(1, min(_MOST_DOCUMENTS, _BATCH_BYTES * said.documents // said.size_bytes))
+    return _fitting(said.documents, said.size_bytes)
+
+
+def _fitting(documents: int, size_bytes: int) -> int:
+    """Return how many documents make a batch, if so many have that size."""
+    return max(1, min(_MOST_DOCUMENTS, _BATCH_BYTES * documents // size_bytes))
 
 
 def _bounds(client: Client, collection: RawCollection, ranges: int) -> list[dict[str, Any]]:
@@ -214,7 +222,7 @@ class _Readers:
                 batch_size=task.batch_documents, no_cursor_timeout=self._reading.keeps_cursors, session=session
             )
             with _placed(cursor, task):
-                yield from cursor
+                yield from _weighed(cursor, task.batch_documents)
 
     def _offer(self, item: Batch | _Failure) -> bool:
         while not self._stopping.is_set():
@@ -224,6 +232,19 @@ class _Readers:
                 continue
             return True
         return False
+
+
+def _weighed(cursor: RawBatchCursor[Any], batch_documents: int) -> Iterator[bytes]:
+    """Yield the batches; ask for as many documents next as would have weighed 2 MiB of the last batch's.
+
+    A reply that the server ended at its 16 MiB has fewer than were asked for, and the next has fewer still. pymongo's
+    method refuses to change a cursor that is being read; were its attribute renamed, all batches were as the first.
+    """
+    for documents in cursor:
+        yield documents
+        if documents:
+            batch_documents = _fitting(batch_documents, len(documents))
+            cursor._batch_size = batch_documents  # noqa: SLF001
 
 
 def _placed(cursor: RawBatchCursor[Any], task: _Task) -> RawBatchCursor[Any]:

@@ -161,8 +161,8 @@ class ReplaySession:
         with connect(self._endpoint) as client:
             replayed = Applier(client, self._catalog, options, self._redo).run(entries, self._totals)
             self._require_counts(client, replayed.totals)
-        users.replace(accounts.held)
-        return replayed
+        nobody = {f"user {name}": "neither the backup nor its oplog has him" for name in users.replace(accounts.held)}
+        return replace(replayed, left_out={**replayed.left_out, **nobody})
 
     def _require_counts(self, client: Client, totals: Totals) -> None:
         for name, (rows, _) in totals.items():

@@ -21,7 +21,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from drkit.engines import RestoreOptions
 from drkit.engines.mongodb_client import Client, Endpoint
 from drkit.engines.mongodb_indexes import BuildOutcome
-from drkit.engines.mongodb_placing import USERS_PART, chosen_names, select_names
+from drkit.engines.mongodb_placing import USERS_PART, chosen_names, select_names, unmatched
 from drkit.engines.mongodb_users import ServerUsers, read_users_archive
 from drkit.errors import IntegrityError, SourceError
 from drkit.oplog_entries import ROLES, USERS
@@ -119,14 +119,18 @@ class UsersLoad:
         """Return the raw documents that were read, by collection and name, of whoever is left out as well."""
         return {USERS: dict(self._held.users), ROLES: dict(self._held.roles)}
 
-    def replace(self, held: Mapping[str, Mapping[str, bytes]]) -> None:
+    def replace(self, held: Mapping[str, Mapping[str, bytes]]) -> list[str]:
         """Go on with what became of them since the dump, by the same rules; whoever came since is looked at in `make`.
 
-        It leaves everything as it is where users and roles were not asked for.
+        Return whom to leave out was asked for and nobody ever had that name. It leaves everything as it is where users
+        and roles were not asked for.
         """
-        if self._options.with_users:
-            self._held = ServerUsers(held[USERS], held[ROLES])
-            self._user_names, self._role_names = select_names(held[USERS], held[ROLES], self._options)
+        if not self._options.with_users:
+            return []
+        ever = {*self._held.users, *held[USERS]}
+        self._held = ServerUsers(held[USERS], held[ROLES])
+        self._user_names, self._role_names = select_names(held[USERS], held[ROLES], self._options)
+        return unmatched(ever, self._options)
 
     def make(self, client: Client) -> Iterator[BuildOutcome]:
         """Make roles, those first that others build on, then users, and yield what came of each.

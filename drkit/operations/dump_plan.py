@@ -26,7 +26,7 @@ class RestoreRequest:
     """What to bring back: an artifact by the start of its id, or the newest not after ``at``, or the newest.
 
     ``databases``, ``tables`` and ``exclude_tables`` narrow it down; empty means everything. ``renames``,
-    ``with_users`` and ``exclude_users`` are as in `RestoreOptions`.
+    ``with_users``, ``exclude_users`` and ``replays`` are as in `RestoreOptions`.
     """
 
     policy: str
@@ -38,6 +38,7 @@ class RestoreRequest:
     renames: Mapping[str, str] = field(default_factory=dict)
     with_users: bool = False
     exclude_users: tuple[str, ...] = ()
+    replays: bool = False
     jobs: int = 2
 
     def options(self, details: Mapping[str, Any], parts: tuple[str, ...]) -> RestoreOptions:
@@ -51,6 +52,7 @@ class RestoreRequest:
             renames=self.renames,
             with_users=self.with_users,
             exclude_users=self.exclude_users,
+            replays=self.replays,
             jobs=self.jobs,
         )
 

@@ -138,7 +138,7 @@ def plan_oplog_restore(
                 raise
             # No slices make it consistent: it is restored as any dump of some databases, each at its own moment.
             return None
-    request = dataclasses.replace(request, artifact_id=path.dump.artifact_id)
+    request = dataclasses.replace(request, artifact_id=path.dump.artifact_id, replays=True)
     plan = plan_restore(workplace, request, identities)
     names = {(item.timeline, item.name) for item in path.slices}
     slices = tuple(item for item in oplog.slices if (item.slice.timeline, item.slice.name) in names)

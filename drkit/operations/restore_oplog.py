@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def _open_session(
     workplace: Workplace, plan: OplogPlan, request: RestoreRequest, url: Secret
 ) -> AbstractContextManager[ReplaySession]:
     asked = replay_request(plan, state_folder(workplace))
-    return open_replay(url, load_options(workplace, plan.restore, request), asked)
+    return open_replay(url, load_options(workplace, plan.restore, replace(request, replays=True)), asked)
 
 
 def state_folder(workplace: Workplace) -> Path:

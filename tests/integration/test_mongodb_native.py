@@ -139,6 +139,23 @@ def test_ranges_of_ids_of_many_types_make_up_the_whole(mongodb: MongoServer, tmp
     mongodb.client.drop_database("many")
 
 
+@pytest.mark.parametrize(("count", "size_bytes", "most_batches"), [(5_000, 60, 2), (600, 30_000, 10)])
+def test_batches_weigh_two_mebibytes_after_the_first_although_the_server_tells_no_sizes(
+    mongodb: MongoServer, count: int, size_bytes: int, most_batches: int
+) -> None:
+    mongodb.client["weighed"]["all"].insert_many({"_id": number, "x": b"x" * size_bytes} for number in range(count))
+    with connect(parse_url(mongodb.url)) as client:
+        collections = read_collections(client, "weighed")
+        estimates = estimate(client, collections)
+        assert estimates == {("weighed", "all"): Estimate(count)}
+        with open_batches(client, collections, Reading(1, estimates=estimates)) as batches:
+            read = [data for _, data in batches if data]
+    assert len(read) <= most_batches
+    assert max(map(len, read[1:])) <= 2 << 20
+    assert sum(1 for data in read for _ in split_documents(data)) == count
+    mongodb.client.drop_database("weighed")
+
+
 @pytest.fixture
 def fail_command(mongodb: MongoServer) -> Iterator[Callable[..., None]]:
     """Return a function that makes the server fail commands of one name from now on."""

@@ -57,9 +57,9 @@ def test_a_size_is_asked_of_the_metadata_and_not_of_documents(
 @pytest.mark.parametrize(
     ("told", "batch"),
     [
-        (Estimate(0), 250),
-        (Estimate(1000), 250),
-        (Estimate(0, 0), 250),
+        (Estimate(0), 100),
+        (Estimate(1000), 100),
+        (Estimate(0, 0), 100),
         (Estimate(1000, 1_000_000), 2097),
         (Estimate(10, 100_000_000), 1),
         (Estimate(10_000_000, 50_000_000), 20_000),

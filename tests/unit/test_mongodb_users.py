@@ -242,6 +242,20 @@ def test_a_user_that_the_server_did_not_take_or_that_came_meanwhile_is_named() -
     assert refused["user shop.app"] == "may not insert"
 
 
+def test_whom_only_the_oplog_brings_can_be_left_out_by_name_and_a_name_of_nobody_is_told() -> None:
+    mine = user("late", "other")
+    server = Mongod(users={"shop.late": mine})
+    load = prepared(held(), replays=True, exclude_users=("shop.late", "shop.lat", "admin.root"))
+    load.require_absent(cast("Any", server))
+    now = load.held
+    now["admin.system.users"]["shop.late"] = bson.encode(user("late"))
+    del now["admin.system.users"]["admin.root"]
+    assert load.replace(now) == ["shop.lat"]
+    assert set(made(load, server).values()) == {""}
+    assert sorted(server.users) == ["shop.app", "shop.late", "shop.report"]
+    assert server.users["shop.late"] == mine
+
+
 def test_users_wait_for_their_roles() -> None:
     server = Mongod(roles={"shop.reader": role("reader", "other")})
     outcome = made(prepared(held()), server)
