@@ -10,9 +10,14 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from drkit.errors import IntegrityError
 from drkit.wal import Segment, format_lsn
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PAGE_BYTES = 8192
 
@@ -22,17 +27,21 @@ _SHORT = struct.Struct("<HHIQI")
 _LONG = struct.Struct("<QII")
 _RECORD = struct.Struct("<IIQBB2xI")
 _HEADERS = struct.Struct(f"<HHIQ{PAGE_BYTES - 16}x")
-_CROSSINGS = struct.Struct(f"<16xI{PAGE_BYTES - 36}xI4xI4x")
-"""How much of a record a page continues, and what begins 16 and 8 bytes before its end."""
+_CONTINUING = struct.Struct("<16xI4xI4xI")
+"""How much of a record a page continues, and the word at 16 in the record's header if 16 or 8 bytes are before it."""
 _MAGICS = (0xD0, 0xD1)
-_MANAGER_AT = 17
-_BLOCK_PAGES = 8
+_BLOCK_PAGES = 128
 _CONTINUED = 0x0001
 _IS_LONG = 0x0002
 
 _TRANSACTION = 1
 _OPERATION = 0x70
 _COMMITS = (0x00, 0x30)
+_WORD = struct.Struct("<I")
+_TELLING_AT = 16
+_TELLING = 0xFFFFFF40
+_TOLD = _TRANSACTION << 8
+"""What is the same in every commit of the word at 16, which has info, manager and two bytes of padding."""
 _ORIGIN, _TOP_TRANSACTION, _LONG_DATA, _SHORT_DATA = 253, 252, 254, 255
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST_MICROSECONDS = 3_155_760_000_000_000  # the year 2100: what is beyond is no stamp
@@ -186,38 +195,40 @@ class _Pages:
     def suspects(self, block: int) -> list[int]:
         """Return those of the pages from ``block`` on in which a commit can begin, without looking at each record.
 
-        A bulk load fills segments with nothing but rows, and records begin at multiples of 8: so info and manager of
-        whatever begins here are among every eighth byte, unless the record's header reaches into the next page.
+        A bulk load fills segments with nothing but rows, and records begin at multiples of 8: so what tells a commit is
+        in one of these words, unless the record's header reaches into the next page.
         """
+        import numpy as np
+
         start = block * PAGE_BYTES
-        content = self.content[start : start + _BLOCK_PAGES * PAGE_BYTES + _SHORT_HEADER_BYTES].tobytes()
-        found = {block + page for page in self._crossing(block, content)}
-        managers = content[_MANAGER_AT::8]
-        place = managers.find(_TRANSACTION)
-        while place >= 0:
-            page, position = divmod(8 * place, PAGE_BYTES)
-            if position >= _SHORT_HEADER_BYTES and _may_be_commit(content, 8 * place):
-                found.add(block + page)
-                place = (page + 1) * PAGE_BYTES // 8 - 1
-            place = managers.find(_TRANSACTION, place + 1)
+        size_bytes = min(_BLOCK_PAGES * PAGE_BYTES, len(self.content) - start)
+        words = np.frombuffer(self.content, "<u4", size_bytes // 4, start)
+        found = set(self._crossing(block, words[: size_bytes // PAGE_BYTES * PAGE_BYTES // 4]))
+        for place in np.flatnonzero(words[::2] & _TELLING == _TOLD).tolist():
+            page, position = divmod(8 * place - _TELLING_AT, PAGE_BYTES)
+            if block + page not in found and position >= _SHORT_HEADER_BYTES:
+                header = start + page * PAGE_BYTES + position
+                if _may_be_commit(self.content[header : header + _RECORD.size]):
+                    found.add(block + page)
         return sorted(found)
 
-    def _crossing(self, block: int, content: bytes) -> Iterator[int]:
+    def _crossing(self, block: int, words: NDArray[np.uint32]) -> Iterator[int]:
         """Yield which pages of a block end with the beginning of a commit's header that reaches into the next page.
 
         As much is missing of such a record as the next page says that it continues.
         """
-        whole = len(content) // PAGE_BYTES * PAGE_BYTES
-        pages = list(_CROSSINGS.iter_unpack(memoryview(content)[:whole]))
-        remaining = [rest for rest, _, _ in pages[1:]]
-        if len(content) > whole:
-            remaining.append(_SHORT.unpack_from(content, whole)[4])
-        for page, ((_, at_16, at_8), rest) in enumerate(zip(pages, remaining, strict=False)):
-            if at_16 == 16 + rest or at_8 == 8 + rest:
-                payload_bytes = PAGE_BYTES - self._header_bytes(block + page)
-                headers = (self._bytes_at(block + page, payload_bytes - begun, _RECORD.size) for begun in (16, 8))
-                if any(_may_be_commit(header, 0) for header in headers):
-                    yield page
+        pages = words.reshape(-1, PAGE_BYTES // 4)
+        continued = pages[1:, [4, 6, 8]].tolist()
+        behind = (block + len(pages)) * PAGE_BYTES
+        if len(self.content) >= behind + _CONTINUING.size:
+            continued.append(_CONTINUING.unpack_from(self.content, behind))
+        for page, ((at_16, at_8), (rest, behind_16, behind_8)) in enumerate(
+            zip(pages[:, [-4, -2]].tolist(), continued, strict=False)
+        ):
+            if (at_16 == 16 + rest and behind_16 & _TELLING == _TOLD) or (
+                at_8 == 8 + rest and behind_8 & _TELLING == _TOLD
+            ):
+                yield block + page
 
     def _records(self, page: int) -> Iterator[bytes]:
         """Yield the whole records that begin in a page; one may reach into the next pages."""
@@ -278,17 +289,13 @@ def _aligned(size_bytes: int) -> int:
     return -(-size_bytes // 8) * 8
 
 
-def _may_be_commit(content: bytes, position: int) -> bool:
-    """Tell whether the bytes there can be the header of a commit; two of them are padding and zero."""
-    if position + _RECORD.size > len(content):
+def _may_be_commit(header: Buffer) -> bool:
+    """Tell whether the bytes can be the header of a commit."""
+    if len(header) < _RECORD.size:
         return False
-    total_bytes, _, _, info, manager, _ = _RECORD.unpack_from(content, position)
-    return (
-        total_bytes > _RECORD.size
-        and manager == _TRANSACTION
-        and info & _OPERATION in _COMMITS
-        and content[position + _MANAGER_AT + 1 : position + _MANAGER_AT + 3] == b"\0\0"
-    )
+    total_bytes, _, _, info, _, _ = _RECORD.unpack(header)
+    (telling,) = _WORD.unpack_from(header, _TELLING_AT)
+    return total_bytes > _RECORD.size and telling & _TELLING == _TOLD and info & _OPERATION in _COMMITS
 
 
 def _commit_stamp(record: bytes) -> datetime | None:

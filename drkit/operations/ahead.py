@@ -23,8 +23,8 @@ from drkit.operations.spool import Identity, Spool
 from drkit.wal import Segment, classify
 
 LOOK_AHEAD = 8
-_WORKERS = min((os.cpu_count() or 1) + 1, LOOK_AHEAD // 2)
-"""One more than there are cores: while one waits for a disk, another computes."""
+_WORKERS = min(max(os.cpu_count() or 1, 2), LOOK_AHEAD // 2)
+"""As many as there are cores: with more of them the one that PostgreSQL waits for gets less of a core."""
 _LOOK_S = 0.25
 _AGAIN_S = 5.0
 

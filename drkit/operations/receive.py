@@ -39,8 +39,6 @@ from drkit.wal import Segment, classify, format_lsn, parse_history
 _WATCH_S = 0.2
 _ASK_S = 5.0
 _RECOVERY_S = 5.0
-_RESERVE_SEGMENTS = 4
-"""Room that receiving leaves: sealing needs some, and what is sealed and shipped makes room again."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +146,9 @@ class Receiver:
 
     def _is_full(self, position: ServerPosition) -> bool:
         """Say it when the spool has no room to receive into."""
-        left_bytes = self._spool.free_bytes()
-        if left_bytes >= _RESERVE_SEGMENTS * position.segment_bytes:
+        if self._spool.has_room(position.segment_bytes):
             return False
-        self._tell("disk-full", f"receiving pauses: the spool has {format_bytes(left_bytes)} left")
+        self._tell("disk-full", f"receiving pauses: the spool has {format_bytes(self._spool.free_bytes())} left")
         return True
 
     def _ensure_slot(self, url: Secret, position: ServerPosition) -> None:

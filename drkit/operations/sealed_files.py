@@ -187,9 +187,14 @@ class Ballast:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "ballast"
 
+    @property
+    def is_held(self) -> bool:
+        """Say whether the room is held now."""
+        return self._path.exists()
+
     def hold(self, size_bytes: int) -> None:
         """Take the room, if as much is left then; a disk that has not so much is left alone."""
-        if self._path.exists() or free_bytes(self._path.parent) < 2 * size_bytes:
+        if self.is_held or free_bytes(self._path.parent) < 2 * size_bytes:
             return
         with suppress(OSError), _unfinished(self._path) as unfinished:
             with unfinished.open("wb") as file:

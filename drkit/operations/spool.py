@@ -62,6 +62,9 @@ _BACKUP_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MU
 SEALED_AT_ONCE = 2
 """How many files of one policy are sealed at the same time: as many as machines have cores at the least."""
 
+_RESERVE_SEGMENTS = 4
+"""Room that receiving leaves: sealing needs some, and what is sealed and shipped makes room again."""
+
 _READ_BYTES = CHUNK_BYTES // 4
 """What a core's own cache holds while it is read, hashed and compressed: larger chunks go through memory twice."""
 
@@ -144,7 +147,18 @@ class Spool:
         """Hold room for what is sealed at the same time and its manifests, once the size of segments is known."""
         identity = self.identity()
         if identity is not None:
-            self.ballast.hold(SEALED_AT_ONCE * identity.segment_bytes + MIB)
+            self.ballast.hold(_ballast_bytes(identity.segment_bytes))
+
+    def has_room(self, segment_bytes: int) -> bool:
+        """Say whether log may be received: so much is free, and the ballast is held or could be.
+
+        Received without it, log could take the last byte within a moment, and nothing could be sealed or listed, and so
+        removed, ever again.
+        """
+        free = self.free_bytes()
+        if free < _RESERVE_SEGMENTS * segment_bytes:
+            return False
+        return self.ballast.is_held or free >= 2 * _ballast_bytes(segment_bytes)
 
     def received_files(self) -> list[Path]:
         """Return what was received and has a name of PostgreSQL's, in the order of names."""
@@ -178,13 +192,14 @@ class Spool:
         The file at ``source`` stays ours to delete unless ``keep_source``. Raise IntegrityError when the content is not
         what its name says, SourceError when the spool cannot hold it.
         """
-        facts = read_facts(source, name)
-        self._check_cluster(facts, name)
-        path = self.sealed / name
-        with translated(source), source.open("rb", buffering=0) as file, self._one_more() as alone:
-            measured = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
-        sealed = _sealed(path, facts, measured, sealing, None if keep_source else source)
-        self.note(sealed)
+        with self._one_more() as alone:
+            facts = read_facts(source, name)
+            self._check_cluster(facts, name)
+            path = self.sealed / name
+            with translated(source), source.open("rb", buffering=0) as file:
+                measured = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
+            sealed = _sealed(path, facts, measured, sealing, None if keep_source else source)
+            self.note(sealed)
         return sealed
 
     def seal_growing(self, growing: Growing, sealing: Sealing) -> Sealed:
@@ -247,6 +262,10 @@ class Spool:
         path = self.received / segment.name
         with translated(path), path.open("xb") as file:
             file.truncate(segment.segment_bytes)
+
+
+def _ballast_bytes(segment_bytes: int) -> int:
+    return SEALED_AT_ONCE * segment_bytes + MIB
 
 
 def _sealed(

@@ -54,3 +54,20 @@ def test_what_has_log_in_it_or_is_whole_stays(spool: Spool) -> None:
     begin_anew(spool)
     assert padded.stat().st_size == SEGMENT.segment_bytes
     assert (spool.left / with_log.name).read_bytes() == before, "older than what goes on: shipped from there"
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "held", "goes_on"), [(3, True, False), (4, True, True), (5, False, False), (6, False, True)]
+)
+def test_nothing_is_received_on_a_full_disk_before_the_ballast_is_held_again(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, *, free_mib: int, held: bool, goes_on: bool
+) -> None:
+    """What comes fast takes the last byte between two looks; without the ballast it could never be shipped then."""
+    if held:
+        (spool.folder / "ballast").touch()
+    monkeypatch.setattr(spool, "free_bytes", lambda: free_mib << 20)
+    told: list[str] = []
+    setting: Any = SimpleNamespace(spool=spool, tell=lambda _duty, state, _message: told.append(state))
+    position: Any = SimpleNamespace(segment_bytes=SEGMENT.segment_bytes)
+    assert Receiver(setting)._is_full(position) is not goes_on
+    assert told == ([] if goes_on else ["disk-full"])
