@@ -26,17 +26,19 @@ from drkit.model import Scratch
 from drkit.process import Command, open_consumer, run
 from drkit.sandboxes import SandboxRequest, ScratchFolder, ScratchLedger, ScratchServer
 from drkit.sandboxes.machine import core_count, memory_available_bytes
+from drkit.sandboxes.postgres_interlock import remove_interlock
 from drkit.sandboxes.postgres_server import WATCH
 from drkit.sandboxes.scratch import STOP_TIMEOUT_S, check_room, folder_name, recorded, take_away
 from drkit.units import MIB, format_bytes
 
 _GIB = 1 << 30
+_CLUSTER = "data"
 _SOCKET_NAME = ".s.PGSQL.5432"
 _SOCKET_PATH_LIMIT = 107  # sockaddr_un.sun_path on Linux, without its final zero (unix(7))
 _CLUSTER_BYTES = 64 * MIB  # an empty cluster of PostgreSQL 14 to 18 takes 40 to 50 MB
 _LEAST_MEMORY_BYTES = 192 * MIB
 _START_TIMEOUT_S = 60
-_SERVER_PROGRAMS = ("postgres", "initdb", "pg_ctl", "sh")
+_SERVER_PROGRAMS = ("postgres", "initdb", "pg_ctl", "pg_combinebackup", "sh")
 
 
 class PostgresSandbox:
@@ -65,7 +67,7 @@ class PostgresSandbox:
 
     def reap(self, scratch: Scratch) -> None:
         """Take away the processes and files of a scratch; raise SourceError naming what is left of it."""
-        take_away(scratch, _SERVER_PROGRAMS)
+        take_away(scratch, _SERVER_PROGRAMS, lambda folder: remove_interlock(folder / _CLUSTER))
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class _Plan:
 
     @property
     def cluster(self) -> Path:
-        return self.folder / "data"
+        return self.folder / _CLUSTER
 
     @property
     def stage(self) -> Path:
@@ -149,12 +151,26 @@ def _running(plan: _Plan, request: SandboxRequest) -> Iterator[ScratchServer]:
 
 
 def _url(plan: _Plan, request: SandboxRequest) -> Secret:
-    """Return where the server is; what a restored role or database would load into sessions stays out of them."""
-    options = "-c session_preload_libraries= -c local_preload_libraries="
+    """Return where the server is; what a restored role or database has set does not rule the sessions that load it.
+
+    Our superuser often has the name of a role of the backup, and so its settings.
+    """
+    options = "".join(f" -c {setting}" for setting in _NOT_RESTORED).lstrip()
     if request.major >= 17:
         options += " -c event_triggers=off"
     parameters = urlencode({"host": plan.folder, "port": 5432, "options": options}, quote_via=quote)
     return Secret(f"postgresql://{quote(request.superuser, safe='')}@/postgres?{parameters}")
+
+
+_NOT_RESTORED = (
+    "session_preload_libraries=",
+    "local_preload_libraries=",
+    "role=none",
+    "session_replication_role=origin",
+    "default_transaction_read_only=off",
+    "default_transaction_isolation=read\\ committed",
+    "array_nulls=on",
+)
 
 
 def _as_server(plan: _Plan, argv: list[str]) -> Command:
@@ -224,6 +240,7 @@ def _neutral(plan: _Plan) -> dict[str, str]:
         "log_min_error_statement": "panic",
         "ssl": "off",
         "restart_after_crash": "off",
+        "dynamic_shared_memory_type": "mmap",  # files in the data folder, which go when it goes
         "cluster_name": "drkit scratch",
     }
 

@@ -27,7 +27,7 @@ _STOP_TIMEOUT_S = 30.0
 _LONGEST_SHUTDOWN_S = 3600.0
 _SHOWN_LINES = 15
 _STATUS_LINE = 7
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.05
+_LOOK_EVERY_S = 0.01
 
 WATCH = """
 if read -r _; then exec "$0" -D "$1" -m immediate -w stop; fi
@@ -108,7 +108,7 @@ class RestoredServer:
     def _wait_until_ready(self, timeout_s: float) -> None:
         """Wait for the end of recovery: pg_ctl is content with a consistent server that lets nobody in."""
         until_s = time.monotonic() + timeout_s
-        for pause_s in _pauses_s():
+        while True:
             status = self._status()
             if status == "ready":
                 return
@@ -116,7 +116,7 @@ class RestoredServer:
                 raise SourceError("the restored server ended")
             if time.monotonic() > until_s:
                 raise SourceError(f"the restored server was not ready within {timeout_s:g} s")
-            time.sleep(pause_s)
+            time.sleep(_LOOK_EVERY_S)
 
     def _status(self) -> str:
         """Return the server's own word for how far it is (miscadmin.h, PM_STATUS_*); empty when it has ended."""
@@ -153,12 +153,10 @@ class RestoredServer:
         place = self.place
         run(place.command("pg_ctl", "-D", str(place.data), "-m", "fast", "-W", "-s", "stop"), timeout_s=_STOP_TIMEOUT_S)
         until_s = time.monotonic() + _LONGEST_SHUTDOWN_S
-        for pause_s in _pauses_s():  # pg_ctl itself would look ten times a second
-            if not self._status():
-                return
+        while self._status():  # pg_ctl itself would look ten times a second
             if time.monotonic() > until_s:
                 raise SourceError(f"the restored server did not stop within {_LONGEST_SHUTDOWN_S:g} s")
-            time.sleep(pause_s)
+            time.sleep(_LOOK_EVERY_S)
 
     def log_lines(self) -> list[str]:
         """Return the last lines of the server's log."""
@@ -166,14 +164,6 @@ class RestoredServer:
             return []
         lines = self.place.log.read_text(errors="replace").splitlines()
         return [line for line in lines if line.strip()][-_SHOWN_LINES:]
-
-
-def _pauses_s() -> Iterator[float]:
-    """Yield how long to wait before looking again: short at first."""
-    pause_s = _FIRST_PAUSE_S
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def _quoted(value: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from drkit.sandboxes import SandboxRequest, ScratchLedger
 from drkit.units import format_bytes
 
 STOP_TIMEOUT_S = 30.0
+_COMM_CHARACTERS = 15  # that Linux keeps of a program's name (proc_pid_comm(5))
 
 
 def folder_name(scratch_id: str) -> str:
@@ -68,10 +70,11 @@ def recorded(
         ledger.remove_scratch(scratch_id)
 
 
-def take_away(scratch: Scratch, programs: tuple[str, ...]) -> None:
+def take_away(scratch: Scratch, programs: tuple[str, ...], release: Callable[[Path], None] | None = None) -> None:
     """Stop a scratch's processes and remove its files; raise SourceError naming what is left of it.
 
-    ``programs`` are the names of those that may run in it.
+    ``programs`` are the names of those that may run in it. ``release`` gets its folder once nothing runs there any
+    more, and gives back what the server held outside of it.
     """
     folder = Path(scratch.locator)
     if folder.name != folder_name(scratch.scratch_id) or not folder.is_absolute():
@@ -84,6 +87,8 @@ def take_away(scratch: Scratch, programs: tuple[str, ...]) -> None:
                 details=[f"process {pid} ({command})" for pid, command in left],
                 hints=[f"kill -9 {' '.join(str(pid) for pid, _ in left)}"],
             )
+        if release is not None:
+            release(folder)
         try:
             _remove(folder)
         except SourceError:
@@ -100,11 +105,12 @@ def processes_of(folder: Path, programs: tuple[str, ...]) -> list[tuple[int, str
     The folder's name is unique, so a process that took over a number from a pid file can never be mistaken for it.
     """
     found = []
+    names = {program[:_COMM_CHARACTERS] for program in programs}
     for entry in Path("/proc").iterdir() if Path("/proc/self").exists() else ():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 command = (entry / "comm").read_text().strip()
-                if command in programs and _lives_in(entry, folder):
+                if command in names and _lives_in(entry, folder):
                     found.append((int(entry.name), command))
     return found
 
@@ -142,5 +148,5 @@ def _remove(folder: Path) -> None:
     except OSError as error:
         raise SourceError(
             f"scratch folder {folder} could not be removed and holds restored data: {error}",
-            hints=[f"rm -rf {folder}"],
+            hints=[f"rm -rf {shlex.quote(str(folder))}"],
         ) from error

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from drkit.sandboxes.machine import core_count, is_abandoned, memory_available_b
 from drkit.sandboxes.postgres import PostgresSandbox
 from drkit.units import MIB
 from tests.fixtures.postgres import postgres_bin
+from tests.fixtures.waiting import wait_until
 
 MAJOR = int(postgres_bin().parts[-2])
 
@@ -76,13 +76,6 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
-def wait_until(condition: object, what: str, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.02)
-
-
 def test_a_server_is_lent_and_taken_away(tmp_path: Path, ledger: MemoryLedger) -> None:
     with PostgresSandbox().open(a_request(tmp_path), ledger) as server:
         assert len(ledger.rows) == 1
@@ -121,6 +114,27 @@ def test_the_server_is_tuned_and_neutral(tmp_path: Path, ledger: MemoryLedger) -
     assert int(settings["max_connections"]) > 5
 
 
+def test_settings_of_a_restored_superuser_do_not_rule_the_sessions_that_load(
+    tmp_path: Path, ledger: MemoryLedger
+) -> None:
+    with PostgresSandbox().open(a_request(tmp_path), ledger) as server:
+        with psycopg.connect(server.url.reveal(), autocommit=True) as connection:
+            connection.execute("create role app nologin")
+            for setting, value in (
+                ("role", "app"),
+                ("default_transaction_read_only", "on"),
+                ("default_transaction_isolation", "serializable"),
+                ("session_replication_role", "replica"),
+                ("array_nulls", "off"),
+            ):
+                connection.execute(f"alter role postgres set {setting} = '{value}'".encode())
+        assert ask(server, "select current_user::text") == "postgres"
+        assert ask(server, "show transaction_read_only") == "off"
+        assert ask(server, "show transaction_isolation") == "read committed"
+        assert ask(server, "show session_replication_role") == "origin"
+        assert ask(server, "select ('{NULL}'::text[])[1] is null") is True
+
+
 def test_an_exception_leaves_nothing(tmp_path: Path, ledger: MemoryLedger) -> None:
     broken: list[str] = []
 
@@ -138,11 +152,22 @@ def test_an_exception_leaves_nothing(tmp_path: Path, ledger: MemoryLedger) -> No
 
 def test_a_server_that_died_is_taken_away_as_well(tmp_path: Path, ledger: MemoryLedger) -> None:
     with PostgresSandbox().open(a_request(tmp_path), ledger) as server:
-        postmaster = int((server.folder / "data/postmaster.pid").read_text().splitlines()[0])
+        words = (server.folder / "data/postmaster.pid").read_text().splitlines()
+        postmaster, interlock = int(words[0]), words[6].split()[1]
+        mapped = Path(f"/proc/{postmaster}/maps").read_text()
+        assert f"{server.folder}/data/pg_dynshmem/" in mapped
+        assert "/dev/shm/PostgreSQL" not in mapped, "what lies there is nobody's once the server was killed"
+        assert interlock in shared_memory()
         os.kill(postmaster, signal.SIGKILL)
         folder = server.folder
     assert not folder.exists()
     assert processes_in(folder) == []
+    assert interlock not in shared_memory()
+
+
+def shared_memory() -> set[str]:
+    """Return the numbers of the host's System V segments."""
+    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
 
 
 def test_a_server_that_does_not_start_says_why_and_leaves_nothing(tmp_path: Path, ledger: MemoryLedger) -> None:
