@@ -28,6 +28,7 @@ _TAIL = re.compile(
     rb"(?P<oid>.{4})(?P<path>/[^\0]{0,1023})\0",
     re.DOTALL,
 )
+_INFO = b"\x00\x05\x00\x00"
 _BEFORE_INFO_BYTES = 16
 _ALIGNED_BYTES = 8
 _MANAGER = re.compile(rb"\x05")
@@ -51,6 +52,8 @@ class SegmentEnds:
 
 def find_creations(content: Buffer) -> tuple[list[TablespaceCreation], SegmentEnds]:
     """Return the tablespaces that one segment creates, and its ends for `find_across`."""
+    if not _may_create(content):
+        return [], _ends(content)
     found: list[TablespaceCreation] = []
     head = tail = b""
     for payload in _payloads(content):
@@ -58,6 +61,27 @@ def find_creations(content: Buffer) -> tuple[list[TablespaceCreation], SegmentEn
         found += (creation for _, end, creation in _found(tail + payload) if end > len(tail))
         tail = (tail + payload)[-_REACH_BYTES:]
     return found, SegmentEnds(head, tail)
+
+
+def _may_create(content: Buffer) -> bool:
+    """Tell whether what such a record has behind its position is anywhere where a record can have it.
+
+    Nearly no segment has it, and looking for it, headers and all, takes a fifth of the time of looking for the record.
+    """
+    view = memoryview(content)
+    for first in range(0, len(content), _PIECE_BYTES):
+        piece = bytes(view[first : first + _PIECE_BYTES])
+        for candidate in _MANAGER.finditer(piece[1::_ALIGNED_BYTES]):
+            if piece.startswith(_INFO, candidate.start() * _ALIGNED_BYTES):
+                return True
+    return False
+
+
+def _ends(content: Buffer) -> SegmentEnds:
+    last_whole_page = max(len(content) // PAGE_BYTES - 1, 0) * PAGE_BYTES
+    head = next(_payloads(content[:PAGE_BYTES]), b"")
+    tail = b"".join(_payloads(content[last_whole_page:]))
+    return SegmentEnds(head[:_REACH_BYTES], tail[-_REACH_BYTES:])
 
 
 def find_across(before: SegmentEnds, after: SegmentEnds) -> list[TablespaceCreation]:

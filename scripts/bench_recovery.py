@@ -6,6 +6,7 @@ Both back up the same server with zstd level 1, encryption and two processes or 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import statistics
@@ -181,9 +182,10 @@ def drain(place: Bench, command: str, segments: int, serve: subprocess.Popen[byt
 
 
 def waiting(place: Bench) -> list[str]:
-    """Return the segments that wait for an archiver, oldest first."""
+    """Return the segments that wait for an archiver, oldest first; asked often, it takes little of a processor."""
     folder = place.server.folder / "data" / "pg_wal" / "archive_status"
-    return sorted(path.stem for path in folder.glob("*.ready"))
+    with os.scandir(folder) as entries:
+        return sorted(entry.name.removesuffix(".ready") for entry in entries if entry.name.endswith(".ready"))
 
 
 @contextmanager

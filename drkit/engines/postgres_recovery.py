@@ -109,15 +109,18 @@ def folder_command(folder: Path) -> str:
     return f'if test -e {source}/"%f"; then cp {source}/"%f" "%p" || exit 200; else exit 1; fi'
 
 
-def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: int) -> dict[str, str]:
+def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: int, wal_bytes: int) -> dict[str, str]:
     """Return the settings of a server that replays and does nothing else, whatever came with the data.
+
+    Its buffers are no larger than what it replays is worth: each of them has to be found and cleared first, which
+    takes longer than writing a page of a short log and reading it again, from the system's memory.
 
     ``recorded`` are the source's settings, of which the floors are kept. There are no readers during replay, so that
     it does not stop where the source's settings were raised later. Nothing is synced: a crash means a new start, and
     whoever keeps the folder syncs it as a whole.
     """
     floors = {name: str(recorded[name]) for name in FLOORS if str(recorded.get(name, "")).isdigit()}
-    buffers_bytes = max(32 * MIB, min(memory_bytes // 8, 4096 * MIB))
+    buffers_bytes = max(32 * MIB, min(wal_bytes // 8, memory_bytes // 8, 4096 * MIB))
     settings = {
         **floors,
         **_RISKY,
@@ -140,6 +143,7 @@ def replay_settings(recorded: Mapping[str, Any], *, memory_bytes: int, cores: in
         "log_timezone": "UTC",
         "ssl": "off",
         "restart_after_crash": "off",
+        "dynamic_shared_memory_type": "mmap",  # files in the data folder: one that is killed leaves none elsewhere
         "autovacuum": "off",
         "jit": "off",
         "cluster_name": "drkit restore",
@@ -192,8 +196,8 @@ def safe_settings(major: int) -> dict[str, str]:
 def _sorted_out(auto_conf: Path) -> tuple[list[str], list[str]]:
     """Return the lines to keep and the names of those to leave out."""
     kept, removed = [], []
-    text = auto_conf.read_text(errors="surrogateescape") if auto_conf.exists() else ""
-    for line in text.splitlines():
+    text = os.fsdecode(auto_conf.read_bytes()) if auto_conf.exists() else ""
+    for line in text.split("\n"):  # a value may hold what else Python takes for the end of a line
         name = line.split("=", 1)[0].strip().lower()
         if not name or name.startswith("#"):
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,14 +145,21 @@ def recorded_version(store: Store, manifest: Manifest, record: ObjectRecord) -> 
 
 @contextmanager
 def open_plain(
-    sealed: Iterator[bytes], record: ObjectRecord, identities: Sequence[age.Identity], meter: Meter | None = None
+    sealed: Iterator[bytes],
+    record: ObjectRecord,
+    identities: Sequence[age.Identity],
+    meter: Meter | None = None,
+    *,
+    in_threads: bool = True,
 ) -> Iterator[Iterator[bytes]]:
     """Decrypt and decompress one object in a thread of its own; the plain bytes are compared at the end as well.
 
-    Decryption takes next to no time, decompression and the digest about as much each: they are in two threads.
+    Decryption takes next to no time, decompression and the digest about as much each: they are in two threads. Without
+    ``in_threads`` all of it is in the reader's, which is less work where several objects are read at once.
     """
     what = f"the content of object {record.key}"
-    with prefetch(sealed) as ahead, prefetch(_named(decompress(age.decrypt(ahead, identities)), what)) as plain:
+    ahead_of = prefetch if in_threads else nullcontext
+    with ahead_of(sealed) as ahead, ahead_of(_named(decompress(age.decrypt(ahead, identities)), what)) as plain:
         yield checked(plain, meter or Meter(), size_bytes=record.plain_bytes, sha256=record.plain_sha256, what=what)
 
 

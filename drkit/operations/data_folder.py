@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drkit.errors import Busy, SourceError
-from drkit.operations.extraction import Owner, sync_path
+from drkit.operations.extraction import Owner
+from drkit.operations.folder_sync import sync_path
 from drkit.process_identity import ProcessIdentity
+from drkit.sandboxes.postgres_interlock import remove_interlock
 from drkit.units import format_bytes
 
 MARKER = "drkit-restore.unfinished"
 _SHOWN_NAMES = 3
+_UNQUOTED_BY_PG_CTL = frozenset('"$`\\\n\r')
+"""pg_ctl starts the server by a shell and puts the folder in double quotes as it is (pg_ctl.c, start_postmaster)."""
 _SERVER_USERS = ("postgres",)
 
 
@@ -43,6 +48,7 @@ def inspect_target(path: Path, need_bytes: int) -> TargetFolder:
     room; Busy when another restore is writing into it.
     """
     folder = _resolved(path)
+    _refuse_odd(folder)
     there = folder.is_dir()
     names = sorted(item.name for item in folder.iterdir()) if there and os.access(folder, os.R_OK | os.X_OK) else []
     _refuse_running(folder, names)
@@ -72,9 +78,19 @@ def _resolved(path: Path) -> Path:
         return folder
     if not folder.parent.is_dir():
         raise SourceError(
-            f"there is no folder {folder.parent} to make {folder.name} in", hints=[f"mkdir -p {folder.parent}"]
+            f"there is no folder {folder.parent} to make {folder.name} in",
+            hints=[f"mkdir -p {shlex.quote(str(folder.parent))}"],
         )
     return folder.parent.resolve() / folder.name
+
+
+def _refuse_odd(folder: Path) -> None:
+    odd = sorted(_UNQUOTED_BY_PG_CTL.intersection(str(folder)))
+    if odd:
+        raise SourceError(
+            f"refused: pg_ctl cannot start a server in a folder whose path has {' '.join(map(ascii, odd))}: {folder}",
+            hints=["name another folder with --into"],
+        )
 
 
 def _refuse_running(folder: Path, names: Sequence[str]) -> None:
@@ -84,7 +100,7 @@ def _refuse_running(folder: Path, names: Sequence[str]) -> None:
     if first.isdigit() and _is_alive(int(first)):
         raise SourceError(
             f"refused: a server is running in {folder} (process {first})",
-            hints=["name another folder with --into", f"or stop it first: pg_ctl -D {folder} stop"],
+            hints=["name another folder with --into", f"or stop it first: pg_ctl -D {shlex.quote(str(folder))} stop"],
         )
 
 
@@ -126,7 +142,7 @@ def _owner(folder: Path, marked: dict[str, int], *, there: bool) -> tuple[Owner,
     if uid == 0:
         raise SourceError(
             f"refused: {folder} belongs to root, and PostgreSQL does not run as root",
-            hints=[f"chown postgres {folder}"],
+            hints=[f"chown postgres {shlex.quote(str(folder))}"],
         )
     return Owner(uid, gid), _user_name(uid)
 
@@ -161,7 +177,7 @@ def _read_marker(folder: Path) -> dict[str, int]:
     if not holder.is_known_dead() and holder != ProcessIdentity.own():
         raise Busy(
             f"another restore is writing into {folder}: process {holder.pid} on {holder.host}",
-            hints=[f"if that process is gone for good: rm -rf {folder}"],
+            hints=[f"if that process is gone for good: rm -rf {shlex.quote(str(folder))}"],
         )
     return found
 
@@ -212,7 +228,11 @@ def _mark(target: TargetFolder) -> None:
 
 
 def clear(folder: Path, *, keep: str = "") -> None:
-    """Remove everything in a folder but one name; links are removed, not followed."""
+    """Remove everything in a folder but one name, and what a server that was killed there left in shared memory.
+
+    Links are removed, not followed.
+    """
+    remove_interlock(folder)
     for path in folder.iterdir():
         if path.name == keep:
             continue

@@ -29,7 +29,14 @@ from drkit.operations.base_plan import (
 from drkit.operations.drill_frame import DrillFrame
 from drkit.operations.drill_outcome import DrillRequest, HeartbeatProof, LevelOutcome, Recovery, describe_pick
 from drkit.operations.extraction import Extraction, Owner
-from drkit.operations.restore_base import Replayed, ReplaySite, describe_replayed, open_replay, superuser_of
+from drkit.operations.restore_base import (
+    Replayed,
+    ReplaySite,
+    describe_replayed,
+    finding_client,
+    open_replay,
+    superuser_of,
+)
 from drkit.operations.restore_files import extract, fetch_base, passed_over
 from drkit.operations.sandboxing import sandbox_for, scratch_folder
 from drkit.operations.stored_log import LogReader
@@ -180,7 +187,9 @@ class ReplayDrill(DrillFrame):
         with ExitStack() as stack:
             with self.level("replays") as level:
                 with self.phase("replay"):
-                    server, replayed = stack.enter_context(open_replay(self.workplace, plan, site, self.reporter))
+                    client = stack.enter_context(finding_client(site))
+                    lent = open_replay(self.workplace, plan, site, client, self.reporter)
+                    server, replayed = stack.enter_context(lent)
                 self.outcome.recovered = _recovery(plan, replayed)
                 self.outcome.scratch["version"] = site.place.version
                 self.outcome.findings += replayed.recovered.doubts

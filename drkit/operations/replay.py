@@ -31,7 +31,7 @@ SPOOL_BYTES = 1024 * MIB
 """How much is read ahead; 64 segments of the usual size."""
 _MOST_AHEAD = 64
 _FETCHERS = 2
-_FIRST_FILES = 3
+_FIRST_FILES = 8
 _LOOK_EVERY_S = 0.02
 _LINE_TIMEOUT_S = 60
 _LONGEST_SOCKET_PATH = 100

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+from drkit.chunk_memory import keep_chunk_memory
 from drkit.credentials import Secret
 from drkit.engines import LoadResult, RestoreOptions, RestoreSession, Via
 from drkit.engines.registry import find_engine, find_part_check
@@ -43,10 +44,13 @@ class FetchedObject:
     passed_over: tuple[str, ...] = ()
 
     @contextmanager
-    def open(self, plan: RestorePlan, meter: Meter) -> Iterator[Iterator[bytes]]:
-        """Read the plain bytes, every digest compared once more on the way."""
+    def open(self, plan: RestorePlan, meter: Meter, *, in_threads: bool = True) -> Iterator[Iterator[bytes]]:
+        """Read the plain bytes, every digest compared once more on the way; ``in_threads`` as for `open_plain`."""
         identities = [key.identity for key in plan.identities]
-        with self._open_sealed(plan) as sealed, open_plain(sealed, self.record, identities, meter) as plain:
+        with (
+            self._open_sealed(plan) as sealed,
+            open_plain(sealed, self.record, identities, meter, in_threads=in_threads) as plain,
+        ):
             yield plain
 
     @contextmanager
@@ -65,6 +69,7 @@ def fetch(workplace: Workplace, plan: RestorePlan, folder: Path, reporter: Repor
     An object of a far store is kept in ``folder``, still sealed, where there is room, so that it is fetched once. A
     copy that is damaged or out of reach is passed over for the next store's; when none is left, its error is raised.
     """
+    keep_chunk_memory()
     with reporter.progress("fetch", plan.stored_bytes) as progress:
         return [_fetch_object(workplace, plan, item, folder, Meter(progress.advance)) for item in plan.objects]
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,7 +66,7 @@ class Phases:
 
 def new_extraction(data: Path, tablespaces: Path, owner: Owner) -> Extraction:
     """Return what writes into ``data``; configuration that lay elsewhere goes into a folder of its own there."""
-    return Extraction(data, tablespaces, data / CAPTURED_CONFIG, owner)
+    return Extraction(data, tablespaces, data / CAPTURED_CONFIG, owner, to_disk=True)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,14 @@ class ReplaySite:
     def socket(self) -> Path:
         """Return the socket of the WAL server."""
         return self.place.run_folder / "wal"
+
+
+@dataclass(frozen=True)
+class Client:
+    """What the server runs to ask for a file: a Python that its user can run, and the program."""
+
+    python: Path
+    program: Path
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,15 @@ class Replayed:
 
 
 @contextmanager
+def finding_client(site: ReplaySite) -> Iterator[Future[Client]]:
+    """Put what a server asks for WAL with into its run folder, while the body does something else."""
+    with ThreadPoolExecutor(1, "client") as pool:
+        yield pool.submit(_client_for, site)
+
+
+@contextmanager
 def open_replay(
-    workplace: Workplace, plan: BasePlan, site: ReplaySite, reporter: Reporter
+    workplace: Workplace, plan: BasePlan, site: ReplaySite, client: Future[Client], reporter: Reporter
 ) -> Iterator[tuple[RestoredServer, Replayed]]:
     """Start the restored server, feed it WAL up to the target, and lend it promoted; stop it at the end.
 
@@ -111,7 +127,7 @@ def open_replay(
         with reporter.progress("replay", plan.wal_bytes) as progress:
             wal = WalServer(plan.replay_log, reader, site.spool, site.owner, progress.advance)
             with open_wal_server(wal, site.socket):
-                settings = _prepare(plan, site, wal)  # the first segments are fetched meanwhile
+                settings = _prepare(plan, site, wal, client.result())  # the first segments are fetched meanwhile
                 wal.wait_for_first()
                 with _loading("drkit.engines.postgres_recovered"):
                     _start(server, settings, wal, plan)
@@ -133,13 +149,15 @@ def _loading(module: str) -> Iterator[None]:
         thread.join()
 
 
-def _prepare(plan: BasePlan, site: ReplaySite, wal: WalServer) -> dict[str, str]:
+def _prepare(plan: BasePlan, site: ReplaySite, wal: WalServer, client: Client) -> dict[str, str]:
     """Write down where the server gets its WAL and how far it goes; return the settings that it is started with."""
-    client = _client_for(site)
     command = fetch_command(wal.ready, client.python, client.program, site.socket)
     write_recovery(site.place.data, recovery_settings(replay_target(plan, site.place.data), command), keep=False)
     recorded = plan.facts.get("settings", {})
-    return only_known(replay_settings(recorded, memory_bytes=memory_available_bytes(), cores=core_count()), plan.major)
+    settings = replay_settings(
+        recorded, memory_bytes=memory_available_bytes(), cores=core_count(), wal_bytes=plan.wal_bytes
+    )
+    return only_known(settings, plan.major)
 
 
 def replay_target(plan: BasePlan, data: Path) -> ReplayTarget:
@@ -186,13 +204,7 @@ def _require_reached(plan: BasePlan, recovered: Recovered) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Client:
-    python: Path
-    program: Path
-
-
-def _client_for(site: ReplaySite) -> _Client:
+def _client_for(site: ReplaySite) -> Client:
     """Put the tiny client where the server's user can read it, and find a Python that this user can run."""
     import drkit.wal_client
 
@@ -201,7 +213,7 @@ def _client_for(site: ReplaySite) -> _Client:
     program.chmod(0o644)
     for name in (sys.executable, shutil.which("python3"), *_SYSTEM_PYTHONS):
         if name and _runs(Path(name), site.place.user):
-            return _Client(Path(name), program)
+            return Client(Path(name), program)
     raise SourceError(
         f"user {site.place.user or 'of this process'} can run no Python, which restore_command needs",
         details=[f"{sys.executable} cannot be run by that user"],
@@ -211,7 +223,7 @@ def _client_for(site: ReplaySite) -> _Client:
 
 def _runs(python: Path, user: str | None) -> bool:
     try:
-        done = run(Command([str(python), "-I", "-S", "-c", "import socket"], cwd=Path("/"), user=user), check=False)
+        done = run(Command([str(python), "-I", "-S", "-c", "import _socket"], cwd=Path("/"), user=user), check=False)
     except SourceError:
         return False
     return done.status == 0

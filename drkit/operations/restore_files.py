@@ -14,13 +14,14 @@ from os import getegid, geteuid
 from pathlib import Path
 
 from drkit.binaries import postgres_binary
-from drkit.errors import IntegrityError
+from drkit.chunk_memory import keep_chunk_memory
+from drkit.errors import IntegrityError, SourceError
 from drkit.operations import Reporter, Workplace
 from drkit.operations.base_plan import COMBINE_TOOL, BasePlan
 from drkit.operations.dump_plan import RestorePlan
 from drkit.operations.extraction import Extraction, Owner
 from drkit.operations.restore import FetchedObject, copies_passed_over, fetch
-from drkit.process import Command
+from drkit.process import Command, Completed, ending
 from drkit.stream import Meter, prefetch
 from drkit.tied import run_tied
 
@@ -28,6 +29,8 @@ _STAGING = "drkit-chain"
 _CONFIG_KIND = "config"
 _LINKING_MAJOR = 18
 _LONGEST_COMBINE_S = 12 * 3600.0
+_FAILED_CALL = "could not "
+"""How PostgreSQL's programs begin what they say of a system call that failed; every byte they read was right."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def extract(plan: BasePlan, fetched: Sequence[FetchedMember], extraction: Extrac
     The control file is not written yet. Raise IntegrityError when a part is not what was signed or the members do not
     fit each other, SourceError when the folder cannot be written.
     """
+    keep_chunk_memory()
     with reporter.progress("write", plan.plain_bytes) as progress:
         if len(fetched) == 1:
             _write(fetched[0].plan, fetched[0].objects, extraction, plan.request.jobs, progress.advance)
@@ -88,7 +92,7 @@ def _write(
 def _write_part(
     plan: RestorePlan, item: FetchedObject, extraction: Extraction, advance: Callable[[int], object]
 ) -> None:
-    with item.open(plan, Meter(advance)) as plain, prefetch(plain) as ahead:
+    with item.open(plan, Meter(advance), in_threads=False) as plain, prefetch(plain) as ahead:
         extraction.write(item.record.part, item.record.kind, ahead)
 
 
@@ -133,10 +137,22 @@ def _combine(plan: BasePlan, members: Sequence[Extraction], outcome: Path, table
     ]
     done = run_tied(Command(argv, cwd=outcome.parent), timeout_s=_LONGEST_COMBINE_S)
     if done.status != 0:
-        lines = [line.removeprefix(f"{COMBINE_TOOL}: ").removeprefix("error: ") for line in done.stderr.splitlines()]
-        first = lines[0] if lines else f"it ended with status {done.status}"
-        chain = ", ".join(member.entry.manifest.artifact_id for member in plan.members)
-        raise IntegrityError(f"{COMBINE_TOOL} refuses the chain {chain}: {first}", details=lines[1:])
+        raise _not_combined(plan, done)
+
+
+def _not_combined(plan: BasePlan, done: Completed) -> IntegrityError | SourceError:
+    """Tell members that do not fit each other from a tool that was killed or a disk that is full."""
+    chain = ", ".join(member.entry.manifest.artifact_id for member in plan.members)
+    lines = [line.removeprefix(f"{COMBINE_TOOL}: ").removeprefix("error: ") for line in done.stderr.splitlines()]
+    if done.status < 0:
+        return SourceError(
+            f"{COMBINE_TOOL} {ending(done.status)} while it combined the chain {chain}",
+            hints=["dmesg   (whether memory ran short); then again: nothing was left half done"],
+        )
+    first = lines[0] if lines else f"it ended with status {done.status}"
+    if first.startswith(_FAILED_CALL):
+        return SourceError(f"{COMBINE_TOOL} cannot combine the chain {chain}: {first}", details=lines[1:])
+    return IntegrityError(f"{COMBINE_TOOL} refuses the chain {chain}: {first}", details=lines[1:])
 
 
 def _escaped(path: Path) -> str:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,12 @@ from drkit.operations.replay import TablespaceGuard, check_identity
 from drkit.operations.restore_base import (
     CAPTURED_CONFIG,
     TABLESPACES,
+    Client,
     Phases,
     Replayed,
     ReplaySite,
     describe_replayed,
+    finding_client,
     new_extraction,
     open_replay,
     replay_target,
@@ -109,10 +112,7 @@ class _FolderJob:
         self.notes += passed_over(fetched)
         self.reporter.line(f"  fetch       {format_bytes(self.plan.stored_bytes)} read, digests equal")
         with claimed(self.target):
-            extraction = self._extract(fetched)
-            replayed = self._replay(extraction) if start else None
-            if not start:
-                self._lay_out(extraction)
+            extraction, replayed = self._replay(fetched) if start else (self._lay_out(fetched), None)
             self._finish_config(write_signal=not start)
             with self.phases.timed("sync"):
                 extraction.sync()
@@ -129,8 +129,9 @@ class _FolderJob:
         self.reporter.line(f"  write       {format_bytes(self.plan.plain_bytes)}  {rate}/s{chain}")
         return extraction
 
-    def _lay_out(self, extraction: Extraction) -> None:
-        """Put all WAL of the plan into the folder, for a server that somebody else starts."""
+    def _lay_out(self, fetched: Sequence[FetchedMember]) -> Extraction:
+        """Write the files, and put all WAL of the plan into the folder, for a server that somebody else starts."""
+        extraction = self._extract(fetched)
         folder = self.data / LOCAL_WAL
         folder.mkdir(mode=0o700)
         self.target.owner.take(folder)
@@ -154,6 +155,7 @@ class _FolderJob:
                 self._write(folder / f"{timeline:08X}.history", content)
         extraction.write_control_file()
         hand_over(self.target)
+        return extraction
 
     def _write(self, path: Path, content: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -161,31 +163,38 @@ class _FolderJob:
             self.target.owner.take(descriptor)
             file.write(content)
 
-    def _replay(self, extraction: Extraction) -> Replayed:
-        # What ALTER SYSTEM had set on the source comes back after the replay, which must not be bent by it.
-        altered = self.data / "postgresql.auto.conf"
-        content = altered.read_bytes() if altered.exists() else b""
+    def _replay(self, fetched: Sequence[FetchedMember]) -> tuple[Extraction, Replayed]:
+        """Write the files and replay the WAL; what the server needs beside the files is got ready meanwhile."""
         spool = self.data / _SPOOL
-        spool.mkdir(mode=0o700)
         with self._run_folder() as run_folder:
             place = ServerPlace(
                 self.data, run_folder, self.plan.major, self.target.user, superuser_of(self.plan.base.details)
             )
             site = ReplaySite(place, spool, self.target.owner)
+            with finding_client(site) as client:
+                extraction = self._extract(fetched)
+            # What ALTER SYSTEM had set on the source comes back after the replay, which must not be bent by it.
+            altered = self.data / "postgresql.auto.conf"
+            content = altered.read_bytes() if altered.exists() else b""
+            spool.mkdir(mode=0o700)
             extraction.write_control_file()
             hand_over(self.target)
-            with ExitStack() as stack:
-                stack.enter_context(extraction.syncing())
-                with self.phases.timed("replay"):
-                    lent = open_replay(self.workplace, self.plan, site, self.reporter)
-                    server, replayed = stack.enter_context(lent)
-                self.reporter.line(f"  replay      {describe_replayed(replayed)}")
-                self.notes += replayed.recovered.doubts
-                with self.phases.timed("stop"):
-                    server.stop()
+            with extraction.syncing(passed_over=("pg_wal", _SPOOL)):
+                replayed = self._replay_in(site, client)
         shutil.rmtree(spool)
         altered.unlink(missing_ok=True)
         self._write(altered, content)
+        return extraction, replayed
+
+    def _replay_in(self, site: ReplaySite, client: Future[Client]) -> Replayed:
+        with ExitStack() as stack:
+            with self.phases.timed("replay"):
+                lent = open_replay(self.workplace, self.plan, site, client, self.reporter)
+                server, replayed = stack.enter_context(lent)
+            self.reporter.line(f"  replay      {describe_replayed(replayed)}")
+            self.notes += replayed.recovered.doubts
+            with self.phases.timed("stop"):
+                server.stop()
         return replayed
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -148,17 +149,15 @@ def describe_result(result: FolderResult) -> str:
     """Say what was restored and how to go on."""
     took = format_duration(timedelta(seconds=result.took_s))
     policy, folder = result.plan.request.policy, result.folder
+    start = f"pg_ctl -D {shlex.quote(str(folder))} start"
     if result.replayed is None:
-        return (
-            f"laid out {policy} in {folder} in {took}; it replays to its target when it is started:"
-            f"\n  pg_ctl -D {folder} start"
-        )
+        return f"laid out {policy} in {folder} in {took}; it replays to its target when it is started:\n  {start}"
     recovered = result.replayed.recovered
     last = recovered.last_commit_at
     commit = f", last commit {_moment(last)}" if last else ""
     return (
         f"restored {policy} into {folder} in {took}: timeline {recovered.timeline} from {recovered.lsn}{commit}"
-        f"\nthe server is stopped; start it with: pg_ctl -D {folder} start"
+        f"\nthe server is stopped; start it with: {start}"
     )
 
 

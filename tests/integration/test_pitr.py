@@ -33,6 +33,7 @@ from tests.fixtures.recovery import (
     walking,
 )
 from tests.fixtures.site import ReadySite
+from tests.fixtures.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,7 @@ def test_no_start_lays_out_what_the_owner_can_start(scene: Scene) -> None:
 
 
 def wait_until_promoted(server: PostgresServer) -> None:
-    deadline = time.monotonic() + 30
-    while server.execute("select pg_is_in_recovery()") != [(False,)]:
-        assert time.monotonic() < deadline, "not promoted"
-        time.sleep(0.05)
+    wait_until(lambda: server.execute("select pg_is_in_recovery()") == [(False,)], "the end of recovery", 30)
 
 
 def test_what_is_left_acts_on_nothing(scene: Scene) -> None:
@@ -330,10 +328,7 @@ def test_a_restore_that_is_killed_starts_clean_the_next_time(scene: Scene, when:
             child.kill()
             child.wait()
         assert (into / "drkit-restore.unfinished").exists()
-        deadline = time.monotonic() + 30
-        while processes_of(str(into)):
-            assert time.monotonic() < deadline, "the server outlived drkit"
-            time.sleep(0.05)
+        wait_until(lambda: not processes_of(str(into)), "the server, which outlived drkit", 30)
         done = walk.restore("--into", str(into), "--at", "immediate")
         assert done.returncode == 0, done.stderr
         assert list(Path(tempfile.gettempdir()).glob(f"drkit-work-*-{child.pid}-*")) == []

@@ -145,15 +145,37 @@ def test_left_overs_of_an_older_recovery_go_and_other_settings_stay(tmp_path: Pa
     assert "work_mem" not in auto_conf.read_text()
 
 
+def test_a_setting_that_holds_odd_ends_of_lines_stays_whole(tmp_path: Path) -> None:
+    line = "search_path = 'a\r\x0b\x0c\x1c\x85\u2028b'"
+    (tmp_path / "postgresql.auto.conf").write_bytes(f"{line}\n".encode())
+    write_recovery(tmp_path, {}, keep=True)
+    assert line.encode() in (tmp_path / "postgresql.auto.conf").read_bytes().split(b"\n")
+
+
 def test_floors_are_kept_and_everything_that_acts_is_off() -> None:
     recorded = {"max_connections": "500", "max_wal_senders": "22", "shared_preload_libraries": "pg_cron"}
-    settings = replay_settings(recorded, memory_bytes=1 << 30, cores=2)
+    settings = replay_settings(recorded, memory_bytes=1 << 30, cores=2, wal_bytes=1 << 40)
     assert (settings["max_connections"], settings["max_wal_senders"]) == ("500", "22")
     assert settings["archive_mode"] == "off"
     assert settings["shared_preload_libraries"] == settings["listen_addresses"] == settings["primary_conninfo"] == ""
     assert settings["max_logical_replication_workers"] == safe_settings(15)["max_logical_replication_workers"] == "0"
     assert safe_settings(15)["archive_library"] == ""
     assert "archive_library" not in safe_settings(14)
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "wal_bytes", "expected"),
+    [
+        (64 << 30, 0, "32MB"),
+        (64 << 30, 1 << 30, "128MB"),
+        (64 << 30, 1 << 40, "4096MB"),
+        (2 << 30, 1 << 40, "256MB"),
+        (1 << 27, 1 << 40, "32MB"),
+    ],
+)
+def test_buffers_are_no_larger_than_the_log_is_worth(memory_bytes: int, wal_bytes: int, expected: str) -> None:
+    settings = replay_settings({}, memory_bytes=memory_bytes, cores=2, wal_bytes=wal_bytes)
+    assert settings["shared_buffers"] == expected
 
 
 def test_places_of_the_source_are_set_aside(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from drkit.operations.replay import ReplayLog, TablespaceGuard, WalServer, open_
 from drkit.operations.stored_log import StoredFile
 from drkit.recovery import LogFile
 from drkit.wal import Segment
+from tests.fixtures.waiting import wait_until
 from tests.unit.test_wal_tablespaces import record, segment
 
 SIZE = 1 << 20
@@ -86,13 +87,6 @@ def name_of(number: int) -> str:
     return Segment(1, number, SIZE).name
 
 
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_files_of_the_plan_are_served_whole_and_others_are_absent(tmp_path: Path) -> None:
     with serving(tmp_path) as (server, _):
         for number in (1, 2, 3, 4, 5, 2):
@@ -102,7 +96,9 @@ def test_files_of_the_plan_are_served_whole_and_others_are_absent(tmp_path: Path
         for absent in (name_of(7), "00000003.history", f"{name_of(6)}.partial", "nonsense"):
             assert fetch(tmp_path, absent) == (1, b"")
         assert server.error is None
-        until(lambda: server.counts.served == 6)  # one was asked for twice; counted just after the answer has gone out
+        wait_until(
+            lambda: server.counts.served == 6
+        )  # one was asked for twice; counted just after the answer has gone out
 
 
 def test_what_cannot_be_read_aborts_and_is_remembered(tmp_path: Path) -> None:
@@ -126,11 +122,11 @@ def test_wal_of_another_cluster_or_size_is_refused(tmp_path: Path) -> None:
 def test_it_reads_ahead_of_the_server_but_not_without_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drkit.operations.replay.SPOOL_BYTES", 8 * SIZE)
     with serving(tmp_path, count=60) as (server, reader):
-        until(lambda: len(list(server.ready.iterdir())) == 8)
+        wait_until(lambda: len(list(server.ready.iterdir())) == 8)
         time.sleep(0.1)
         assert len(reader.asked) == 8
         for number in range(1, 61):
-            until(lambda: reader.asked.count(name_of(number)))  # noqa: B023
+            wait_until(lambda: reader.asked.count(name_of(number)))  # noqa: B023
             assert fetch(tmp_path, name_of(number))[0] == 0
             assert len(list(server.ready.iterdir())) <= 16
         assert sorted(set(reader.asked)) == sorted(item.file.name for item in server.log.files)
@@ -155,9 +151,9 @@ def test_a_first_file_that_cannot_be_read_is_not_waited_for(tmp_path: Path) -> N
 
 def test_a_file_that_was_moved_away_is_counted_and_fetched_again_when_it_is_asked_for(tmp_path: Path) -> None:
     with serving(tmp_path) as (server, reader):
-        until(lambda: (server.ready / name_of(1)).exists())
+        wait_until(lambda: (server.ready / name_of(1)).exists())
         (server.ready / name_of(1)).rename(tmp_path / "pg_wal")
-        until(lambda: server.counts.served == 1)
+        wait_until(lambda: server.counts.served == 1)
         assert fetch(tmp_path, name_of(1)) == (0, content_of(1)), "a recovery that starts over asks again"
         assert reader.asked.count(name_of(1)) == 2
         assert server.counts.served == 1
@@ -166,7 +162,7 @@ def test_a_file_that_was_moved_away_is_counted_and_fetched_again_when_it_is_aske
 def test_the_end_of_recovery_asks_once_more_for_what_was_taken_in_any_way(tmp_path: Path) -> None:
     with serving(tmp_path) as (server, _):
         assert fetch(tmp_path, name_of(1))[0] == 0
-        until(lambda: (server.ready / name_of(3)).exists())
+        wait_until(lambda: (server.ready / name_of(3)).exists())
         for number in (2, 3):
             (server.ready / name_of(number)).rename(tmp_path / "pg_wal")
         assert fetch(tmp_path, name_of(3)) == (0, content_of(3))
@@ -176,11 +172,11 @@ def test_the_end_of_recovery_asks_once_more_for_what_was_taken_in_any_way(tmp_pa
 def test_the_last_file_is_there_again_before_the_end_of_recovery_asks_for_it(tmp_path: Path) -> None:
     with serving(tmp_path, count=2) as (server, reader):
         for number in (1, 2, 3):
-            until(lambda number=number: (server.ready / name_of(number)).exists())
+            wait_until(lambda number=number: (server.ready / name_of(number)).exists())
             (server.ready / name_of(number)).rename(tmp_path / "pg_wal")
-        until(lambda: (server.ready / name_of(3)).exists())
+        wait_until(lambda: (server.ready / name_of(3)).exists())
         (server.ready / name_of(3)).rename(tmp_path / "pg_wal")
-        until(lambda: server.counts.served == 3)
+        wait_until(lambda: server.counts.served == 3)
         server.close()
     assert [reader.asked.count(name) for name in (name_of(1), name_of(2))] == [1, 1]
     assert len(reader.asked) == 4, "not for ever"
@@ -190,7 +186,7 @@ def test_the_last_file_is_there_again_before_the_end_of_recovery_asks_for_it(tmp
 def test_the_server_cannot_make_us_read_what_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     with serving(tmp_path) as (server, _):
-        until(lambda: (server.ready / name_of(1)).exists())
+        wait_until(lambda: (server.ready / name_of(1)).exists())
         (server.ready / name_of(1)).unlink()
         (server.ready / name_of(1)).symlink_to(tmp_path / "secret")
         status, content = fetch(tmp_path, name_of(1))
@@ -200,14 +196,14 @@ def test_the_server_cannot_make_us_read_what_is_not_its_own(tmp_path: Path) -> N
 
 def test_what_is_not_there_yet_is_waited_for_and_counted(tmp_path: Path) -> None:
     with serving(tmp_path) as (server, reader):
-        until(lambda: len(reader.asked) >= 2)
+        wait_until(lambda: len(reader.asked) >= 2)
         assert fetch(tmp_path, name_of(1))[0] == 0
         reader.gate.clear()
         waiting = threading.Thread(target=fetch, args=(tmp_path, name_of(2)))
         waiting.start()
         reader.gate.set()
         waiting.join(10)
-        until(lambda: server.counts.served == 2)  # counted just after the answer has gone out
+        wait_until(lambda: server.counts.served == 2)  # counted just after the answer has gone out
 
 
 @pytest.mark.parametrize(("has_target", "status"), [(True, 1), (False, 255)])
@@ -234,6 +230,22 @@ def test_a_folder_without_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DrkitError, match="has no room"):
         inspect_target(tmp_path / "new", 1 << 60)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("odd", ['a"b', "a$HOME", "a`b", "a\\b", "a\nb"])
+def test_a_folder_that_pg_ctl_cannot_name_is_refused(tmp_path: Path, odd: str) -> None:
+    with pytest.raises(DrkitError, match="pg_ctl cannot start a server in a folder whose path has"):
+        inspect_target(tmp_path / odd, 1)
+    with pytest.raises(DrkitError, match="has no room"):
+        inspect_target(tmp_path / "it's a %p;", 1 << 60)
+
+
+def test_a_command_to_type_names_a_folder_with_a_blank_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / MARKER).write_text('{"process": "another-host/12@x.1", "uid": 1, "gid": 1}')
+    with pytest.raises(DrkitError) as failed:
+        inspect_target(tmp_path / "a b", 1)
+    assert failed.value.hints[0].endswith(f"rm -rf '{tmp_path}/a b'")
 
 
 def test_a_failed_restore_leaves_the_folder_empty_and_its_owners(tmp_path: Path) -> None:

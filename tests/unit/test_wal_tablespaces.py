@@ -62,6 +62,23 @@ def test_each_is_found_once_around_the_border_of_what_is_looked_at_together(befo
     assert found == [TablespaceCreation(16402, "/srv/fast")]
 
 
+QUIET = segment(bytes(index % 251 for index in range(40 * PAGE)).replace(b"\5", b"\6"), pages=40)
+
+
+@pytest.mark.parametrize("length", [0, 30, PAGE, 3 * PAGE, 40 * PAGE, 40 * PAGE - 100])
+def test_the_ends_of_a_segment_without_any_are_those_of_its_payload(length: int) -> None:
+    content = QUIET[:length]
+    payload = b"".join(content[page + (24 if page else 40) : page + PAGE] for page in range(0, length, PAGE))
+    found, ends = find_creations(content)
+    assert (found, ends.head, ends.tail) == ([], payload[:4096], payload[-4096:])
+
+
+def test_the_ends_are_the_same_when_something_looks_like_one() -> None:
+    middle = 2 * PAGE + 1040
+    suspect = QUIET[:middle] + b"\0\5\0\0" + QUIET[middle + 4 :]
+    assert find_creations(suspect) == find_creations(QUIET)
+
+
 def test_what_only_looks_like_one_is_not_taken_for_it() -> None:
     wrong_length = bytearray(record(1, "/a"))
     wrong_length[0] += 1
