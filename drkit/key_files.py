@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,7 +108,8 @@ def read_secret_file(path: Path, noun: str) -> bytes | None:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
                 raise ConfigError(
-                    f"{noun} {path} can be read or changed by others (mode {mode:04o})", hints=[f"chmod 600 {path}"]
+                    f"{noun} {path} can be read or changed by others (mode {mode:04o})",
+                    hints=[f"chmod 600 {shlex.quote(str(path))}"],
                 )
             data = file.read(_SECRET_FILE_LIMIT_BYTES + 1)
     if len(data) > _SECRET_FILE_LIMIT_BYTES:

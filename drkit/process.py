@@ -145,7 +145,7 @@ class _Child:
             ) from None
         _kill_group(self._process.pid)
         if self.status != 0:
-            raise self._failure(f"{self.command.tool} {_ending(self.status)}")
+            raise self._failure(f"{self.command.tool} {ending(self.status)}")
 
     def _failure(self, message: str) -> SourceError:
         return SourceError(message, details=[f"command: {shlex.join(self.command.argv)}", *self.stderr_lines])
@@ -318,7 +318,7 @@ def run(command: Command, *, stdin: bytes | int = b"", timeout_s: float = 60, ch
     if check and process.returncode != 0:
         tail = [line for line in text.splitlines() if line.strip()][-MOST_LINES:]
         raise SourceError(
-            f"{command.tool} {_ending(process.returncode)}", details=[f"command: {shlex.join(command.argv)}", *tail]
+            f"{command.tool} {ending(process.returncode)}", details=[f"command: {shlex.join(command.argv)}", *tail]
         )
     return Completed(process.returncode, stdout, text)
 
@@ -373,7 +373,8 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _ending(status: int) -> str:
+def ending(status: int) -> str:
+    """Say how a child ended whose exit status, or negative signal, is given."""
     if status >= 0:
         return f"failed with exit status {status}"
     try:

@@ -157,11 +157,11 @@ class RestoreOptions:
     ``tables`` limits the load to the named ones (``schema.table``, ``database.collection``), ``exclude_tables`` leaves
     some out, ``renames`` gives databases or collections other names; ``with_users`` makes the server's users and roles
     as well, without those users that ``exclude_users`` names; `registry.restore_choices` says which of these an engine
-    knows. ``scratch`` says that the server is a sandbox of
-    ours: globals are loaded as its superuser and a full-speed load may trade durability. ``via`` is as for a backup;
-    None leaves it to the engine. With ``stage_folder``, a
-    private folder with room for the plain bytes, parts may be staged there for a parallel load; without it they are
-    streamed.
+    knows. ``replays`` says that an oplog is replayed afterwards, which may bring users whom the backup does not have.
+    ``scratch`` says that the server is a sandbox of ours: globals are loaded as its superuser and a full-speed
+    load may trade durability; ``queried`` that somebody's queries will be run there, for which statistics are taken.
+    ``via`` is as for a backup; None leaves it to the engine. With ``stage_folder``, a private folder with room for the
+    plain bytes, parts may be staged there for a parallel load; without it they are streamed.
     """
 
     details: Mapping[str, Any]
@@ -172,8 +172,10 @@ class RestoreOptions:
     renames: Mapping[str, str] = field(default_factory=dict)
     with_users: bool = False
     exclude_users: tuple[str, ...] = ()
+    replays: bool = False
     jobs: int = 2
     scratch: bool = False
+    queried: bool = True
     via: Via | None = None
     stage_folder: Path | None = None
     idle_timeout_s: float = 600

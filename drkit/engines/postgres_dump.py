@@ -180,6 +180,7 @@ class _DumpSession(LogicalDump):
             argv.append("--no-role-passwords")
         with connect(self._endpoint) as connection:
             (now,) = connection.execute("select clock_timestamp()").fetchone() or (datetime.now(UTC),)
+            argv.append(f"--encoding={connection.info.parameter_status('server_encoding')}")
         self._snapshots.append(now)
         with self._producing("globals", argv) as chunks:
             yield whole_globals(chunks)
@@ -253,6 +254,7 @@ class _DumpSession(LogicalDump):
             "--format=custom",
             "--compress=0",
             "--no-password",
+            f"--encoding={facts.encoding}",  # a role may have another set, which does not know every character
             f"--snapshot={guard.snapshot_id}",
             f"--lock-wait-timeout={round(wait_s * 1000)}",
             *[f"--exclude-table={name}" for name in guard.plan.excluded],

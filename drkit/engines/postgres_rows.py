@@ -12,7 +12,7 @@ import fcntl
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ class Piece:
     """
 
     statement: bytes
-    rows: bytes
+    rows: bytes | bytearray
     whole: bool = True
 
 
@@ -64,7 +64,7 @@ def split_script(chunks: Iterable[bytes]) -> Iterator[Piece]:
             first = False
         if not statement:
             return
-        yield from _rows(stream, held, statement)
+        held = yield from _rows(stream, held, statement)
 
 
 def _next_statement(stream: Iterator[bytes], held: bytearray) -> tuple[bytes, bytes]:
@@ -97,13 +97,16 @@ def _statement_end(held: bytearray, start: int) -> int:
     return 0
 
 
-def _rows(stream: Iterator[bytes], held: bytearray, statement: bytes) -> Iterator[Piece]:
-    """Yield the rows of one COPY, up to and without the line that ends them; ``held`` starts with a line."""
+def _rows(stream: Iterator[bytes], held: bytearray, statement: bytes) -> Generator[Piece, None, bytearray]:
+    """Yield the rows of one COPY, up to and without the line that ends them; ``held`` starts with a line.
+
+    Return what follows that line. A piece is what was held itself, not a copy of it.
+    """
     at_line_start = True
     while True:
         if at_line_start and held.startswith(_ROWS_END):
             del held[: len(_ROWS_END)]
-            return
+            return held
         # One byte is found ten times as fast as four, and most rows hold no backslash.
         end = held.find(b"\n" + _ROWS_END) if b"\\" in held else -1
         # What comes after the last line break may be the beginning of the end, so it waits for the next chunk.
@@ -111,9 +114,8 @@ def _rows(stream: Iterator[bytes], held: bytearray, statement: bytes) -> Iterato
         if not cut and len(held) > _MOST_HELD_BYTES:
             cut = len(held)
         if cut:
-            with memoryview(held) as view:
-                rows = bytes(view[:cut])
-            del held[:cut]
+            rows, held = held, held[cut:]
+            del rows[cut:]
             at_line_start = rows.endswith(b"\n")
             yield Piece(statement, rows, whole=at_line_start)
             if end >= 0:
@@ -151,10 +153,10 @@ class _Loaders:
     """Connections with a thread each, that take pieces from one queue: whoever is free takes the next."""
 
     def __init__(self, count: int) -> None:
-        self._pieces: queue.Queue[tuple[bytes, Iterator[bytes]] | None] = queue.Queue(maxsize=2 * count)
+        self._pieces: queue.Queue[tuple[bytes, Iterator[bytes | bytearray]] | None] = queue.Queue(maxsize=2 * count)
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
-        self._unfinished: queue.Queue[bytes | None] | None = None
+        self._unfinished: queue.Queue[bytes | bytearray | None] | None = None
         self.failure: psycopg.Error | None = None
 
     def start(self, connection: psycopg.Connection[Any]) -> None:
@@ -208,7 +210,7 @@ class _Loaders:
                 continue
         raise _Stopped
 
-    def _continued(self, rest: queue.Queue[bytes | None]) -> Iterator[bytes]:
+    def _continued(self, rest: queue.Queue[bytes | bytearray | None]) -> Iterator[bytes | bytearray]:
         while (rows := self._take(rest)) is not None:
             yield rows
 
@@ -288,7 +290,7 @@ class RowsLoad:
                 if piece.statement:
                     self._loaders.put(piece)
                 else:
-                    self._begin(piece.rows)
+                    self._begin(bytes(piece.rows))
             self._loaders.finish()
         except _Stopped:
             pass

@@ -269,7 +269,8 @@ def drop_database(target: Target, name: str) -> None:
 def apply_settings(target: Target, database: str, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Repeat ALTER DATABASE SET and ALTER ROLE IN DATABASE SET; return a warning for each that the server refused.
 
-    A value goes through set_config and SET FROM CURRENT, because the catalog keeps lists as they would be written.
+    A value goes through set_config and SET FROM CURRENT, because the catalog keeps lists as they would be written. It
+    ends with its transaction: the next one must not be read-only, or another role's, because of it.
     """
     warnings = []
     with connect(target.endpoint, database) as connection:
@@ -277,8 +278,9 @@ def apply_settings(target: Target, database: str, settings: Mapping[str, Mapping
             for setting in str(facts.get("settings") or "").splitlines():
                 name, _, value = setting.partition("=")
                 try:
-                    connection.execute("select set_config(%s, %s, false)", (name, value))
-                    connection.execute(_setting_statement(database, who, name))
+                    with connection.transaction():
+                        connection.execute("select set_config(%s, %s, true)", (name, value))
+                        connection.execute(_setting_statement(database, who, name))
                 except psycopg.Error as error:
                     words = error.diag.message_primary or "not accepted"
                     warnings.append(f"database {database}: setting {name} for {who} was left out: {words}")

@@ -216,7 +216,8 @@ class _Drill(DrillFrame):
             self.outcome.findings += inspect(plan, fetched, self.reporter)
             intact.summary = f"{format_bytes(plan.stored_bytes)} read, digests equal; decrypted while it was loaded"
         with open_scratch(self, plan) as server:
-            options = _restore_options(self.workplace, plan, server)
+            asks = "works" in self.wanted and bool(self.outcome.request.rule.checks)
+            options = _restore_options(self.workplace, plan, server, queried=asks)
             with self.level("loads") as level, self.phase("load"):
                 with engine.open_restore(server.url, options) as session:
                     loaded = load(plan, fetched, session, self.reporter)
@@ -251,12 +252,15 @@ class _Drill(DrillFrame):
             level.summary = format_count(len(level.lines), "difference")
 
 
-def _restore_options(workplace: Workplace, plan: RestorePlan, server: ScratchServer) -> RestoreOptions:
+def _restore_options(
+    workplace: Workplace, plan: RestorePlan, server: ScratchServer, *, queried: bool
+) -> RestoreOptions:
     return RestoreOptions(
         via=way_of(workplace, plan.entry.manifest),
         details=plan.details,
         parts=tuple(item.part for item in plan.objects),
         scratch=True,
+        queried=queried,
         stage_folder=server.stage_folder,
         work_folder=workplace.work_folder,
     )

@@ -10,14 +10,17 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from drkit.errors import IntegrityError, SourceError
+from drkit.errors import IntegrityError
+from drkit.operations.folder_sync import FolderSync, written
+from drkit.operations.large_files import LargeFileWriter, write_all
 from drkit.tar_stream import TarEntry, read_tar
+from drkit.units import CHUNK_BYTES
 
 CONTROL_FILE = "global/pg_control"
 BACKUP_MANIFEST = "backup_manifest"
@@ -27,7 +30,7 @@ _DATA_PART = re.compile(r"base(?:-[0-9]+)?")
 _LARGEST_CONTROL_FILE_BYTES = 1 << 16
 _LARGEST_MANIFEST_NOTE_BYTES = 1 << 30
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_SYNC_THREADS = 8
+_LARGE_BYTES = CHUNK_BYTES
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,14 @@ class Owner:
 
 
 class Extraction:
-    """One data folder that is being written; `write` may be called by several threads, once for each part."""
+    """One data folder that is being written; `write` may be called by several threads, once for each part.
 
-    def __init__(self, data: Path, tablespaces: Path, config: Path, owner: Owner) -> None:
+    With ``to_disk`` large files go straight to the disk: for what is to be durable, not for what is read at once.
+    """
+
+    def __init__(self, data: Path, tablespaces: Path, config: Path, owner: Owner, *, to_disk: bool = False) -> None:
         self.data = data
+        self._to_disk = to_disk
         self._tablespaces = tablespaces
         self._config = config
         self._owner = owner
@@ -64,7 +71,7 @@ class Extraction:
     def write(self, part: str, kind: str, chunks: Iterable[bytes]) -> None:
         """Write one part; raise IntegrityError for a name or a kind of file that no base backup has."""
         what = f"part {part}"
-        with _written(self.data):
+        with written(self.data):
             if kind == "manifest":
                 self._write_file(self.data / BACKUP_MANIFEST, (memoryview(chunk) for chunk in chunks))
             elif kind == "config":
@@ -82,6 +89,7 @@ class Extraction:
 
     def _write_tar(self, root: Path, chunks: Iterable[bytes], what: str) -> None:
         self._make_folder(root)
+        large = LargeFileWriter() if self._to_disk else None
         for entry, content in read_tar(chunks, what):
             if root == self.data and self._is_set_aside(entry, content, what):
                 continue
@@ -92,7 +100,7 @@ class Extraction:
                 self._make_folder(path)
             else:
                 self._make_folder(path.parent)
-                self._write_file(path, content)
+                self._write_file(path, content, large if entry.size_bytes >= _LARGE_BYTES else None)
 
     def _is_set_aside(self, entry: TarEntry, content: Iterator[memoryview], what: str) -> bool:
         """Keep the control file for the end; leave out the links to tablespaces, which are made anew."""
@@ -122,17 +130,18 @@ class Extraction:
         with self._lock:
             self._folders.add(path)
 
-    def _write_file(self, path: Path, content: Iterable[memoryview]) -> None:
+    def _write_file(self, path: Path, content: Iterable[memoryview], large: LargeFileWriter | None = None) -> None:
         try:
             descriptor = os.open(path, _WRITE_FLAGS, 0o600)
         except FileExistsError as error:
             raise IntegrityError(f"{path.name} is twice in this backup") from error
         try:
             self._owner.take(descriptor)
-            for piece in content:
-                view = piece
-                while view:
-                    view = view[os.write(descriptor, view) :]
+            if large is not None:
+                large.write(descriptor, content)
+            else:
+                for piece in content:
+                    write_all(descriptor, piece)
         finally:
             os.close(descriptor)
 
@@ -142,7 +151,7 @@ class Extraction:
         The map in the backup names the source's own folders: read as it is, a drill on the source's host would write
         into production's files (T26). Raise IntegrityError for a tablespace without files.
         """
-        with _written(self.data):
+        with written(self.data):
             links = self.data / "pg_tblspc"
             self._make_folder(links)
             for oid in sorted(self.oids, key=int):
@@ -155,7 +164,7 @@ class Extraction:
     def adopt(self, folder: Path, oids: set[str]) -> None:
         """Take over a whole data folder, made from several, with the tablespaces that already are in their place."""
         control = folder / CONTROL_FILE
-        with _written(self.data):
+        with written(self.data):
             self._control = control.read_bytes()
             control.unlink()
             for item in [*folder.iterdir()]:
@@ -185,7 +194,7 @@ class Extraction:
         if path.exists():
             lines = [f"{oid} {_escaped(self._tablespaces / oid)}\n" for oid in sorted(self.oids, key=int)]
             path.unlink()
-            with _written(path):
+            with written(path):
                 self._write_file(path, [memoryview(os.fsencode("".join(lines)))])
 
     def _mapped(self) -> set[str]:
@@ -202,68 +211,33 @@ class Extraction:
         """Write the control file, without which no server starts here, and make it last."""
         if self._control is None:
             raise IntegrityError("the backup has no control file")
-        with _written(self.data):
+        with written(self.data):
             path = self.data / CONTROL_FILE
             self._make_folder(path.parent)
             self._write_file(path, [memoryview(self._control)])
 
     @contextmanager
-    def syncing(self) -> Iterator[None]:
-        """Make durable what is there while the body goes on, so that `sync` finds little left to do.
+    def syncing(self, passed_over: Collection[str] = ()) -> Iterator[None]:
+        """Make durable what is there and comes while the body goes on, so that `sync` finds little left to do.
 
-        Raise SourceError after the body when that fails. When the body fails, what is left is given up.
+        What is called one of ``passed_over`` in the folder itself is left for `sync`. Raise SourceError after the body
+        when that fails.
         """
-        given_up = threading.Event()
-        with ThreadPoolExecutor(1, "sync") as pool:
-            early = pool.submit(self._sync, given_up)
-            try:
-                yield
-            except BaseException:
-                given_up.set()
-                raise
-            early.result()
+        with self._folder_sync.beside(passed_over):
+            yield
 
     def sync(self) -> None:
-        """Make everything durable, several files at once; returns when the last is."""
-        self._sync(threading.Event())
+        """Make everything durable; raise SourceError when that fails."""
+        self._folder_sync.sync()
 
-    def _sync(self, given_up: threading.Event) -> None:
+    @cached_property
+    def _folder_sync(self) -> FolderSync:
         roots = [self.data]
         if self._tablespaces.exists() and not self._tablespaces.is_relative_to(self.data):
             roots.append(self._tablespaces)
-
-        def sync_one(path: Path) -> None:
-            # The server that runs in the folder meanwhile may remove files.
-            if not given_up.is_set():
-                with contextlib.suppress(FileNotFoundError):
-                    sync_path(path)
-
-        with _written(self.data), ThreadPoolExecutor(_SYNC_THREADS, "sync") as pool:
-            for root in roots:
-                for folder, _, names in os.walk(root):
-                    list(pool.map(sync_one, [*(Path(folder) / name for name in names), Path(folder)]))
-
-
-def sync_path(path: Path) -> None:
-    """Make one file or folder durable."""
-    if path.is_symlink():
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return FolderSync(roots)
 
 
 def _escaped(path: Path) -> str:
     """Write a path as the server reads it from tablespace_map (xlogrecovery.c, read_tablespace_map)."""
     return re.sub(r"([\\\n\r])", r"\\\1", str(path))
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Turn the errors of writing into SourceError that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise SourceError(f"cannot write into {path}: {error.strerror or error}") from error
