@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -16,6 +15,7 @@ from drkit.model import Run
 from drkit.operations import backup
 from tests.fixtures.postgres import PostgresServer
 from tests.fixtures.site import ReadySite
+from tests.fixtures.waiting import wait_until
 
 LONG = timedelta(hours=1)
 SESSIONS = (
@@ -45,13 +45,6 @@ def locked(postgres: PostgresServer) -> Iterator[str]:
     postgres.drop_database(name)
 
 
-def until(holds: Callable[[], object], what: str) -> None:
-    deadline_s = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline_s, what
-        time.sleep(0.05)
-
-
 def running(site: ReadySite) -> list[Run]:
     with open_app(site.site_file) as workplace:
         return workplace.catalog.runs(state="running")
@@ -65,12 +58,14 @@ def test_a_backup_that_waits_on_the_server_is_ended_there_too(
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     command = [sys.executable, "-c", "from drkit.cli import main; main()", "backup", "orders"]
     with subprocess.Popen(command, cwd=ready_site.folder, env=environment, stderr=subprocess.PIPE) as process:
-        until(lambda: any(kind == "Lock" for _, kind in postgres.execute(SESSIONS, locked)), "it waits for the lock")
+        wait_until(
+            lambda: any(kind == "Lock" for _, kind in postgres.execute(SESSIONS, locked)), "it waits for the lock"
+        )
         (run,) = running(ready_site)
         done = ready_site.call("run", "cancel", run.run_id)
         assert (done.returncode, done.stdout) == (0, f"run {run.run_id} has ended: interrupted\n"), done.stderr
         assert process.wait(timeout=30) == 130
-    until(lambda: not postgres.execute(SESSIONS, locked), "no session of ours is left on the server")
+    wait_until(lambda: not postgres.execute(SESSIONS, locked), "no session of ours is left on the server")
     stored = {path.name for path in (ready_site.store_folder / "policies").rglob("*") if path.is_file()}
     assert stored <= {"globals.zst.age"}, "something that was not finished was stored"
     events = ready_site.call("run", "list", "--json").stdout
@@ -90,9 +85,11 @@ def test_what_a_kill_leaves_waiting_on_the_server_ends_by_itself(
     environment["WAITS_ON"] = postgres.url(locked).reveal()
     command = [sys.executable, "-c", job, "backup", "orders"]
     with subprocess.Popen(command, cwd=ready_site.folder, env=environment) as process:
-        until(lambda: any(kind == "Lock" for _, kind in postgres.execute(SESSIONS, locked)), "it waits for the lock")
+        wait_until(
+            lambda: any(kind == "Lock" for _, kind in postgres.execute(SESSIONS, locked)), "it waits for the lock"
+        )
         process.kill()
-    until(lambda: not postgres.execute(SESSIONS, locked), "no session of ours is left on the server")
+    wait_until(lambda: not postgres.execute(SESSIONS, locked), "no session of ours is left on the server")
 
 
 def test_what_cannot_be_cancelled_is_said(ready_site: ReadySite) -> None:

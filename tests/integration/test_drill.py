@@ -372,6 +372,15 @@ def test_level_works_without_checks_is_no_proof(site: ReadySite) -> None:
     assert document["findings"] == [f"level works proves nothing: drill rehearsal has no checks in {policy}"]
 
 
+def test_checks_are_asked_of_a_database_that_knows_how_large_its_tables_are(site: ReadySite) -> None:
+    """Without statistics a check that joins large tables could take hours."""
+    policy = site.folder / "policies" / "shop.yaml"
+    check = """      - {name: analyzed, sql: "select count(*) > 0 from pg_stats where schemaname = 'public'"}\n"""
+    policy.write_text(policy.read_text().replace("    checks:\n", f"    checks:\n{check}"))
+    status, document, _ = drill(site)
+    assert (status, document["verdict"]) == (0, "passed"), document["levels"]["works"]
+
+
 def test_a_drill_that_could_not_be_signed_is_not_begun(site: ReadySite) -> None:
     site.signing_key.unlink()
     done = site.drkit("drill", "shop", "--level", "intact")

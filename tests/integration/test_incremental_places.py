@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from tests.fixtures.versions import NEWEST, programs_of
 
 SETTINGS = PHYSICAL | {"summarize_wal": "on", "track_commit_timestamp": "on"}
 MARKER = "drkit-restore.unfinished"
-STANDS_STILL = """\
+HALF_WAY = """\
 #!/bin/sh
 for word; do
   case "$word" in
@@ -40,7 +40,7 @@ for word; do
   esac
 done
 mkdir "$out" && mkfifo "$out/never" && echo half >"$out/PG_VERSION"
-exec cat "$out/never"
+{then}
 """
 
 
@@ -196,64 +196,146 @@ class TestFromAStandby:
 
 
 @pytest.fixture
-def stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let pg_combinebackup stop half-way for ever."""
-    folder, real = tmp_path / "bin", programs_of(NEWEST)
-    folder.mkdir()
-    for program in real.iterdir():
-        (folder / program.name).symlink_to(program)
-    (folder / "pg_combinebackup").unlink()
-    script = folder / "pg_combinebackup"
-    script.write_text(STANDS_STILL.format(real=real / "pg_combinebackup"))
-    script.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setenv(FOLDERS_VARIABLE, str(folder))
-        yield
+def half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that lets pg_combinebackup do half of its work, and ``then`` what it is told."""
+
+    def set_up(then: str) -> None:
+        folder, real = tmp_path / "bin", programs_of(NEWEST)
+        folder.mkdir()
+        for program in real.iterdir():
+            (folder / program.name).symlink_to(program)
+        script = folder / "pg_combinebackup"
+        script.unlink()
+        script.write_text(HALF_WAY.format(real=real / "pg_combinebackup", then=then))
+        script.chmod(0o755)
+        monkeypatch.setenv(FOLDERS_VARIABLE, str(folder))
+
+    return set_up
+
+
+STAND_STILL = 'exec cat "$out/never"'
+
+
+def start_drkit(walk: Walk, *words: str, before: str = "") -> subprocess.Popen[bytes]:
+    """Start ``drkit`` as a process of its own; ``before`` is Python that it does first."""
+    script = f"{before}\nfrom drkit.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        cwd=walk.site.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def start_restore(walk: Walk, into: Path, before: str = "") -> subprocess.Popen[bytes]:
-    """Start ``drkit restore`` as a process of its own; ``before`` is Python that it does first."""
-    script = f"{before}\nfrom drkit.cli import main; main()"
-    words = [sys.executable, "-c", script, "restore", POLICY, "--into", str(into), "--at", "immediate"]
-    return subprocess.Popen(words, cwd=walk.site.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return start_drkit(walk, "restore", POLICY, "--into", str(into), "--at", "immediate", before=before)
 
 
-def chain_of(walk: Walk) -> None:
+def kill_when(child: subprocess.Popen[bytes], begun: Callable[[], object]) -> None:
+    """Kill drkit with SIGKILL once that has begun."""
+    try:
+        until(lambda: begun() or child.poll() is not None, "it is being combined")
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == -signal.SIGKILL
+
+
+def chain_of(walk: Walk) -> str:
+    """Take a full base and one on top of it; return the latter's id."""
     walk.base()
     walk.set("after the kill")
-    walk.base("--incremental")
+    return walk.base("--incremental")
 
 
-def starts_clean(walk: Walk, into: Path, killed: subprocess.Popen[bytes]) -> None:
-    """Assert that a killed restore left nothing that runs, and that the next one is whole."""
-    assert (into / MARKER).exists()
-    assert not (into / "global" / "pg_control").exists(), "no server starts on half of it"
-    until(lambda: not processes_of(str(into)), "nothing of it runs any more")
+def comes_back_whole(walk: Walk, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert that the next restore, with the real tool, does all of it."""
+    monkeypatch.setenv(FOLDERS_VARIABLE, str(programs_of(NEWEST)))
     done = walk.restore("--into", str(into), "--at", "immediate")
     assert done.returncode == 0, done.stderr
     assert not {path.name for path in into.iterdir()} & {MARKER, "drkit-chain", "drkit-spool"}
-    assert list(Path(tempfile.gettempdir()).glob(f"drkit-work-*-{killed.pid}-*")) == []
     with started(walk.server, into) as copy:
         assert copy.execute("select state from status") == [("after the kill",)]
 
 
-def test_killed_while_the_chain_is_combined(walk: Walk, stands_still: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def starts_clean(walk: Walk, into: Path, killed: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert that a killed restore left nothing that runs, and that the next one is whole."""
+    assert (into / MARKER).exists()
+    assert not (into / "global" / "pg_control").exists(), "no server starts on half of it"
+    until(lambda: not processes_of(str(into)), "nothing of it runs any more, pg_combinebackup neither")
+    comes_back_whole(walk, into, monkeypatch)
+    assert list(Path(tempfile.gettempdir()).glob(f"drkit-work-*-{killed.pid}-*")) == []
+
+
+def test_killed_while_the_chain_is_combined(
+    walk: Walk, half_way: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     chain_of(walk)
+    half_way(STAND_STILL)
     with scratch_place() as place:
         child = start_restore(walk, place / "data")
-        try:
-            trace = place / "data" / "drkit-chain" / "combined" / "PG_VERSION"
-            until(lambda: trace.exists() or child.poll() is not None, "it is being combined")
-        finally:
-            child.kill()
-            child.wait()
-        assert child.returncode == -signal.SIGKILL
-        until(lambda: not processes_of(str(place)), "pg_combinebackup does not outlive drkit")
+        kill_when(child, (place / "data" / "drkit-chain" / "combined" / "PG_VERSION").exists)
+        starts_clean(walk, place / "data", child, monkeypatch)
+
+
+def test_a_drill_killed_while_the_chain_is_combined(
+    walk: Walk, half_way: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain_of(walk)
+    half_way(STAND_STILL)
+    with scratch_place() as place:
+        monkeypatch.setenv("DRKIT_SCRATCH", str(place))
+        child = start_drkit(walk, "drill", POLICY, "--level", "replays")
+        kill_when(child, lambda: list(place.glob("drkit-*/data/drkit-chain/combined/PG_VERSION")))
+        (scratch,) = place.iterdir()
+        until(lambda: not processes_of(str(scratch)), "pg_combinebackup does not outlive drkit")
+        assert walk.site.call("run", "list").returncode == 0
+        assert list(place.iterdir()) == [], "the next command, whichever, takes away what was left"
         monkeypatch.setenv(FOLDERS_VARIABLE, str(programs_of(NEWEST)))
-        starts_clean(walk, place / "data", child)
+        drill = walk.site.call("drill", POLICY, "--level", "replays", "--json")
+        assert (drill.returncode, document_of(drill)["verdict"]) == (0, "passed"), drill.stderr
+        assert list(place.iterdir()) == []
 
 
-def test_killed_while_the_outcome_takes_its_place(walk: Walk) -> None:
+@pytest.mark.parametrize(
+    ("then", "status", "words"),
+    [
+        ("kill -KILL $$", 5, ["pg_combinebackup was killed by signal SIGKILL", "dmesg"]),
+        (
+            """echo 'pg_combinebackup: error: could not write file "x": No space left on device' >&2; exit 1""",
+            5,
+            ["pg_combinebackup cannot combine the chain", 'could not write file "x": No space left on device'],
+        ),
+        (
+            """echo 'pg_combinebackup: error: full backup must be first' >&2; exit 1""",
+            8,
+            ["pg_combinebackup refuses the chain", "full backup must be first"],
+        ),
+        ("exit 1", 8, ["pg_combinebackup refuses the chain", "it ended with status 1"]),
+    ],
+    ids=["killed", "no space", "refused", "without a word"],
+)
+def test_pg_combinebackup_that_fails_is_named_and_leaves_nothing(
+    walk: Walk,
+    half_way: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    then: str,
+    status: int,
+    words: list[str],
+) -> None:
+    newest = chain_of(walk)
+    half_way(then)
+    with scratch_place() as place:
+        done = walk.restore("--into", str(place / "data"), "--at", "immediate")
+        assert done.returncode == status, done.stderr
+        for word in [*words, newest]:
+            assert word in done.stderr
+        assert list((place / "data").iterdir()) == []
+        if status == 5:
+            comes_back_whole(walk, place / "data", monkeypatch)
+
+
+def test_killed_while_the_outcome_takes_its_place(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
     chain_of(walk)
     dies = (
         "import os, signal; from pathlib import Path; plain, left = Path.rename, [7]\n"
@@ -268,4 +350,4 @@ def test_killed_while_the_outcome_takes_its_place(walk: Walk) -> None:
         child = start_restore(walk, place / "data", dies)
         assert child.wait(timeout=60) == -signal.SIGKILL
         assert (place / "data" / "drkit-chain").exists()
-        starts_clean(walk, place / "data", child)
+        starts_clean(walk, place / "data", child, monkeypatch)

@@ -8,7 +8,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tests.fixtures.postgres import PASSWORD, PostgresServer, running_postgres
 from tests.fixtures.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.fixtures.s3_proxy import Fault, running_proxy
 from tests.fixtures.site import ReadySite
+from tests.fixtures.waiting import wait_until
 
 ROLE = "drkit backup"
 END_SESSIONS = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'drkit%'"
@@ -51,13 +52,6 @@ def opened(url: Secret, folder: Path, **options: object) -> Iterator[BackupSessi
     settings = BackupOptions(work_folder=folder, **options)  # type: ignore[arg-type]
     with find_engine("postgres", "base").open_backup(url, settings) as session:
         yield session
-
-
-def eventually(condition: Callable[[], object], within_s: float = 30) -> None:
-    end_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end_s, "the condition never held"
-        time.sleep(0.01)
 
 
 # Preflight ------------------------------------------------------------------------------------------------------------
@@ -184,7 +178,7 @@ def kill_hard(server: PostgresServer) -> None:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     for process in (pid, *map(int, children)):
         os.kill(process, signal.SIGKILL)
-    eventually(lambda: not any(running(int(child)) for child in children))
+    wait_until(lambda: not any(running(int(child)) for child in children))
 
 
 def running(pid: int) -> bool:
@@ -235,7 +229,7 @@ def test_leaving_early_ends_the_backup_on_the_server(server: PostgresServer, tmp
     with opened(server.url(), tmp_path, via=via) as session, session.open_part(session.preflight.parts[0]) as chunks:
         next(chunks)
     assert time.monotonic() - started_s < 5
-    eventually(lambda: server.execute("select count(*) from pg_replication_slots") == [(0,)])
+    wait_until(lambda: server.execute("select count(*) from pg_replication_slots") == [(0,)])
 
 
 # Through the command line: no manifest --------------------------------------------------------------------------------
@@ -272,7 +266,7 @@ def test_a_backup_whose_session_dies_commits_nothing(server: PostgresServer, rea
     ended: list[bool] = []
 
     def end_session() -> None:
-        eventually(lambda: server.execute(underway))
+        wait_until(lambda: server.execute(underway))
         ended.extend(row[0] for row in server.execute(END_SESSIONS))
 
     killer = threading.Thread(target=end_session)
@@ -299,7 +293,7 @@ def test_a_store_that_freezes_for_a_while_holds_nobody_up(
         written: list[bool] = []
 
         def thaw() -> None:
-            eventually(lambda: any(proxy.count(fault.operation) >= fault.first for fault in proxy.plan))
+            wait_until(lambda: any(proxy.count(fault.operation) >= fault.first for fault in proxy.plan))
             written.extend(server.execute("create table frozen (); drop table frozen; select true")[0])
             proxy.plan.clear()
             proxy.released.set()
@@ -312,7 +306,7 @@ def test_a_store_that_freezes_for_a_while_holds_nobody_up(
         assert written == [True]
         verified = ready_site.call("verify", "--all")
         assert verified.returncode == 0, verified.stderr
-        eventually(lambda: server.execute("select count(*) from pg_replication_slots") == [(0,)])
+        wait_until(lambda: server.execute("select count(*) from pg_replication_slots") == [(0,)])
 
 
 def test_a_full_disk_commits_nothing(server: PostgresServer, ready_site: ReadySite) -> None:
@@ -328,7 +322,7 @@ def test_a_full_disk_commits_nothing(server: PostgresServer, ready_site: ReadySi
     assert done.returncode == 6, done.stderr
     assert "is full" in done.stderr
     assert manifests(ready_site) == []
-    eventually(lambda: server.execute("select count(*) from pg_replication_slots") == [(0,)])
+    wait_until(lambda: server.execute("select count(*) from pg_replication_slots") == [(0,)])
     assert ready_site.call("backup", "orders").returncode == 0
 
 

@@ -22,7 +22,7 @@ from drkit.fingerprint import compare_fingerprints, describe_difference
 from drkit.sandboxes import SandboxRequest, ScratchServer
 from drkit.sandboxes.postgres import PostgresSandbox
 from drkit.units import MIB
-from tests.fixtures.postgres import DATA, PostgresServer, postgres_bin
+from tests.fixtures.postgres import DATA, SUPERUSER, PostgresServer, postgres_bin
 from tests.integration.test_sandbox import MAJOR, MemoryLedger
 
 ENGINE = find_engine("postgres", "dump")
@@ -45,9 +45,11 @@ class Taken:
         return Taken(self.details, {self.part(label): self.parts[self.part(label)] for label in labels})
 
 
-def take(server: PostgresServer, work_folder: Path, *databases: str) -> Taken:
+def take(server: PostgresServer, work_folder: Path, *databases: str, user: str = SUPERUSER) -> Taken:
     parts = {}
-    with ENGINE.open_backup(server.url(), BackupOptions(databases=databases, work_folder=work_folder)) as session:
+    with ENGINE.open_backup(
+        server.url(user=user), BackupOptions(databases=databases, work_folder=work_folder)
+    ) as session:
         for part in session.preflight.parts:
             with session.open_part(part) as chunks:
                 parts[part.name] = list(chunks)
@@ -193,6 +195,52 @@ def test_a_missing_database_is_made_with_owner_and_settings(
     finally:
         postgres.drop_database("small_copy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_the_role_that_connects_change_nothing_in_a_backup_and_its_restore(
+    postgres: PostgresServer, database: str, tmp_path: Path
+) -> None:
+    postgres.execute(
+        r"""
+        create table "ж" (words text[], note text);
+        insert into "ж" values ('{NULL,"NULL",x}', E'a\\b\n\\.\nc');
+        select lo_from_bytea(0, '\x00ff'::bytea)""",
+        database,
+    )
+    postgres.execute("create role moody superuser login")
+    try:
+        for setting in (
+            "client_encoding = 'LATIN1'",
+            "standard_conforming_strings = off",
+            "array_nulls = off",
+            "default_transaction_isolation = 'serializable'",
+            "bytea_output = 'escape'",
+            "lock_timeout = '1ms'",
+        ):
+            postgres.execute(f"alter role moody set {setting}")
+        taken = take(postgres, tmp_path, database, user="moody").only(database)
+        restore(postgres.url("moody_copy", "moody"), taken, tmp_path, jobs=1)
+        same = r"""select words[1] is null and words[2] = 'NULL' and note = E'a\\b\n\\.\nc' from "ж" """
+        assert postgres.execute(same, "moody_copy") == [(True,)]
+    finally:
+        postgres.drop_database("moody_copy")
+        postgres.execute("drop role moody")
+
+
+def test_every_setting_of_a_database_comes_back_whatever_the_others_forbid(
+    postgres: PostgresServer, database: str, tmp_path: Path
+) -> None:
+    settings = {"default_transaction_read_only": "on", "search_path": "nowhere", "work_mem": "7MB"}
+    for name, value in settings.items():
+        postgres.execute(f"alter database {database} set {name} = '{value}'")
+    taken = take(postgres, tmp_path, database).only(database)
+    try:
+        loaded = restore(postgres.url("strict_copy"), taken, tmp_path)
+        assert loaded.warnings == []
+        for name, value in settings.items():
+            assert postgres.execute(f"show {name}", "strict_copy") == [(value,)]
+    finally:
+        postgres.drop_database("strict_copy")
 
 
 def test_an_empty_database_is_filled_and_keeps_what_is_its_own(

@@ -88,10 +88,12 @@ def test_files_that_the_owner_or_a_group_can_read_are_accepted(tmp_path: Path, m
 def test_files_that_others_can_read_or_change_are_refused_with_the_command(
     tmp_path: Path, mode: int, verb: str
 ) -> None:
-    path = secret_file(tmp_path, VALUE.encode(), mode)
+    folder = tmp_path / "a site"
+    folder.mkdir()
+    path = secret_file(folder, VALUE.encode(), mode)
     with pytest.raises(ConfigError, match=f"the secret file:secret can be {verb} by other users") as caught:
-        resolve("file:secret", folder=tmp_path)
-    assert caught.value.hints == (f"chmod 0600 {path}",)
+        resolve("file:secret", folder=folder)
+    assert caught.value.hints == (f"chmod 0600 '{path}'",)
     assert VALUE not in str(caught.value)
 
 

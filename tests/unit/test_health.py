@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +20,7 @@ from drkit.operations.site_duties import PATIENCE, say_start, site_duties
 from drkit.worker import scheduler_duties
 from tests.fixtures.site import ReadySite
 from tests.fixtures.telling import Clock, Telling, telling
+from tests.fixtures.waiting import wait_until
 
 _DIES = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -41,13 +41,6 @@ class Hanging:
     def run(self, stopping: threading.Event) -> None:
         while not stopping.wait(0.01):
             self.step()
-
-
-def soon(seen: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + 20
-    while not seen():
-        assert time.monotonic() < until_s, "it was never seen"
-        time.sleep(0.01)
 
 
 def wrong(health: Health) -> str:
@@ -73,7 +66,7 @@ class TestDuties:
         with watched(Hanging(), clock) as health:
             for _ in range(3):
                 clock.forward(minutes=5)
-                soon(lambda: not wrong(health))
+                wait_until(lambda: not wrong(health))
 
     def test_one_that_hangs_is_stuck(self, clock: Clock) -> None:
         duty, let_go = Hanging(), threading.Event()
@@ -90,7 +83,7 @@ class TestDuties:
             clock.forward(minutes=11)
             assert wrong(health) == "hanging is stuck: nothing is heard of it, 0:01:00 too long"
             let_go.set()
-            soon(lambda: not wrong(health))
+            wait_until(lambda: not wrong(health))
 
     @_DIES
     def test_one_whose_thread_ended_is_dead(self, clock: Clock) -> None:
@@ -101,7 +94,7 @@ class TestDuties:
                 raise SystemExit
 
             duty.step = end
-            soon(lambda: wrong(health) == "hanging is dead: its thread has ended")
+            wait_until(lambda: wrong(health) == "hanging is dead: its thread has ended")
 
     def test_one_that_fails_is_ill_until_it_goes_on_for_a_minute(self, clock: Clock) -> None:
         duty = Hanging()
@@ -113,9 +106,9 @@ class TestDuties:
                     raise failing.pop()
 
             duty.step = fail_once
-            soon(lambda: wrong(health) == "hanging failed: ZeroDivisionError: no 0")
+            wait_until(lambda: wrong(health) == "hanging failed: ZeroDivisionError: no 0")
             clock.forward(seconds=61)
-            soon(lambda: not wrong(health))
+            wait_until(lambda: not wrong(health))
 
     def test_one_that_waits_for_its_end_is_well(self, clock: Clock) -> None:
         class Waiting:
@@ -128,7 +121,7 @@ class TestDuties:
         waits = threading.Event()
         with watched(Waiting(), clock) as health:
             waits.wait()
-            soon(lambda: health._duties["waiting"].expected_at is None)
+            wait_until(lambda: health._duties["waiting"].expected_at is None)
             clock.forward(days=30)
             assert wrong(health) == ""
 
@@ -155,7 +148,7 @@ class TestServe:
         duties += site_duties(workplace, health, Said())  # type: ignore[arg-type]
         self.worker = next(duty for duty in duties if duty.name == "worker")
         with running_duties(duties, lambda *_: None, 5.0, Group(health)):
-            soon(lambda: told.catalog.workers.last_beat() is not None)
+            wait_until(lambda: told.catalog.workers.last_beat() is not None)
             yield health
 
     def test_a_worker_that_is_stopped_turns_it_red(self, told: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +159,10 @@ class TestServe:
             told.clock.forward(seconds=91)
             # The others go on; the scheduler ticks every ten seconds, and a tick is asked for here.
             health.tick("scheduler")
-            soon(lambda: wrong(health) == "worker is silent: its last round was 0:01:31 ago")
+            wait_until(lambda: wrong(health) == "worker is silent: its last round was 0:01:31 ago")
             monkeypatch.undo()
             let_go.set()
-            soon(lambda: not wrong(health))
+            wait_until(lambda: not wrong(health))
         assert told.catalog.workers.last_beat() is None, "a worker that ended is missed by nobody"
 
     def test_a_catalog_that_takes_nothing_turns_it_red(self, told: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +173,9 @@ class TestServe:
 
             monkeypatch.setattr("drkit.catalog.workers.SqliteWorkers.beat", refuse)
             expected = "the catalog cannot be written: cannot read or write the catalog: database or disk is full"
-            soon(lambda: expected in wrong(health))
+            wait_until(lambda: expected in wrong(health))
             monkeypatch.undo()
-            soon(lambda: not wrong(health))
+            wait_until(lambda: not wrong(health))
 
     @_DIES
     def test_a_worker_that_is_dead_turns_it_red(self, told: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +184,7 @@ class TestServe:
 
         with self.serving(told) as health:
             monkeypatch.setattr(self.worker, "_look", end)
-            soon(lambda: wrong(health) == "worker is dead: its thread has ended")
+            wait_until(lambda: wrong(health) == "worker is dead: its thread has ended")
 
 
 @pytest.mark.parametrize("told", [True, False])

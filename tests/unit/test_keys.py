@@ -138,11 +138,12 @@ def test_the_umask_does_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o666])
 def test_a_secret_that_others_can_touch_is_refused_with_the_command_that_helps(tmp_path: Path, mode: int) -> None:
-    identity = new_identity_file(tmp_path / "restore.age").path
-    write_signing_key(tmp_path / "signing")
+    identity = new_identity_file(tmp_path / "a restore.age").path
+    signing = tmp_path / "a signing"
+    write_signing_key(signing)
     for path, load in (
         (identity, lambda: load_identities([identity], None)),
-        (tmp_path / "signing", lambda: load_signing_key(tmp_path / "signing")),
+        (signing, lambda: load_signing_key(signing)),
     ):
         path.chmod(mode)
         error = fails(ConfigError, load)

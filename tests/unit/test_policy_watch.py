@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +28,7 @@ from drkit.schedule import Recurrence
 from drkit.scheduler import Planner
 from drkit.site import PolicyScan
 from tests.fixtures.site import ReadySite
+from tests.fixtures.waiting import wait_until
 from tests.integration.test_alarms import serving, until
 from tests.unit.test_scheduler import HOURLY
 
@@ -270,10 +270,10 @@ class TestLogShippers:
     def test_they_are_begun_and_ended_as_policies_come_change_and_go(
         self, scene: Scene, shipped: list[tuple[str, str]]
     ) -> None:
-        _until(lambda: shipped == [("begins", "orders 1")])
+        wait_until(lambda: shipped == [("begins", "orders 1")])
         scene.edit("tier: 1", "tier: 2")
         scene.look()
-        _until(lambda: shipped[1:] == [("ends", "orders 1"), ("begins", "orders 2")])
+        wait_until(lambda: shipped[1:] == [("ends", "orders 1"), ("begins", "orders 2")])
         scene.edit(self.WAL, "backups: [{method: dump}]\n")
         scene.site.write_policy("ledger", more="tier: 5\n").write_text(
             scene.orders.read_text()
@@ -281,14 +281,7 @@ class TestLogShippers:
             .replace("[{method: dump}]", self.WAL[9:])
         )
         scene.look()
-        _until(lambda: shipped[3:] == [("ends", "orders 2"), ("begins", "ledger 2")])
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+        wait_until(lambda: shipped[3:] == [("ends", "orders 2"), ("begins", "ledger 2")])
 
 
 def test_a_real_serve_reads_them_again_on_sighup(ready_site: ReadySite) -> None:
