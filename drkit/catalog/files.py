@@ -259,11 +259,12 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
     while True:
         try:
             connection.execute("pragma journal_mode = wal")
-            return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF not in _LOCKED or time.monotonic() > give_up_at:
                 raise
-        time.sleep(0.01)
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
