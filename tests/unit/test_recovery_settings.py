@@ -23,6 +23,7 @@ from drkit.engines.postgres_recovery import (
 )
 from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
 from drkit.units import When, parse_when
+from tests.fixtures.wal_commands import expanded
 
 ODD = "odd % 'quoted' \"twice\" $HOME `x` ü"
 
@@ -57,20 +58,6 @@ def test_exclusive_is_said() -> None:
 def test_time_is_written_in_utc_with_a_numeric_offset() -> None:
     moment = datetime(2026, 3, 29, 2, 30, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
     assert server_time(moment) == "2026-03-29 00:30:00.123456+00"
-
-
-def expanded(command: str, name: str, path: str) -> str:
-    """Expand as PostgreSQL does (archive.c, BuildRestoreCommand)."""
-    out, position = "", 0
-    while position < len(command):
-        two = command[position : position + 2]
-        if two in ("%f", "%p", "%%"):
-            out += {"%f": name, "%p": path, "%%": "%"}[two]
-            position += 2
-        else:
-            out += command[position]
-            position += 1
-    return out
 
 
 def test_the_fetch_command_survives_odd_paths(tmp_path: Path) -> None:

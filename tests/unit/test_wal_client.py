@@ -2,76 +2,110 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drkit import wal_client
+from tests.fixtures.wal_commands import answering
 
 NAME = "000000010000000000000007"
+PERL = Path("/usr/bin/perl")
+PERL_CLIENT = str(Path(wal_client.__file__).with_name("wal_push.pl"))
+PYTHON = (sys.executable, "-I", "-S", str(Path(wal_client.__file__)))
+clients = pytest.mark.parametrize(
+    "client",
+    [
+        pytest.param(PYTHON, id="python"),
+        pytest.param(
+            (str(PERL), "-C0", PERL_CLIENT),
+            id="perl",
+            marks=pytest.mark.skipif(not PERL.exists(), reason="there is no Perl here"),
+        ),
+    ],
+)
 
 
-@contextlib.contextmanager
-def answering(path: Path, answer: bytes | None) -> Iterator[list[bytes]]:
-    """Answer one question at ``path``, or hang up without a word for None; yield what was asked."""
-    asked: list[bytes] = []
-    with socket.socket(socket.AF_UNIX) as listener:
-        folder = os.open(path.parent, os.O_RDONLY)
-        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-        os.close(folder)
-        listener.listen()
-
-        def answer_once() -> None:
-            line, _ = listener.accept()
-            with line:
-                asked.append(line.recv(10_000))
-                if answer is not None:
-                    line.sendall(answer)
-
-        thread = threading.Thread(target=answer_once, daemon=True)
-        thread.start()
-        yield asked
-        thread.join(timeout=5)
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    line = [sys.executable, "-I", "-S", str(Path(wal_client.__file__)), *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+def run(*arguments: str, client: Sequence[str] = PYTHON, **settings: Any) -> tuple[int, str]:
+    done = subprocess.run([*client, *arguments], capture_output=True, text=True, check=False, **settings)
     return done.returncode, done.stderr
 
 
-def test_a_push_names_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@clients
+def test_a_push_names_the_whole_path(tmp_path: Path, client: Sequence[str]) -> None:
     with answering(tmp_path / "socket", b"ok 0\n") as asked:
-        assert wal_client.push(f"pg_wal/{NAME}", "socket") == 0
+        assert run("push", f"pg_wal/{NAME}", "--socket", "socket", client=client, cwd=tmp_path) == (0, "")
     assert asked == [f"push {tmp_path}/pg_wal/{NAME}\n".encode()]
 
 
+@clients
 @pytest.mark.parametrize(
     ("answer", "status", "said"),
-    [(b"no it is another one\n", 1, "was refused: it is another one"), (b"", 2, "hung up"), (None, 2, "hung up")],
+    [
+        (b"no it is another one\n", 1, "was refused: it is another one"),
+        (b"", 2, "was not taken: the other side hung up without an answer"),
+        (b"ok 0", 2, "was not taken: the other side hung up without an answer"),
+        (b"x" * 9000, 2, "was not taken: the other side hung up without an answer"),
+        (None, 2, "was not taken: the other side hung up without an answer"),
+    ],
 )
 def test_a_push_that_was_not_taken(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: bytes | None, status: int, said: str
+    tmp_path: Path, client: Sequence[str], answer: bytes | None, status: int, said: str
 ) -> None:
     with answering(tmp_path / "socket", answer):
-        assert wal_client.push(f"/x/{NAME}", str(tmp_path / "socket")) == status
-    assert said in capfd.readouterr().err
+        found = run("push", f"/x/{NAME}", "--socket", str(tmp_path / "socket"), client=client)
+    assert found == (status, f"drkit wal: {NAME} {said}\n")
 
 
-def test_a_push_does_not_wait_for_ever(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@clients
+def test_a_push_does_not_wait_for_ever(tmp_path: Path, client: Sequence[str]) -> None:
+    path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "socket"))
+        listener.bind(path)
         listener.listen()
-        assert wal_client.push(f"/x/{NAME}", str(tmp_path / "socket"), 0.1) == 2
-    assert "no answer in time" in capfd.readouterr().err
+        found = run("push", f"/x/{NAME}", "--socket", path, "--timeout", "0.1", client=client)
+    assert found == (2, f"drkit wal: {NAME} was not taken: no answer in time from {path}\n")
+
+
+@clients
+def test_a_push_that_may_not_connect_says_so(tmp_path: Path, client: Sequence[str]) -> None:
+    path = tmp_path / "socket"
+    path.mkdir()  # as good as no permission, which root always has: connecting to it is refused
+    assert run("push", f"/x/{NAME}", "--socket", str(path), client=client) == (
+        2,
+        f"drkit wal: {NAME} was not taken: nobody answers at {path} (is drkit serve running?)\n",
+    )
+    too_long = f"/{'x' * 300}/socket"
+    status, said = run("push", f"/x/{NAME}", "--socket", too_long, client=client)
+    assert (status, "File name too long" in said) == (2, True)
+    assert run("push", "/x/two\nlines", "--socket", str(path), client=client)[0] == 2
+
+
+@clients
+def test_a_push_is_not_disturbed_by_the_servers_environment(tmp_path: Path, client: Sequence[str]) -> None:
+    strange = {**os.environ, "LC_ALL": "xx_XX", "PERL_UNICODE": "SAD", "PERL_BADLANG": "0", "PYTHONHOME": "/nowhere"}
+    name = os.fsdecode(b"caf\xe9\xff")
+    with answering(tmp_path / "socket", b"ok 0\n") as asked:
+        assert run("push", f"/x/{name}", "--socket", str(tmp_path / "socket"), client=client, env=strange) == (0, "")
+    assert asked == [b"push /x/caf\xe9\xff\n"]
+
+
+@pytest.mark.skipif(not PERL.exists(), reason="there is no Perl here")
+def test_the_perl_client_loads_no_module_and_is_clean(tmp_path: Path) -> None:
+    strict = subprocess.run(
+        [str(PERL), "-Mstrict", "-Mwarnings", "-c", PERL_CLIENT], capture_output=True, text=True, check=False
+    )
+    assert strict.stderr == f"{PERL_CLIENT} syntax OK\n"
+    shown = f"{Path(PERL_CLIENT).read_text()}\nEND {{ print join(' ', keys %INC) }}"
+    (tmp_path / "client.pl").write_text(shown)
+    done = subprocess.run([str(PERL), str(tmp_path / "client.pl")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (64, "")
 
 
 def test_a_fetch_writes_the_file_whole(tmp_path: Path) -> None:
@@ -107,11 +141,19 @@ def test_only_a_clear_answer_ends_a_recovery(tmp_path: Path, answer: bytes | Non
     assert [path.name for path in tmp_path.iterdir()] == ["socket"]
 
 
-def test_nobody_there_aborts_a_recovery_and_keeps_a_segment(tmp_path: Path) -> None:
+def test_nobody_there_aborts_a_recovery(tmp_path: Path) -> None:
     status, said = run("fetch", NAME, str(tmp_path / "out"), "--socket", str(tmp_path / "socket"))
     assert (status, "nobody answers at" in said) == (255, True)
-    status, said = run("push", f"/x/{NAME}", "--socket", str(tmp_path / "socket"))
-    assert (status, "nobody answers at" in said) == (2, True)
+
+
+@clients
+def test_nobody_there_keeps_a_segment(tmp_path: Path, client: Sequence[str]) -> None:
+    path = str(tmp_path / "socket")
+    expected = f"drkit wal: {NAME} was not taken: nobody answers at {path} (is drkit serve running?)\n"
+    assert run("push", f"/x/{NAME}", "--socket", path, client=client) == (2, expected)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)  # somebody was killed and left it
+    assert run("push", f"/x/{NAME}", "--socket", path, client=client) == (2, expected)
 
 
 @pytest.mark.parametrize(
@@ -121,20 +163,35 @@ def test_nobody_there_aborts_a_recovery_and_keeps_a_segment(tmp_path: Path) -> N
         (["fetch", NAME], 255),
         (["fetch", NAME, "out"], 255),
         (["fetch", NAME, "out", "--socket", "s", "--timeout", "soon"], 255),
-        (["push", "a", "b", "--socket", "s"], 64),
-        (["push", "a"], 64),
     ],
 )
 def test_wrong_usage_is_never_taken_for_the_end_of_the_log(arguments: list[str], status: int) -> None:
     assert run(*arguments)[0] == status
 
 
-def test_a_long_path_to_the_socket_is_no_hindrance(tmp_path: Path) -> None:
+@clients
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a", "b", "--socket", "s"],
+        ["a"],
+        ["--socket", "s"],
+        ["a", "--socket"],
+        ["a", "--socket", "s", "--timeout", "x"],
+    ],
+)
+def test_a_push_with_wrong_usage(arguments: list[str], client: Sequence[str]) -> None:
+    status, said = run("push", *arguments, client=client)
+    assert (status, "usage:" in said) == (64, True)
+
+
+@clients
+def test_a_long_path_to_the_socket_is_no_hindrance(tmp_path: Path, client: Sequence[str]) -> None:
     folder = tmp_path / ("a" * 60) / ("b" * 60)
     folder.mkdir(parents=True)
     with answering(folder / "socket", b"ok 0\n"):
         folder.chmod(0o300)  # to pass through is all that the server's user may
-        assert wal_client.push(f"/x/{NAME}", str(folder / "socket")) == 0
+        assert run("push", f"/x/{NAME}", "--socket", str(folder / "socket"), client=client) == (0, "")
 
 
 def test_it_imports_next_to_nothing() -> None:
