@@ -10,14 +10,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from drkit.errors import IntegrityError
 from drkit.wal import Segment, format_lsn
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 PAGE_BYTES = 8192
 
@@ -26,7 +21,14 @@ _LONG_HEADER_BYTES = 40
 _SHORT = struct.Struct("<HHIQI")
 _LONG = struct.Struct("<QII")
 _RECORD = struct.Struct("<IIQBB2xI")
-_HEADERS = struct.Struct(f"<HHIQ{PAGE_BYTES - 16}x")
+_HEADERS = [
+    ("magic", "<u2"),
+    ("info", "<u2"),
+    ("timeline", "<u4"),
+    ("address", "<u8"),
+    ("rest", f"V{PAGE_BYTES - 16}"),
+]
+"""Pages as numpy sees them."""
 _CONTINUING = struct.Struct("<16xI4xI4xI")
 """How much of a record a page continues, and the word at 16 in the record's header if 16 or 8 bytes are before it."""
 _MAGICS = (0xD0, 0xD1)
@@ -157,14 +159,14 @@ class _Pages:
         self.count = self._count() if count is None else count
 
     def _count(self) -> int:
+        import numpy as np
+
         whole = len(self.content) // PAGE_BYTES
-        address = self.segment.start_lsn
-        headers = _HEADERS.iter_unpack(self.content[: whole * PAGE_BYTES])
-        for page, (magic, _, timeline, found) in enumerate(headers):
-            if magic != self.magic or found != address or timeline > self.segment.timeline:
-                return page
-            address += PAGE_BYTES
-        return whole
+        headers = np.frombuffer(self.content, _HEADERS, whole)
+        address = self.segment.start_lsn + PAGE_BYTES * np.arange(whole, dtype=np.uint64)
+        written = (headers["magic"] == self.magic) & (headers["address"] == address)
+        written &= headers["timeline"] <= self.segment.timeline
+        return whole if written.all() else int(written.argmin())
 
     def cut(self, end_lsn: int) -> None:
         """Forget what is in the segment from a position on."""
@@ -202,9 +204,9 @@ class _Pages:
 
         start = block * PAGE_BYTES
         size_bytes = min(_BLOCK_PAGES * PAGE_BYTES, len(self.content) - start)
-        words = np.frombuffer(self.content, "<u4", size_bytes // 4, start)
-        found = set(self._crossing(block, words[: size_bytes // PAGE_BYTES * PAGE_BYTES // 4]))
-        for place in np.flatnonzero(words[::2] & _TELLING == _TOLD).tolist():
+        words = np.frombuffer(self.content, "<u8", size_bytes // 8, start)
+        found = set(self._crossing(block, size_bytes // PAGE_BYTES))
+        for place in np.flatnonzero(words & _TELLING == _TOLD).tolist():
             page, position = divmod(8 * place - _TELLING_AT, PAGE_BYTES)
             if block + page not in found and position >= _SHORT_HEADER_BYTES:
                 header = start + page * PAGE_BYTES + position
@@ -212,23 +214,23 @@ class _Pages:
                     found.add(block + page)
         return sorted(found)
 
-    def _crossing(self, block: int, words: NDArray[np.uint32]) -> Iterator[int]:
-        """Yield which pages of a block end with the beginning of a commit's header that reaches into the next page.
+    def _crossing(self, block: int, count: int) -> list[int]:
+        """Return which of ``count`` pages end with the beginning of a commit's header that reaches into the next page.
 
         As much is missing of such a record as the next page says that it continues.
         """
-        pages = words.reshape(-1, PAGE_BYTES // 4)
-        continued = pages[1:, [4, 6, 8]].tolist()
-        behind = (block + len(pages)) * PAGE_BYTES
+        import numpy as np
+
+        behind = (block + count) * PAGE_BYTES
+        pages = np.frombuffer(self.content, f"({PAGE_BYTES // 4},)<u4", count, block * PAGE_BYTES)
+        rest, behind_16, behind_8 = pages[1:, 4], pages[1:, 6], pages[1:, 8]
         if len(self.content) >= behind + _CONTINUING.size:
-            continued.append(_CONTINUING.unpack_from(self.content, behind))
-        for page, ((at_16, at_8), (rest, behind_16, behind_8)) in enumerate(
-            zip(pages[:, [-4, -2]].tolist(), continued, strict=False)
-        ):
-            if (at_16 == 16 + rest and behind_16 & _TELLING == _TOLD) or (
-                at_8 == 8 + rest and behind_8 & _TELLING == _TOLD
-            ):
-                yield block + page
+            last = _CONTINUING.unpack_from(self.content, behind)
+            rest, behind_16, behind_8 = map(np.append, (rest, behind_16, behind_8), last)
+        at_16, at_8 = pages[: len(rest), -4], pages[: len(rest), -2]
+        crossing = (at_16 == 16 + rest) & (behind_16 & _TELLING == _TOLD)
+        crossing |= (at_8 == 8 + rest) & (behind_8 & _TELLING == _TOLD)
+        return [block + page for page in np.flatnonzero(crossing).tolist()]
 
     def _records(self, page: int) -> Iterator[bytes]:
         """Yield the whole records that begin in a page; one may reach into the next pages."""
