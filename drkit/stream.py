@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 
 from drkit.errors import IntegrityError
 from drkit.units import CHUNK_BYTES
@@ -126,7 +127,13 @@ def compress(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
 
 
 def _compressed(chunks: Iterable[bytes], compressor: zstd.ZstdCompressor) -> Iterator[bytes]:
-    for chunk in chunks:
+    """Compress a stream, or what comes in one piece where it lies: zstd copies a stream into a window of its own."""
+    stream = iter(chunks)
+    first, second = next(stream, b""), next(stream, None)
+    if second is None:
+        yield compressor.compress(first, zstd.ZstdCompressor.FLUSH_FRAME)
+        return
+    for chunk in chain((first, second), stream):
         yield compressor.compress(chunk)
     yield compressor.flush(zstd.ZstdCompressor.FLUSH_FRAME)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import mmap
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,7 +27,7 @@ from drkit import bucket
 from drkit.canonical import canonical_json
 from drkit.errors import IntegrityError
 from drkit.log_documents import LogRecord, SwitchRecord
-from drkit.operations.growing import Growing
+from drkit.operations.growing import LARGEST_BYTES, Growing
 from drkit.operations.sealed_files import (
     Ballast,
     Sealing,
@@ -197,7 +197,9 @@ class Spool:
             self._check_cluster(facts, name)
             path = self.sealed / name
             with translated(source), source.open("rb", buffering=0) as file:
-                measured = seal_file(path, _chunks(file, facts.held_bytes), sealing, in_parallel=alone)
+                in_one = facts.kind == "segment" and not alone and facts.end_lsn - facts.begin_lsn <= LARGEST_BYTES
+                chunks: Iterable[Any] = [_mapped(file)] if in_one else _chunks(file, facts.held_bytes)
+                measured = seal_file(path, chunks, sealing, in_parallel=alone)
             sealed = _sealed(path, facts, measured, sealing, None if keep_source else source)
             self.note(sealed)
         return sealed
@@ -344,9 +346,7 @@ def _read_facts(source: Path, name: str, quiet_pages: int) -> FileFacts:
     if not size_bytes:
         raise IntegrityError(f"{name} is empty")
     with source.open("rb") as file:
-        content = memoryview(mmap.mmap(file.fileno(), size_bytes, access=mmap.ACCESS_READ))
-        # Not closed by hand: an error on its way up still refers to what was read.
-        facts = inspect(content, name[:24], quiet_pages=quiet_pages)
+        facts = inspect(_mapped(file), name[:24], quiet_pages=quiet_pages)
     segment = facts.segment
     if size_bytes != segment.segment_bytes:
         raise IntegrityError(f"{name} has {size_bytes:,} bytes, a segment of this cluster {segment.segment_bytes:,}")
@@ -360,6 +360,11 @@ def segment_name_of(name: str, segment_bytes: int) -> Segment | None:
     if kind == "segment":
         return Segment.parse(name, segment_bytes)
     return parse_partial_name(name, segment_bytes)[0] if kind == "partial" else None
+
+
+def _mapped(file: Any) -> memoryview:
+    """Return the whole of a file where the system has it; not closed by hand: an error on its way up refers to it."""
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _chunks(file: Any, held_bytes: int | None) -> Iterator[bytes]:

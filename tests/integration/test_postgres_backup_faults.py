@@ -333,8 +333,9 @@ def test_a_flood_on_stderr_does_not_stop_a_good_dump(
 
 def test_a_server_that_dies_mid_dump_fails_the_backup(tmp_path: Path) -> None:
     with running_postgres() as server:
+        # 60 MB: what the sockets hold, which grow to 10 MB, must not be all that is missing.
         name = server.create_database(
-            "orders", "create table t as select md5(n::text) from generate_series(1, 200000) as n"
+            "orders", "create table t as select repeat(md5(n::text), 30) from generate_series(1, 60000) as n"
         )
         options = BackupOptions(databases=(name,), work_folder=tmp_path, idle_timeout_s=20)
 

@@ -179,6 +179,22 @@ def test_a_segment_shipped_while_it_grew_is_stored_as_it_is_and_known_when_it_is
     assert source.plain(source.check_log().files[SEGMENT.name]) == server.content
 
 
+def test_a_segment_is_stored_as_it_is_alone_and_beside_others_that_are_sealed(source: LogSite, server: Server) -> None:
+    second = server.path.with_name(SEGMENT.next().name)
+    second.write_bytes(make_wal(SEGMENT.next(), seed=2))
+    server.write(0, MIB)
+    with shipping(source) as (shipper, spool):
+        shipper.ship(server.path, keep_source=True)
+        with spool._one_more():
+            shipper.ship(second, keep_source=True)
+        shipper.list_due(force=True)
+    log = source.check_log()
+    assert [source.plain(log.files[path.name]) for path in (server.path, second)] == [
+        server.content,
+        second.read_bytes(),
+    ]
+
+
 def test_nothing_is_kept_of_what_was_read_in_vain(source: LogSite, server: Server) -> None:
     with shipping(source) as (shipper, spool):
         for cluster, finish, error in ((CLUSTER, False, ReadInVain), (CLUSTER + 1, True, IntegrityError)):

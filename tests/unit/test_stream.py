@@ -73,6 +73,15 @@ class TestCompression:
         assert PACKED[4] & 0b100  # Content_Checksum_flag, RFC 8878 section 3.1.1.1.1.5
         assert PACKED.count(b"\x28\xb5\x2f\xfd") == 1
 
+    @pytest.mark.parametrize("pieces", [1, 2, 3])
+    def test_one_piece_or_several(self, pieces: int) -> None:
+        step = -(-len(PLAIN) // pieces)
+        packed = b"".join(compress((PLAIN[start : start + step] for start in range(0, len(PLAIN), step)), 1))
+        assert packed[4] & 0b100  # Content_Checksum_flag
+        assert b"".join(decompress([packed])) == PLAIN
+        with pytest.raises(IntegrityError):
+            list(decompress([packed[:-1]]))
+
     def test_small_pieces_are_joined(self) -> None:
         noise = os.urandom(3 * CHUNK_BYTES)
         pieces = [noise[start : start + 1000] for start in range(0, len(noise), 1000)]
