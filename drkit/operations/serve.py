@@ -102,12 +102,17 @@ class SpoolShipping:
         _collect(self._shipper.retry, errors)
         for path in self._unfinished(last=last):
             _collect(partial(self._ship_partial, path), errors)
-        _collect(partial(self._shipper.list_due, force=last), errors)
+        # What is listed leaves the spool, and a full one cannot wait until it is time for that.
+        _collect(partial(self._shipper.list_due, force=last or self._is_full()), errors)
         if any(isinstance(error, SpoolFull) for error in errors):
             self._setting.spool.ballast.give_up()
         if errors:
             raise errors[0]
         self._setting.spool.hold_ballast()
+
+    def _is_full(self) -> bool:
+        identity = self._setting.spool.identity()
+        return identity is not None and not self._setting.spool.has_room(identity.segment_bytes)
 
     def _finished(self) -> list[Path]:
         return [path for path in self._setting.spool.waiting_files() if classify(path.name) != "partial"]

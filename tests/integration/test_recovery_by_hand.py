@@ -223,7 +223,8 @@ def rows(server: PostgresServer, database: str) -> dict[str, list[str]]:
     """Return every row of every table, whatever the order of columns; partitions are read through their root."""
     tables = server.execute(
         "select format('%I.%I', n.nspname, c.relname) from pg_class as c join pg_namespace as n"
-        " on n.oid = c.relnamespace where c.relkind in ('r', 'p') and not c.relispartition and c.oid >= 16384",
+        " on n.oid = c.relnamespace where c.relkind in ('r', 'p') and not c.relispartition and c.oid >= 16384"
+        " and c.relpersistence <> 't'",  # another session's, which may be about to end
         database,
     )
     return {

@@ -423,9 +423,9 @@ def test_a_full_spool_pauses_receiving_and_nobody_else(source: LogSite, logged: 
     away = source.site.folder / "away"
     try:
         with source.serving():
-            source.wait_for("receiving: ")
+            source.wait_for("receiving: ", 120)  # what the server kept for it may fill the spool at once
             write_rows(logged, 100)
-            source.await_lsn(flushed_lsn(logged))
+            source.await_lsn(flushed_lsn(logged), 120)
             source.site.store_folder.rename(away)
             for _ in range(16):
                 write_rows(logged, 800)
