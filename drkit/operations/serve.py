@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -136,7 +137,16 @@ def _collect(step: Callable[[], object], errors: list[DrkitError]) -> None:
     try:
         step()
     except DrkitError as error:
+        _let_go(error)
         errors.append(error)
+
+
+def _let_go(error: BaseException) -> None:
+    """Clear what the frames of an error refer to: a segment that is mapped keeps its room on the disk when removed."""
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__
 
 
 class LogShipping:
