@@ -206,12 +206,7 @@ def test_nothing_is_acknowledged_while_a_store_is_away(source: LogSite, archivin
 
 
 def test_a_full_spool_acknowledges_nothing_and_holds_up_no_commit(source: LogSite, archiving: PostgresServer) -> None:
-    spool = source.spool
-    spool.mkdir(parents=True, mode=0o700)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(spool)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
+    with source.small_spool("2m") as spool:
         segments = finished_segments(archiving, 3)
         with source.serving():
             source.wait_for("push      listening")
@@ -228,8 +223,6 @@ def test_a_full_spool_acknowledges_nothing_and_holds_up_no_commit(source: LogSit
         log = source.gapless()
         assert {path.name for path in segments} <= log.files.keys()
         assert not list((spool / "sealed").iterdir())
-    finally:
-        subprocess.run(["umount", "-l", str(spool)], check=True)
 
 
 def test_what_lies_ready_is_shipped_ahead_and_answered_at_once(source: LogSite, archiving: PostgresServer) -> None:

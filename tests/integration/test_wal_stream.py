@@ -415,12 +415,7 @@ def test_a_frozen_store_holds_up_neither_the_server_nor_the_end_of_the_process(
 
 
 def test_log_that_is_larger_than_the_spool_goes_through_it(source: LogSite, logged: PostgresServer) -> None:
-    spool = source.spool
-    spool.mkdir(parents=True, mode=0o700)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(spool)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
+    with source.small_spool("12m"):
         with source.serving():
             source.wait_for("receiving: ", 120)
         for _ in range(30):
@@ -428,18 +423,11 @@ def test_log_that_is_larger_than_the_spool_goes_through_it(source: LogSite, logg
         with source.serving():
             source.await_lsn(flushed_lsn(logged), 60)
         source.gapless()
-    finally:
-        subprocess.run(["umount", "-l", str(spool)], check=True)
 
 
 def test_a_full_spool_pauses_receiving_and_nobody_else(source: LogSite, logged: PostgresServer) -> None:
-    spool = source.spool
-    spool.mkdir(parents=True, mode=0o700)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(spool)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
     away = source.site.folder / "away"
-    try:
+    with source.small_spool("12m") as spool:
         with source.serving():
             source.wait_for("receiving: ", 120)  # what the server kept for it may fill the spool at once
             write_rows(logged, 100)
@@ -458,5 +446,3 @@ def test_a_full_spool_pauses_receiving_and_nobody_else(source: LogSite, logged: 
         source.gapless()
         assert source.events("wal.gap") == []
         assert not list((spool / "sealed").iterdir())
-    finally:
-        subprocess.run(["umount", "-l", str(spool)], check=True)
