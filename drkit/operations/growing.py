@@ -27,7 +27,8 @@ Stamp = tuple[int, int, int]
 _READ_BYTES = CHUNK_BYTES // 4
 _HEADER_BYTES = 24
 _SOON_S = 0.01
-_LATER_S = 0.25
+_LATER_S = 0.05
+"""A busy server fills a segment within a tenth of a second; looking costs some microseconds."""
 
 
 class ReadInVain(SourceError):
@@ -35,11 +36,17 @@ class ReadInVain(SourceError):
 
 
 class Growing:
-    """One segment that is being written; ``stamp`` is there once it was read whole, and ``search`` has looked at it."""
+    """One segment that is being written; what was read of it is kept in ``content``, up to ``size_bytes``.
+
+    ``stamp`` is there once it was read whole; ``search`` has looked at what was read before it was finished.
+    """
 
     def __init__(self, path: Path, segment: Segment) -> None:
         self.path = path
         self.segment = segment
+        # Written to once, because the system gives memory only then, and later somebody waits for it.
+        self.content = memoryview(bytearray(b"\0") * segment.segment_bytes)
+        self.size_bytes = 0
         self.stamp: Stamp = (0, 0, 0)
         self.search = CommitSearch(segment)
         self._changed = threading.Event()
@@ -60,27 +67,25 @@ class Growing:
         self._given_up = True
         self._changed.set()
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[memoryview]:
         """Read the segment as it grows, and the rest once it is finished; nothing counts before `confirm` returned.
 
         Raise ReadInVain once it is given up, or was replaced by another file; OSError when it cannot be read.
         """
-        early, early_bytes = bytearray(self.segment.segment_bytes), 0
         with self.path.open("rb", buffering=0) as file:
-            for chunk in self._finished(file.fileno()):
-                early[early_bytes : early_bytes + len(chunk)] = chunk
-                early_bytes += len(chunk)
-                self.search.look(early, early_bytes)
+            descriptor = file.fileno()
+            while self._has_more(descriptor):
+                chunk = self._read_on(descriptor)
+                self.search.look(self.content, self.size_bytes)
                 yield chunk
             if self._given_up:
                 raise ReadInVain(f"{self.name} is not finished")
             # Before anything is compared: what is written from here on changes the stamp.
             self.stamp = stamp_of(self.path)
-            if os.fstat(file.fileno()).st_ino != self.stamp[0]:
+            if os.fstat(descriptor).st_ino != self.stamp[0]:
                 raise self._replaced()
-            self._begin_comparing(memoryview(early)[:early_bytes], os.dup(file.fileno()))
-            file.seek(early_bytes)
-            while chunk := file.read(_READ_BYTES):
+            self._begin_comparing(self.content[: self.size_bytes], os.dup(descriptor))
+            while chunk := self._read_on(descriptor):
                 yield chunk
 
     def confirm(self) -> None:
@@ -107,21 +112,28 @@ class Growing:
         finally:
             os.close(descriptor)
 
-    def _finished(self, descriptor: int) -> Iterator[bytes]:
-        """Yield what is finished of the segment until it all is, or nobody waits for it."""
-        position, wait_s = 0, _SOON_S
+    def _has_more(self, descriptor: int) -> bool:
+        """Wait until more of the segment is finished; say no once it all is, or nobody waits for it."""
+        wait_s = 0.0
         while not self._changed.wait(wait_s):
-            wait_s = min(2 * wait_s, _LATER_S)
-            while not self._changed.is_set() and self._is_finished(descriptor, position + _READ_BYTES):
-                yield os.pread(descriptor, _READ_BYTES, position)
-                position += _READ_BYTES
-                wait_s = _SOON_S
+            if self._is_finished(descriptor):
+                return True
+            wait_s = min(max(2 * wait_s, _SOON_S), _LATER_S)
+        return False
 
-    def _is_finished(self, descriptor: int, position: int) -> bool:
-        """Say whether the page at ``position`` was begun; the last pages are nobody's word but the server's."""
+    def _is_finished(self, descriptor: int) -> bool:
+        """Say whether the page behind the next chunk was begun; the last pages are nobody's word but the server's."""
+        position = self.size_bytes + _READ_BYTES
         if position >= self.segment.segment_bytes:
             return False
         return begins_page(os.pread(descriptor, _HEADER_BYTES, position), self.segment, position)
+
+    def _read_on(self, descriptor: int) -> memoryview:
+        """Read the next chunk into its place."""
+        room = self.content[self.size_bytes : self.size_bytes + _READ_BYTES]
+        chunk = room[: os.preadv(descriptor, [room], self.size_bytes) if room else 0]
+        self.size_bytes += len(chunk)
+        return chunk
 
     def _replaced(self) -> ReadInVain:
         return ReadInVain(f"{self.name} was written anew after it had been read")

@@ -55,7 +55,7 @@ from drkit.wal import (
     parse_partial_name,
     timeline_of,
 )
-from drkit.wal_pages import WalFacts, inspect
+from drkit.wal_pages import Buffer, WalFacts, inspect
 
 _BACKUP_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
 
@@ -211,9 +211,10 @@ class Spool:
         """
         path, facts = self.sealed / growing.name, []
 
-        def chunks() -> Iterator[bytes]:
+        def chunks() -> Iterator[Any]:
             yield from growing.chunks()
-            facts.append(read_facts(growing.path, growing.name, quiet_pages=growing.search.quiet_pages))
+            quiet_pages = growing.search.quiet_pages
+            facts.append(segment_facts(growing.content, growing.stamp[1], growing.name, quiet_pages=quiet_pages))
             self._check_cluster(facts[0], growing.name)
 
         with translated(growing.path):
@@ -319,16 +320,13 @@ class FileFacts:
         return self.end_lsn - self.begin_lsn if self.kind == "partial" else None
 
 
-def read_facts(source: Path, name: str, *, quiet_pages: int = 0) -> FileFacts:
-    """Find out what is in a file that is to be kept under ``name``; raise IntegrityError when it is not that.
-
-    ``quiet_pages`` is for `inspect`.
-    """
+def read_facts(source: Path, name: str) -> FileFacts:
+    """Find out what is in a file that is to be kept under ``name``; raise IntegrityError when it is not that."""
     with translated(source):
-        return _read_facts(source, name, quiet_pages)
+        return _read_facts(source, name)
 
 
-def _read_facts(source: Path, name: str, quiet_pages: int) -> FileFacts:
+def _read_facts(source: Path, name: str) -> FileFacts:
     kind = classify(name)
     if kind == "history":
         timeline = parse_history_name(name)
@@ -346,10 +344,19 @@ def _read_facts(source: Path, name: str, quiet_pages: int) -> FileFacts:
     if not size_bytes:
         raise IntegrityError(f"{name} is empty")
     with source.open("rb") as file:
-        facts = inspect(_mapped(file), name[:24], quiet_pages=quiet_pages)
+        return segment_facts(_mapped(file), size_bytes, name)
+
+
+def segment_facts(content: Buffer, size_bytes: int, name: str, *, quiet_pages: int = 0) -> FileFacts:
+    """Find out what is in a segment, finished or not, of so many bytes; raise IntegrityError as `read_facts` does.
+
+    ``quiet_pages`` is for `inspect`.
+    """
+    facts = inspect(content, name[:24], quiet_pages=quiet_pages)
     segment = facts.segment
     if size_bytes != segment.segment_bytes:
         raise IntegrityError(f"{name} has {size_bytes:,} bytes, a segment of this cluster {segment.segment_bytes:,}")
+    kind = "partial" if classify(name) == "partial" else "segment"
     end_lsn = segment.end_lsn if kind == "segment" else facts.end_lsn
     return FileFacts(kind, segment.timeline, segment.start_lsn, end_lsn, facts)
 

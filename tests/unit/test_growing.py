@@ -96,7 +96,7 @@ def test_what_lies_before_a_page_that_was_begun_is_read_and_the_rest_once_it_is_
         server.write(0, 2 * CHUNK)  # the next page is still one of before
         read.wait_for(1)
         with server.path.open("rb") as file:
-            assert not read.growing._is_finished(file.fileno(), 2 * CHUNK)
+            assert not read.growing._is_finished(file.fileno())
         server.write(2 * CHUNK, 2 * CHUNK + PAGE)
         read.wait_for(2)
         server.write(2 * CHUNK + PAGE, MIB)
@@ -228,13 +228,15 @@ def test_what_was_written_over_is_found_out_after_it_was_sealed_and_before_it_co
     server.write(0, 3 * CHUNK)
     with shipping(source) as (shipper, spool):
         growing = Growing(server.path, SEGMENT)
-        finished = growing._finished
+        has_more = growing._has_more
 
-        def one_chunk(descriptor: int) -> Iterator[bytes]:
-            yield next(finished(descriptor))
+        def one_chunk(descriptor: int) -> bool:
+            if not growing.size_bytes:
+                return has_more(descriptor)
             server.write(0, MIB, make_wal(SEGMENT, seed=1))
+            return False
 
-        monkeypatch.setattr(growing, "_finished", one_chunk)
+        monkeypatch.setattr(growing, "_has_more", one_chunk)
         monkeypatch.setattr(
             spool, "note", lambda *args, note=spool.note, **options: (sealed.set(), note(*args, **options))
         )
@@ -244,6 +246,20 @@ def test_what_was_written_over_is_found_out_after_it_was_sealed_and_before_it_co
         assert (list(spool.sealed.iterdir()), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
         shipper.ship(server.path, keep_source=True)
         assert source.stored_names() == {SEGMENT.name}
+
+
+@pytest.mark.parametrize("size_bytes", [0, PAGE, MIB - PAGE, MIB + PAGE])
+def test_a_segment_of_another_length_is_refused_however_it_was_read(
+    source: LogSite, server: Server, size_bytes: int
+) -> None:
+    server.path.write_bytes(server.content.ljust(size_bytes, b"x")[:size_bytes])
+    with shipping(source) as (shipper, spool):
+        growing = Growing(server.path, SEGMENT)
+        growing.finish()
+        for ship in (lambda: shipper.ship_growing(growing), lambda: shipper.ship(server.path, keep_source=True)):
+            with pytest.raises(IntegrityError, match=f"has {size_bytes:,} bytes|is empty|does not begin"):
+                ship()
+        assert (list(spool.sealed.iterdir()), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
 
 
 @pytest.mark.parametrize("which", [SEGMENT.name, f"{SEGMENT.name}.json.new"])
