@@ -72,13 +72,16 @@ SEALED_CHUNK_BYTES = CHUNK_BYTES + TAG_BYTES
 
 # Python's cost is per call, so chunks of age travel in blocks of 16: 1 MiB of plaintext.
 _CHUNKS_PER_BLOCK = 16
+_BLOCK_BYTES = _CHUNKS_PER_BLOCK * CHUNK_BYTES
 
 _ARMOR_END = b"-----END AGE ENCRYPTED FILE-----"
 _ARMOR_COLUMNS = 64
 
 
-def encrypt(chunks: Iterable[bytes], recipients: Sequence[Recipient]) -> Iterator[bytes]:
-    """Seal a stream for ``recipients``: yield the header first, then blocks of about 1 MiB.
+def encrypt(
+    chunks: Iterable[bytes], recipients: Sequence[Recipient], *, block_bytes: int = _BLOCK_BYTES
+) -> Iterator[bytes]:
+    """Seal a stream for ``recipients``: yield the header first, then blocks of about ``block_bytes``, 64 KiB or more.
 
     Raise ConfigError, before anything is read, unless all recipients are of one class, and a passphrase alone. Whoever
     stops before the end leaves a file that every reader refuses as cut.
@@ -87,7 +90,8 @@ def encrypt(chunks: Iterable[bytes], recipients: Sequence[Recipient]) -> Iterato
     file_key = os.urandom(FILE_KEY_BYTES)
     nonce = os.urandom(NONCE_BYTES)
     header = encode_header([recipient.wrap(file_key) for recipient in recipients], file_key)
-    return _sealed(header + nonce, _seal_payload(chunks, hkdf_sha256(file_key, nonce, b"payload")))
+    payload_key = hkdf_sha256(file_key, nonce, b"payload")
+    return _sealed(header + nonce, _seal_payload(chunks, payload_key, block_bytes // CHUNK_BYTES))
 
 
 def decrypt(chunks: Iterable[bytes], identities: Sequence[Identity]) -> Iterator[bytes]:
@@ -181,12 +185,12 @@ def _sealed(header: bytes, payload: Iterator[bytes]) -> Iterator[bytes]:
     yield from payload
 
 
-def _seal_payload(chunks: Iterable[bytes], key: bytes) -> Iterator[bytes]:
+def _seal_payload(chunks: Iterable[bytes], key: bytes, chunks_per_block: int) -> Iterator[bytes]:
     cipher = ChaCha20Poly1305(key)
     # One buffer for all blocks: a fresh result for each chunk takes twice as long as the cipher itself.
-    sealed = memoryview(bytearray(_CHUNKS_PER_BLOCK * SEALED_CHUNK_BYTES))
+    sealed = memoryview(bytearray(chunks_per_block * SEALED_CHUNK_BYTES))
     counter = 0
-    for block, is_last in _in_blocks(chunks, _CHUNKS_PER_BLOCK * CHUNK_BYTES):
+    for block, is_last in _in_blocks(chunks, chunks_per_block * CHUNK_BYTES):
         size = 0
         # An empty payload still has its one, empty, final chunk.
         for start in range(0, len(block) or 1, CHUNK_BYTES):

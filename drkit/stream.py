@@ -118,12 +118,15 @@ def checked(chunks: Iterable[bytes], meter: Meter, *, size_bytes: int, sha256: s
         raise IntegrityError(f"{what} has SHA-256 {meter.sha256[:12]}…, {sha256[:12]}… was recorded")
 
 
-def compress(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
-    """Compress into one zstd frame with a content checksum (R3: zstd accepts a cut between two frames)."""
+def compress(chunks: Iterable[bytes], level: int, *, piece_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Compress into one zstd frame with a content checksum (R3: zstd accepts a cut between two frames).
+
+    What comes out is joined to pieces of at least ``piece_bytes``, but for the last.
+    """
     compressor = zstd.ZstdCompressor(
         options={zstd.CompressionParameter.compression_level: level, zstd.CompressionParameter.checksum_flag: 1}
     )
-    yield from in_chunks(_compressed(chunks, compressor))
+    yield from in_chunks(_compressed(chunks, compressor), piece_bytes)
 
 
 def _compressed(chunks: Iterable[bytes], compressor: zstd.ZstdCompressor) -> Iterator[bytes]:
@@ -138,14 +141,14 @@ def _compressed(chunks: Iterable[bytes], compressor: zstd.ZstdCompressor) -> Ite
     yield compressor.flush(zstd.ZstdCompressor.FLUSH_FRAME)
 
 
-def in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Join small pieces until they make a chunk of a mebibyte."""
+def in_chunks(pieces: Iterable[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Join small pieces until they make a chunk, of a mebibyte where nothing else is asked for."""
     held: list[bytes] = []
     held_bytes = 0
     for piece in pieces:
         held.append(piece)
         held_bytes += len(piece)
-        if held_bytes >= CHUNK_BYTES:
+        if held_bytes >= chunk_bytes:
             yield b"".join(held)
             held, held_bytes = [], 0
     if held_bytes:

@@ -27,8 +27,8 @@ Stamp = tuple[int, int, int]
 _READ_BYTES = CHUNK_BYTES // 4
 _HEADER_BYTES = 24
 _SOON_S = 0.01
-_LATER_S = 0.05
-"""A busy server fills a segment within a tenth of a second; looking costs some microseconds."""
+_LATER_S = 0.025
+"""A busy server fills a segment within a tenth of a second, and looking costs some microseconds."""
 
 
 class ReadInVain(SourceError):

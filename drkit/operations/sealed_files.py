@@ -24,6 +24,8 @@ from drkit.stream import Meter, checked, compress, drain, prefetch
 from drkit.units import CHUNK_BYTES, format_utc
 
 _UNFINISHED = ".new"
+_PIECE_BYTES = CHUNK_BYTES // 4
+"""So that little is left to write of a file that grows once its end has come."""
 
 
 class SpoolFull(SourceError):
@@ -59,7 +61,8 @@ def seal_file(
             unfinished.open("wb", buffering=0) as target,
         ):
             os.fchmod(target.fileno(), 0o600)
-            for chunk in stored.measure(age.encrypt(compress(ahead, sealing.level), sealing.recipients)):
+            packed = compress(ahead, sealing.level, piece_bytes=_PIECE_BYTES)
+            for chunk in stored.measure(age.encrypt(packed, sealing.recipients, block_bytes=_PIECE_BYTES)):
                 _write_all(target.fileno(), chunk)
         unfinished.replace(path)
     return plain, stored

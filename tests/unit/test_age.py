@@ -56,13 +56,13 @@ def opened_before_failing(sealed: Iterable[bytes], *identities: age.Identity) ->
     return plain, None
 
 
-@given(size=near_borders, in_pieces=piece_sizes, out_pieces=piece_sizes)
+@given(size=near_borders, in_pieces=piece_sizes, out_pieces=piece_sizes, chunks=st.sampled_from([1, 4, 16]))
 @settings(deadline=None, max_examples=60)
-def test_round_trip_at_chunk_borders(size: int, in_pieces: int, out_pieces: int) -> None:
+def test_round_trip_at_chunk_borders(size: int, in_pieces: int, out_pieces: int, chunks: int) -> None:
     plain = PATTERN[:size]
-    blocks = list(age.encrypt(pieces(plain, in_pieces), [CLASSIC.recipient]))
+    blocks = list(age.encrypt(pieces(plain, in_pieces), [CLASSIC.recipient], block_bytes=chunks * CHUNK))
     sealed = b"".join(blocks)
-    assert max(map(len, blocks)) <= 16 * SEALED_CHUNK
+    assert max(map(len, blocks[1:])) <= chunks * SEALED_CHUNK
     assert len(sealed) == age.sealed_size(size, header_size(sealed))
     opened = list(age.decrypt(pieces(sealed, out_pieces), [CLASSIC]))
     assert b"".join(opened) == plain

@@ -85,7 +85,10 @@ class TestCompression:
     def test_small_pieces_are_joined(self) -> None:
         noise = os.urandom(3 * CHUNK_BYTES)
         pieces = [noise[start : start + 1000] for start in range(0, len(noise), 1000)]
-        assert all(len(chunk) >= CHUNK_BYTES for chunk in list(compress(pieces, 1))[:-1])
+        for piece_bytes in (CHUNK_BYTES, CHUNK_BYTES // 4):
+            packed = list(compress(pieces, 1, piece_bytes=piece_bytes))
+            assert all(piece_bytes <= len(chunk) < 2 * CHUNK_BYTES for chunk in packed[:-1])
+            assert b"".join(decompress(packed)) == noise
 
     @pytest.mark.parametrize("cut", [0, 1, 4, 5, 100, len(PACKED) - 4, len(PACKED) - 1])
     def test_truncation(self, cut: int) -> None:
