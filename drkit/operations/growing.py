@@ -104,10 +104,11 @@ class Growing:
 
     def _compare(self, early: memoryview, descriptor: int) -> None:
         try:
-            chunk = bytearray(_READ_BYTES)
-            for position in range(0, len(early), _READ_BYTES):
-                size_bytes = os.preadv(descriptor, [chunk], position)
-                if size_bytes != _READ_BYTES or not chunk.startswith(early[position : position + _READ_BYTES]):
+            again = bytearray(CHUNK_BYTES)
+            for position in range(0, len(early), CHUNK_BYTES):
+                piece = early[position : position + CHUNK_BYTES]
+                size_bytes = os.preadv(descriptor, [memoryview(again)[: len(piece)]], position)
+                if size_bytes != len(piece) or not again.startswith(piece):
                     raise self._replaced()  # startswith, because == looks at one byte after the other
         finally:
             os.close(descriptor)
