@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench_log import bench_gaps
-from bench_place import DRKIT, Bench, bench, make_database, peaks_kilobytes, report, write_policy
+from bench_place import DRKIT, Bench, bench, make_database, peaks_kilobytes, report, settle, write_policy
 
 from tests.fixtures.postgres import PostgresServer, as_server_user, free_port
 
@@ -261,7 +261,7 @@ def bench_wal(scale: int, repeats: int) -> None:
             }
 
             def alone(measure: Callable[..., T], name: str, count: int) -> T:
-                os.sync()  # what one side left to be written is not the next one's to wait for
+                settle(place.folder)
                 if name == "drkit":
                     return measure(place, ours, count, serve)
                 with stopped(serve):
