@@ -183,7 +183,7 @@ def _initialise(plan: _Plan, request: SandboxRequest) -> None:
     if request.major >= 18:
         argv.append("--no-data-checksums")
     run(_as_server(plan, argv), timeout_s=_START_TIMEOUT_S)
-    settings = {**_tuning(plan, request), **_neutral(plan)}
+    settings = {**_tuning(plan), **_neutral(plan)}
     lines = [f"{name} = '{value}'\n" for name, value in _with_floors(settings, request.settings).items()]
     _append(plan.cluster / "postgresql.conf", "".join(lines))
     # Only the operating system's user that runs drkit may connect; there is no password to keep or to lose.
@@ -197,7 +197,7 @@ def _append(file: Path, text: str) -> None:
         config.write(text)
 
 
-def _tuning(plan: _Plan, request: SandboxRequest) -> dict[str, str]:
+def _tuning(plan: _Plan) -> dict[str, str]:
     """Return settings for a load at full speed; durability is worth nothing in a server that is thrown away.
 
     Rows that several connections load into one table are logged. The log stays short, so that its files are used again
