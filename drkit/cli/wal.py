@@ -77,7 +77,7 @@ def command(ctx: click.Context, policy: str) -> None:
     socket_path = spool_folder(site, chosen.policy) / "socket"
     words = shlex.join([*_pushing_client(), "push"]), shlex.join(["--socket", str(socket_path)])
     line = " %p ".join(word.replace("%", "%%") for word in words)
-    quoted = line.replace("'", "''")
+    quoted = line.replace("\\", "\\\\").replace("'", "''")  # as postgresql.conf has it
     settings = {"archive_mode": "on", "archive_command": line, "archive_timeout": "60s"}
     text = f"archive_mode = on\narchive_command = '{quoted}'\narchive_timeout = 60s"
     output_of(ctx).result("wal-command", {"policy": chosen.policy, "settings": settings}, text)

@@ -74,7 +74,7 @@ class LookAhead:
         """Take note that PostgreSQL waits for a file, and so has finished it."""
         with self._lock:
             self._asked.add(path.name)
-            self._finish(path.name)
+            self._finish(path)
         try:
             yield
         finally:
@@ -104,7 +104,7 @@ class LookAhead:
 
     def _begin(self, path: Path) -> None:
         with self._lock:
-            self._finish(path.name)
+            self._finish(path)
             if path.name in self._ahead or len(self._ahead) >= LOOK_AHEAD or self._shipper.has(path.name):
                 return
             self._ahead.add(path.name)
@@ -113,9 +113,15 @@ class LookAhead:
         except RuntimeError:  # the pool takes nothing any more while serve stops
             self._done(path.name)
 
-    def _finish(self, name: str) -> None:
-        if self._growing is not None and self._growing.name == name:
-            self._growing.finish()
+    def _finish(self, path: Path) -> None:
+        """Say that a file is finished; one of that name in another folder is another server's, and may not be."""
+        growing = self._growing
+        if growing is None or growing.name != path.name:
+            return
+        if growing.path == path:
+            growing.finish()
+        else:
+            growing.give_up()
 
     def _ship(self, path: Path) -> None:
         try:
@@ -140,10 +146,12 @@ class LookAhead:
                 return
             if self._ended or name in self._asked or name in self._ahead or name == self._in_vain:
                 return
-            self._growing = Growing(last.with_name(name), segment)
-            self._ahead.add(name)
-            self._reader = threading.Thread(target=self._read, args=(self._growing,), name="growing", daemon=True)
-            self._reader.start()
+            growing = Growing(last.with_name(name), segment)
+            reader = threading.Thread(target=self._read, args=(growing,), name="growing", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the system gives no thread: it is shipped when it is ready
+                reader.start()
+                self._growing, self._reader = growing, reader
+                self._ahead.add(name)
 
     def _is_written(self, last: Path, name: str) -> bool:
         """Say whether a segment is there and neither stored nor done with; one made beforehand is there as well."""
@@ -157,8 +165,9 @@ class LookAhead:
             # Whatever it was, once is enough: it is shipped like any other when it is ready.
             self._in_vain = growing.name
         finally:
-            self._done(growing.name)
-            self._growing = None
+            with self._lock:  # not before whoever began it has noted so
+                self._ahead.discard(growing.name)
+                self._growing = None
 
     def end(self) -> None:
         """Read nothing more that is being written; return once nobody reads or seals it any more."""

@@ -9,11 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from drkit.binaries import newest_server_major, postgres_binary
 from drkit.cli import wal
 from tests.fixtures.site import ReadySite
 from tests.fixtures.wal_commands import answering, expanded
 
 NAME = "000000010000000000000007"
+
+
+def test_a_server_reads_the_printed_settings_as_they_are_meant(
+    make_site: Callable[[str], ReadySite], tmp_path: Path
+) -> None:
+    site = make_site("odd 'quoted' \\b ü")
+    site.write_policy("orders")
+    (tmp_path / "postgresql.conf").write_text(site.call("wal", "command", "orders").stdout)
+    postgres = postgres_binary("postgres", newest_server_major())
+    words = [str(postgres), "-C", "archive_command", "-D", str(tmp_path)]
+    read = subprocess.run(words, capture_output=True, text=True, check=True).stdout.rstrip("\n")
+    settings = json.loads(site.call("wal", "command", "orders", "--json").stdout)["settings"]
+    assert read == settings["archive_command"]
 
 
 @pytest.mark.parametrize("perl", [True, False])
@@ -24,7 +38,7 @@ def test_the_printed_command_survives_odd_paths(
         pytest.skip("there is no Perl here")
     if not perl:
         monkeypatch.setattr(wal, "_PERL", tmp_path / "no-perl")
-    site = make_site("odd %p %f %% 'quoted' $HOME ü")
+    site = make_site("odd %p %f %% 'quoted' $HOME \\b ü")
     site.write_policy("orders")
     (site.folder / "var" / "wal" / "orders").mkdir(parents=True)
     done = site.call("wal", "command", "orders", "--json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,12 +17,14 @@ from drkit import folder_events as folder_events_module
 from drkit.app import open_app
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.folder_events import folder_events
+from drkit.operations.ahead import looking_ahead
 from drkit.operations.growing import Growing, ReadInVain
 from drkit.operations.ship import Shipper
 from drkit.operations.spool import Identity, Spool, spool_folder
 from drkit.wal import Segment
 from tests.fixtures.shipping import LogSite
 from tests.fixtures.site import ReadySite
+from tests.fixtures.waiting import wait_until
 from tests.fixtures.wal_files import CLUSTER, PAGE, make_wal
 
 MIB = 1 << 20
@@ -286,6 +289,53 @@ def test_what_the_disk_does_not_keep_never_counts(
         assert source.stored_names() == {SEGMENT.name}
 
 
+def test_a_segment_that_another_server_hands_over_is_not_taken_for_the_one_that_grows(
+    source: LogSite, server: Server, tmp_path: Path
+) -> None:
+    """A standby that archives as well, say: its segment is not finished because the primary's is."""
+    before, other = Segment(1, 6, MIB), tmp_path / "other"
+    for folder in (tmp_path, other):
+        (folder / "archive_status").mkdir(parents=True)
+        (folder / before.name).write_bytes(make_wal(before))
+    server.write(0, 3 * CHUNK)
+    (other / SEGMENT.name).write_bytes(server.content)
+
+    with shipping(source) as (shipper, spool), looking_ahead(shipper, spool) as ahead:
+        for path in (tmp_path / before.name, other / SEGMENT.name):
+            with ahead.handed_over(path):
+                shipper.ship(path, keep_source=True)
+            ahead.taken(path)
+            wait_until(lambda: path != tmp_path / before.name or ahead._growing is not None)  # noqa: B023
+        shipper.list_due(force=True)
+    assert source.plain(source.check_log().files[SEGMENT.name]) == server.content
+
+
+def test_a_thread_that_is_not_to_be_had_is_done_without(
+    source: LogSite, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "archive_status").mkdir()
+    before = tmp_path / Segment(1, 6, MIB).name
+    before.write_bytes(make_wal(Segment(1, 6, MIB)))
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "growing":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with shipping(source) as (shipper, spool), looking_ahead(shipper, spool) as ahead:
+        with ahead.handed_over(before):
+            shipper.ship(before, keep_source=True)
+        ahead.taken(before)
+        server.write(0, MIB)
+        with ahead.handed_over(server.path):
+            shipper.ship(server.path, keep_source=True)
+        ahead.taken(server.path)
+        assert (ahead._growing, ahead._ahead) == (None, set())
+    assert SEGMENT.name in source.stored_names()
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_a_folder_says_when_something_is_made_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, told: bool
@@ -294,12 +344,15 @@ def test_a_folder_says_when_something_is_made_in_it(
         monkeypatch.setattr(folder_events_module, "_listen", lambda _: None)
     (tmp_path / "inside").mkdir()
     with folder_events(tmp_path, tmp_path / "inside") as events:
+        assert isinstance(events, folder_events_module._Told) == told
         events.wait(0)
         (tmp_path / "inside" / "new").touch()
-        events.wait(20)
+        begun_s = time.monotonic()
+        events.wait(60)
         (tmp_path / "other").touch()
         (tmp_path / "other").rename(tmp_path / "moved")
-        events.wait(20)
+        events.wait(60)
+        assert time.monotonic() - begun_s < 60, "it was not told, but gave up waiting"
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
