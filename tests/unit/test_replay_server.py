@@ -187,8 +187,9 @@ def test_the_server_cannot_make_us_read_what_is_not_its_own(tmp_path: Path) -> N
     (tmp_path / "secret").write_text("secret")
     with serving(tmp_path) as (server, _):
         wait_until(lambda: (server.ready / name_of(1)).exists())
-        (server.ready / name_of(1)).unlink()
-        (server.ready / name_of(1)).symlink_to(tmp_path / "secret")
+        link = server.ready / "link"
+        link.symlink_to(tmp_path / "secret")
+        link.replace(server.ready / name_of(1))  # in one step: a file that is gone was taken by the server
         status, content = fetch(tmp_path, name_of(1))
         assert status == 255
         assert b"secret" not in content
