@@ -185,7 +185,7 @@ def _sealed(header: bytes, payload: Iterator[bytes]) -> Iterator[bytes]:
     yield from payload
 
 
-def _seal_payload(chunks: Iterable[bytes], key: bytes, chunks_per_block: int = _CHUNKS_PER_BLOCK) -> Iterator[bytes]:
+def _seal_payload(chunks: Iterable[bytes], key: bytes, chunks_per_block: int) -> Iterator[bytes]:
     cipher = ChaCha20Poly1305(key)
     # One buffer for all blocks: a fresh result for each chunk takes twice as long as the cipher itself.
     sealed = memoryview(bytearray(chunks_per_block * SEALED_CHUNK_BYTES))

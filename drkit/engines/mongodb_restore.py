@@ -27,7 +27,7 @@ from drkit.engines.mongodb_load import load_archive
 from drkit.engines.mongodb_mongorestore import Mongorestore
 from drkit.engines.mongodb_placing import USERS_PART, Placing, place_parts
 from drkit.engines.mongodb_users_restore import UsersLoad
-from drkit.errors import SourceError
+from drkit.errors import DrkitError, SourceError
 from drkit.fingerprint import total_rows
 from drkit.mongo_archive import ArchiveSummary
 from drkit.mongo_binaries import dump_way
@@ -143,7 +143,7 @@ class LoadSession:
         return f"mongodb {self._server.label} at {self._endpoint.server}"
 
     def load(self, part: str, chunks: Iterator[bytes]) -> None:
-        """Load the documents of one part; whatever goes wrong, none of them stays behind."""
+        """Load the documents of one part; whatever goes wrong, none of them stays behind, or the error says which."""
         if part == USERS_PART:
             self.users.read(chunks)
             self.result.loaded[part] = self.users.words
@@ -153,12 +153,26 @@ class LoadSession:
             with translated(self._endpoint):
                 restored, summary = self._load_documents(placing, chunks)
             self._require_all(part, restored)
-        except BaseException:
-            with connect(self._endpoint) as client:
-                take_back(client, placing)
+        except BaseException as error:
+            left = self._undo(placing)
+            if left and isinstance(error, DrkitError):
+                error.details = (*error.details, left)
             raise
         self._loaded.append((placing, summary))
         self.result.loaded[part] = ", ".join(placing.databases)
+
+    def _undo(self, placing: Placing) -> str:
+        """Drop what a load brought; return what is left where that fails, for the error's details."""
+        try:
+            with connect(self._endpoint) as client:
+                take_back(client, placing)
+        except DrkitError as error:
+            names = " and ".join(placing.databases)
+            return (
+                f"{names} at {self._endpoint.server} may be left with a part of the backup, because it could not be"
+                f" dropped again: {error.message}"
+            )
+        return ""
 
     def _require_all(self, part: str, restored: int) -> None:
         """Raise SourceError unless as many documents were restored as were dumped."""

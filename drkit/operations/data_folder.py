@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from drkit.errors import Busy, SourceError
+from drkit.errors import Busy, DrkitError, SourceError
 from drkit.operations.extraction import Owner
 from drkit.operations.folder_sync import sync_path
 from drkit.process_identity import ProcessIdentity
@@ -206,13 +206,28 @@ def claimed(target: TargetFolder) -> Iterator[None]:
     _mark(target)
     try:
         yield
-    except BaseException:
-        clear(folder, keep=MARKER)
-        hand_over(target)
-        (folder / MARKER).unlink(missing_ok=True)
+    except BaseException as error:
+        left = _leave_empty(target)
+        if left and isinstance(error, DrkitError):
+            error.details = (*error.details, left)
         raise
     (folder / MARKER).unlink()
     sync_path(folder)
+
+
+def _leave_empty(target: TargetFolder) -> str:
+    """Clear and unmark the folder; return what is left where that fails, for the error's details.
+
+    The mark is then left too, by which the next restore knows that it may clear the folder.
+    """
+    try:
+        clear(target.path, keep=MARKER)
+        hand_over(target)
+        (target.path / MARKER).unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        return f"{target.path} is left with a part of the restore, which the next one into it clears: {reason}"
+    return ""
 
 
 def _mark(target: TargetFolder) -> None:

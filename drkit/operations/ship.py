@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from drkit import bucket
 from drkit.errors import DrkitError, IntegrityError, StoreError, StoreExists
@@ -35,6 +36,7 @@ LIST_AFTER = timedelta(seconds=30)
 
 LIST_EVERY = 64
 _MOST_COPIES = 4
+_MOST_STAMPS = 1024
 
 
 class Shipper:
@@ -51,7 +53,7 @@ class Shipper:
         self._chain = LogChain(workplace, policy, spool, self._lanes)
         self._lock = threading.RLock()
         self._listing = threading.Lock()
-        self._working: dict[str, threading.Lock] = {}
+        self._working: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._sealed: dict[str, Sealed] = {}
         self._listed: dict[str, str] = {}
         self._partial_ends: dict[str, int] = {}
@@ -161,7 +163,7 @@ class Shipper:
             self._store(sealed)
 
     def _keep(self, sealed: Sealed, stamp: Stamp) -> None:
-        self._stamps[sealed.name] = (sealed.record.plain_sha256, stamp)
+        self._note_read(sealed.name, sealed.record.plain_sha256, stamp)
         with self._lock:
             self._sealed[sealed.name] = sealed
 
@@ -212,6 +214,7 @@ class Shipper:
             raise failure
 
     def _alone(self, name: str) -> threading.Lock:
+        """Return the lock of a file, which is there for as long as somebody works at that file."""
         with self._lock:
             return self._working.setdefault(name, threading.Lock())
 
@@ -228,7 +231,14 @@ class Shipper:
             digest = _sha256(path)
             if digest != expected:
                 raise _conflict(name, expected, digest)
-            self._stamps[name] = (expected, stamp)
+            self._note_read(name, expected, stamp)
+
+    def _note_read(self, name: str, digest: str, stamp: Stamp) -> None:
+        """Remember what was read; of a file that is asked for long after that it is read again."""
+        with self._lock:
+            self._stamps[name] = (digest, stamp)
+            if len(self._stamps) > _MOST_STAMPS:
+                del self._stamps[next(iter(self._stamps))]
 
     def _next_count(self, segment_name: str) -> int:
         """Return a number that no copy of the segment has, in the first store or here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,31 @@ def test_a_lie_of_mongorestore_turns_red(
         mongodb.client[small]["orders"].insert_many([{"_id": number, "n": 2} for number in range(2000)])
         with pytest.raises(SourceError, match="could not restore 2,000 documents of 2,009, and still exited with 0"):
             session.load("database-1", iter(archives.values()))
+
+
+def test_a_server_that_dies_does_not_hide_what_ended_the_load(dumped: Archives, tmp_path: Path) -> None:
+    from drkit.engines import RestoreOptions
+
+    details, archives = dumped
+    with ExitStack() as stack:
+        server = stack.enter_context(running_mongodb())
+
+        def damaged() -> Iterator[bytes]:
+            yield archives["database-1"][:1000]
+            stack.close()
+            raise IntegrityError("the archive is damaged")
+
+        options = RestoreOptions(details=details, parts=("database-1",), work_folder=tmp_path)
+        with (
+            ENGINE.open_restore(server.url, options) as session,
+            pytest.raises(IntegrityError, match="the archive is damaged") as failed,
+        ):
+            session.load("database-1", damaged())
+    where = f"127.0.0.1:{server.port}"
+    assert failed.value.details[-1] == (
+        f"small at {where} may be left with a part of the backup, because it could not be dropped again: cannot reach"
+        f" the MongoDB server {where}"
+    )
 
 
 def test_damaged_archives_leave_the_target_untouched(

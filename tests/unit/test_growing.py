@@ -17,6 +17,7 @@ from drkit import folder_events as folder_events_module
 from drkit.app import open_app
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.folder_events import folder_events
+from drkit.operations import ship as ship_module
 from drkit.operations.ahead import looking_ahead
 from drkit.operations.growing import Growing, ReadInVain
 from drkit.operations.ship import Shipper
@@ -287,6 +288,28 @@ def test_what_the_disk_does_not_keep_never_counts(
         assert (spool.load_sealed(), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
         shipper.ship(server.path, keep_source=True)
         assert source.stored_names() == {SEGMENT.name}
+
+
+def test_only_the_latest_files_are_known_without_reading_them_again(
+    source: LogSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    digest = ship_module._sha256
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(ship_module, "_MOST_STAMPS", 2)
+    monkeypatch.setattr(ship_module, "_sha256", noted)
+    names = [Segment(1, number, MIB).name for number in range(3, 7)]
+    for number, name in enumerate(names, start=3):
+        (tmp_path / name).write_bytes(make_wal(Segment(1, number, MIB)))
+    with shipping(source) as (shipper, _):
+        for name in (*names, *reversed(names)):
+            shipper.ship(tmp_path / name, keep_source=True)
+        assert read == [names[1], names[0]]
+        assert not shipper._working, "and of one that nobody works at there is no lock"
 
 
 def test_a_segment_that_another_server_hands_over_is_not_taken_for_the_one_that_grows(

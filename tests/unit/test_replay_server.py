@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
@@ -262,6 +263,31 @@ def test_a_failed_restore_leaves_the_folder_empty_and_its_owners(tmp_path: Path)
         fail()
     assert list(target.path.iterdir()) == []
     assert target.path.stat().st_uid == target.owner.uid
+
+
+def test_a_folder_that_cannot_be_cleared_does_not_hide_what_ended_the_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = inspect_target(tmp_path / "new", 1)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    def fail() -> None:
+        with claimed(target):
+            (target.path / "half").mkdir()
+            monkeypatch.setattr("shutil.rmtree", refuse)
+            raise IntegrityError("the object is damaged", details=["one"])
+
+    with pytest.raises(IntegrityError, match="the object is damaged") as failed:
+        fail()
+    left = f"{target.path} is left with a part of the restore, which the next one into it clears: Input/output error"
+    assert [*failed.value.details] == ["one", left]
+    monkeypatch.undo()
+    marker = target.path / MARKER
+    marker.write_text(marker.read_text().replace(f"/{os.getpid()}@", "/999999999@"))
+    with claimed(inspect_target(target.path, 1)):
+        assert [path.name for path in target.path.iterdir()] == [MARKER]
 
 
 def test_a_folder_that_another_restore_writes_into_is_busy(tmp_path: Path) -> None:

@@ -114,12 +114,13 @@ def test_header_is_spelled_as_it_was_read(vector: Vector) -> None:
     assert encode_header(header.stanzas, bytes.fromhex(vector.fields["file key"][0])) == raw
 
 
+@pytest.mark.parametrize("chunks_per_block", [1, 4, 16])
 @pytest.mark.parametrize("vector", SUCCESSES, ids=named)
-def test_payload_is_sealed_as_it_was_written(vector: Vector) -> None:
+def test_payload_is_sealed_as_it_was_written(vector: Vector, chunks_per_block: int) -> None:
     raw, nonce, rest = take_header(iter([vector.binary()]))
     plain = b"".join(age.decrypt([vector.binary()], vector.identities))
     key = hkdf_sha256(bytes.fromhex(vector.fields["file key"][0]), nonce, b"payload")
-    assert b"".join(age._seal_payload([plain], key)) == rest
+    assert b"".join(age._seal_payload([plain], key, chunks_per_block)) == rest
     assert age.sealed_size(len(plain), len(raw)) == len(vector.binary())
 
 
