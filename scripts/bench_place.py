@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +60,16 @@ class Place:
             raise SystemExit(f"drkit {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
         return time.perf_counter() - started
 
-    def alternately(self, sides: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-        """Run every side in turn, several times, and return the best seconds of each."""
-        best: dict[str, float] = {}
+    def alternately(self, sides: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+        """Run every side in turn, several times, and return the seconds of each."""
+        runs: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(self.repeats):
             for name, run in sides.items():
                 settle(self.folder)
                 seconds = run()
                 print(f"  run {number + 1}  {name:<16} {seconds:7.2f} s", flush=True)
-                best[name] = min(seconds, best.get(name, seconds))
-        return best
+                runs[name].append(seconds)
+        return runs
 
 
 def settle(folder: Path) -> None:
@@ -142,12 +142,17 @@ def write_policy_of(place: Place, name: str, target: str, url: str, *rules: str,
     )
 
 
-def report(title: str, best: Mapping[str, float], base: str, promises: Mapping[str, float]) -> None:
-    """Print the best seconds of each side and its ratio to ``base``, beside the ratio that is promised."""
+def report(title: str, runs: Mapping[str, Sequence[float]], base: str, promises: Mapping[str, float]) -> None:
+    """Print the best seconds of each side and its ratio to the best of ``base``, beside the ratio that is promised.
+
+    The ratio of each turn stands beside it: where others use the machine too, one lucky run decides what is best.
+    """
     print(title)
-    for name, seconds in best.items():
+    for name, seconds in runs.items():
+        turns = " ".join(f"{own / other:.2f}" for own, other in zip(seconds, runs[base], strict=True))
         promise = f"   promised at most {promises[name]:.2f}" if name in promises else ""
-        print(f"  {name:<16} {seconds:7.2f} s   {seconds / best[base]:5.2f} x{promise}", flush=True)
+        ratio = min(seconds) / min(runs[base])
+        print(f"  {name:<16} {min(seconds):7.2f} s   {ratio:5.2f} x   in turn {turns}{promise}", flush=True)
 
 
 # Linux counts what a process was before it became another program, so a small one starts what is measured. A child's
