@@ -46,6 +46,15 @@ class DrkitError(Exception):
         self.hints = tuple(hints)
 
 
+def add_left(error: BaseException, left: str) -> None:
+    """Say in an error's details what is left of the work that it ended, if anything is; it stays what is raised.
+
+    An interrupt and a bug have no details to say it in.
+    """
+    if left and isinstance(error, DrkitError):
+        error.details = (*error.details, left)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong in a configuration file; line and column count from 1, 0 where there is no place."""

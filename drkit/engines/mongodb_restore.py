@@ -27,7 +27,7 @@ from drkit.engines.mongodb_load import load_archive
 from drkit.engines.mongodb_mongorestore import Mongorestore
 from drkit.engines.mongodb_placing import USERS_PART, Placing, place_parts
 from drkit.engines.mongodb_users_restore import UsersLoad
-from drkit.errors import DrkitError, SourceError
+from drkit.errors import DrkitError, SourceError, add_left
 from drkit.fingerprint import total_rows
 from drkit.mongo_archive import ArchiveSummary
 from drkit.mongo_binaries import dump_way
@@ -154,9 +154,7 @@ class LoadSession:
                 restored, summary = self._load_documents(placing, chunks)
             self._require_all(part, restored)
         except BaseException as error:
-            left = self._undo(placing)
-            if left and isinstance(error, DrkitError):
-                error.details = (*error.details, left)
+            add_left(error, self._undo(placing))
             raise
         self._loaded.append((placing, summary))
         self.result.loaded[part] = ", ".join(placing.databases)

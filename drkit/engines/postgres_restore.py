@@ -41,7 +41,7 @@ from drkit.engines.postgres_target import (
     refuse_missing,
     refuse_older,
 )
-from drkit.errors import DrkitError, SourceError
+from drkit.errors import SourceError, add_left
 from drkit.model import Fingerprint
 
 _MOST_SORT_KB = 1 << 20
@@ -235,9 +235,7 @@ class _Restore:
         try:
             yield
         except BaseException as error:
-            left = self._undo(place)
-            if left and isinstance(error, DrkitError):
-                error.details = (*error.details, left)
+            add_left(error, self._undo(place))
             raise
 
     def _undo(self, place: Place) -> str:

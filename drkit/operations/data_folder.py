@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from drkit.errors import Busy, DrkitError, SourceError
+from drkit.errors import Busy, SourceError, add_left
 from drkit.operations.extraction import Owner
 from drkit.operations.folder_sync import sync_path
 from drkit.process_identity import ProcessIdentity
@@ -207,9 +207,7 @@ def claimed(target: TargetFolder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        left = _leave_empty(target)
-        if left and isinstance(error, DrkitError):
-            error.details = (*error.details, left)
+        add_left(error, _leave_empty(target))
         raise
     (folder / MARKER).unlink()
     sync_path(folder)

@@ -124,7 +124,7 @@ def test_it_reads_ahead_of_the_server_but_not_without_bounds(tmp_path: Path, mon
     monkeypatch.setattr("drkit.operations.replay.SPOOL_BYTES", 8 * SIZE)
     with serving(tmp_path, count=60) as (server, reader):
         wait_until(lambda: len(list(server.ready.iterdir())) == 8)
-        time.sleep(0.1)
+        time.sleep(0.1)  # nothing more may be read, so there is nothing to wait for
         assert len(reader.asked) == 8
         for number in range(1, 61):
             wait_until(lambda: reader.asked.count(name_of(number)))  # noqa: B023
