@@ -44,25 +44,26 @@ _PIPE_BYTES = 1 << 20
 _KILL_AFTER_S = 5.0
 _NICENESS = 5
 
-LARGE_WRITES_BYTES = 64 * 1024
-"""What a tool should collect before it writes; more gains nothing (`scripts/bench backup`)."""
+LARGE_BUFFER_BYTES = 64 * 1024
+"""How much a tool should read or write at once; more gains nothing (`scripts/bench backup`, `restore`)."""
 
 
 @dataclass(frozen=True)
 class Command:
     """What to run. ``env`` is added to the minimal environment; ``user`` is changed to when we are root.
 
-    ``writes_bytes`` is how much the child's C library collects before it writes to its standard output, by coreutils'
-    stdbuf where that is there. For a pipe it is 4 KiB otherwise, and each write wakes the reader. ``heard`` is told
-    each line that the child says on stderr while a stream runs, and returns whether a failure's details should have it.
-    ``started_by`` are the words of another program that starts it.
+    ``buffer_bytes`` is how much the child's C library reads from its standard input at once, and collects before it
+    writes to its standard output, by coreutils' stdbuf where that is there. For a pipe it is 4 KiB otherwise, and each
+    one is a call to the system that may wake the other side. ``heard`` is told each line that the child says on stderr
+    while a stream runs, and returns whether a failure's details should have it. ``started_by`` are the words of another
+    program that starts it.
     """
 
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     user: str | None = None
-    writes_bytes: int | None = None
+    buffer_bytes: int | None = None
     heard: Callable[[str], bool] | None = None
     started_by: Sequence[str] = ()
 
@@ -72,9 +73,10 @@ class Command:
         return Path(self.argv[0]).name
 
     def started_as(self) -> list[str]:
-        """Return ``argv`` behind what starts it, stdbuf if the child is to write larger pieces."""
-        stdbuf = shutil.which("stdbuf") if self.writes_bytes else None
-        return [*self.started_by, *([stdbuf, f"--output={self.writes_bytes}"] if stdbuf else []), *self.argv]
+        """Return ``argv`` behind what starts it, stdbuf if the child is to have larger buffers."""
+        stdbuf = shutil.which("stdbuf") if self.buffer_bytes else None
+        buffers = [stdbuf, f"--input={self.buffer_bytes}", f"--output={self.buffer_bytes}"] if stdbuf else []
+        return [*self.started_by, *buffers, *self.argv]
 
     def environment(self) -> dict[str, str]:
         """Return the whole environment that the child gets: English messages, UTC, and little else."""

@@ -29,7 +29,7 @@ from drkit.engines.postgres_preflight import DatabaseFacts, DatabasePlan, Server
 from drkit.engines.postgres_snapshot import Background, Guard, blocked, open_guard
 from drkit.errors import SourceError
 from drkit.model import ChildRecord, Difference, Fingerprint
-from drkit.process import LARGE_WRITES_BYTES, Command, open_producer
+from drkit.process import LARGE_BUFFER_BYTES, Command, open_producer
 from drkit.units import format_bytes, format_count, format_utc
 
 _LOCK_ATTEMPTS = 5
@@ -263,7 +263,7 @@ class _DumpSession(LogicalDump):
 
     @contextmanager
     def _producing(self, part: str, argv: Sequence[str]) -> Iterator[Iterator[bytes]]:
-        command = Command(argv, env=self._environment, writes_bytes=LARGE_WRITES_BYTES)
+        command = Command(argv, env=self._environment, buffer_bytes=LARGE_BUFFER_BYTES)
         with open_producer(command, idle_timeout_s=self._options.idle_timeout_s) as producer:
             chunks = _relay(producer.chunks())
             try:

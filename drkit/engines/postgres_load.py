@@ -22,7 +22,7 @@ from drkit.engines.postgres_client import Endpoint, connect, tool_database
 from drkit.engines.postgres_rows import RowsLoad
 from drkit.engines.postgres_target import Target
 from drkit.errors import SourceError
-from drkit.process import LARGE_WRITES_BYTES, Command, Consumer, open_consumer, run
+from drkit.process import LARGE_BUFFER_BYTES, Command, Consumer, open_consumer, run
 
 _LONGEST_LOAD_S = 7 * 86400.0
 
@@ -150,7 +150,7 @@ class ArchiveLoad:
 
     @contextmanager
     def _consumer(self, argv: Sequence[str], output: int = subprocess.DEVNULL) -> Iterator[Consumer]:
-        command = Command(argv, env=self._loading.environment, writes_bytes=LARGE_WRITES_BYTES)
+        command = Command(argv, env=self._loading.environment, buffer_bytes=LARGE_BUFFER_BYTES)
         idle_timeout_s = self._loading.options.idle_timeout_s
         with open_consumer(command, idle_timeout_s=idle_timeout_s, output=output) as consumer:
             yield consumer

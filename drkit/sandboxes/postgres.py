@@ -173,8 +173,13 @@ _NOT_RESTORED = (
 )
 
 
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Let the system give the memory for sorting in large pages where it can: a tenth of an index's time went into asking
+for small ones. Other C libraries ignore it."""
+
+
 def _as_server(plan: _Plan, argv: list[str]) -> Command:
-    return Command(argv, cwd=plan.folder, user=plan.user)
+    return Command(argv, env=_LARGE_PAGES, cwd=plan.folder, user=plan.user)
 
 
 def _initialise(plan: _Plan, request: SandboxRequest) -> None:

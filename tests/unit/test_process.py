@@ -348,11 +348,12 @@ class TestGiveWay:
         assert int(run(Command([sys.executable, "-c", told])).stdout) == own + 9
 
 
-class TestLargerWrites:
-    SAID = Command(["/bin/sh", "-c", "echo out; exit 3"], writes_bytes=1 << 16)
+class TestLargerBuffers:
+    SAID = Command(["/bin/sh", "-c", "echo out; exit 3"], buffer_bytes=1 << 16)
 
     def test_the_child_is_the_tool_itself_for_every_message(self) -> None:
-        assert Path(self.SAID.started_as()[0]).name == "stdbuf"
+        stdbuf, *buffers, _shell, _option, _script = self.SAID.started_as()
+        assert (Path(stdbuf).name, buffers) == ("stdbuf", ["--input=65536", "--output=65536"])
         with (
             pytest.raises(SourceError, match="sh failed with exit status 3") as raised,
             open_producer(self.SAID, idle_timeout_s=5) as child,
