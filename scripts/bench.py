@@ -179,7 +179,7 @@ BENCHES = {
 }
 
 
-_SCALES = {"backup": 160, "restore": 160, "base": 160}
+_SCALES = {"backup": 160, "base": 160}
 """Twice the size where drkit's start, about a second whatever the size, would be a tenth of what is measured."""
 _SCALE = 80
 
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*BENCHES, "all"])
     parser.add_argument(
-        "--scale", type=int, help="pgbench's scale: 80 is 1.2 GB, and 0.16 GB for mongo; 160 for backup, restore and base"
+        "--scale", type=int, help="pgbench's scale: 80 is 1.2 GB, and 0.16 GB for mongo; 160 for backup and base"
     )
     parser.add_argument("--repeats", type=int, default=3, help="how often each side runs; the best counts")
     arguments = parser.parse_args()
