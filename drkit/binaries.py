@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from drkit.errors import SourceError
+from drkit.errors import SourceError, shell_line
 from drkit.process import Command, run
 
 FOLDERS_VARIABLE = "DRKIT_POSTGRES_BIN"
@@ -77,7 +77,9 @@ def postgres_version(path: Path) -> tuple[int, int]:
 def _version_at(path: Path, mtime_ns: int) -> tuple[int, int]:  # noqa: ARG001 the time makes an upgraded file a new key
     match = _VERSION.search(run(Command([str(path), "--version"]), timeout_s=20).stdout)
     if match is None:
-        raise SourceError(f"{path} does not say which version of PostgreSQL it is", hints=[f"{path} --version"])
+        raise SourceError(
+            f"{path} does not say which version of PostgreSQL it is", hints=[shell_line(path, "--version")]
+        )
     return int(match[1]), int(match[2] or 0)
 
 

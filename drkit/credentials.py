@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
-from drkit.errors import ConfigError
+from drkit.errors import ConfigError, shell_line
 from drkit.words import did_you_mean
 
 _SCHEMES = ("env", "file", "aws-secret")
@@ -184,7 +183,7 @@ def _refuse_loose_file(status: os.stat_result, path: Path, reference: str) -> No
         raise ConfigError(
             f"the secret {reference} can be {'read' if loose & stat.S_IROTH else 'changed'} by other users "
             f"(mode {stat.S_IMODE(status.st_mode):04o})",
-            hints=[f"chmod 0600 {shlex.quote(str(path))}"],
+            hints=[shell_line("chmod", "0600", path)],
         )
 
 

@@ -19,6 +19,7 @@ Not exceptions: 1 is a bug, 2 is wrong usage, 11 a failed drill or a missed obje
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,11 @@ def add_left(error: BaseException, left: str) -> None:
     """
     if left and isinstance(error, DrkitError):
         error.details = (*error.details, left)
+
+
+def shell_line(*words: object) -> str:
+    """Return a command for somebody to paste into a shell, whatever is in the names that it has."""
+    return shlex.join(str(word) for word in words)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import getpass
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from drkit.errors import ConfigError, KeyUnavailable
+from drkit.errors import ConfigError, KeyUnavailable, shell_line
 from drkit.units import MIB
 
 UNLOCK_FILE_VARIABLE = "DRKIT_PASSPHRASE_FILE"
@@ -109,7 +108,7 @@ def read_secret_file(path: Path, noun: str) -> bytes | None:
             if mode & 0o077:
                 raise ConfigError(
                     f"{noun} {path} can be read or changed by others (mode {mode:04o})",
-                    hints=[f"chmod 600 {shlex.quote(str(path))}"],
+                    hints=[shell_line("chmod", "600", path)],
                 )
             data = file.read(_SECRET_FILE_LIMIT_BYTES + 1)
     if len(data) > _SECRET_FILE_LIMIT_BYTES:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_ssh_private_key
 
 from drkit import age
-from drkit.errors import ConfigError, IntegrityError, KeyUnavailable
+from drkit.errors import ConfigError, IntegrityError, KeyUnavailable, shell_line
 from drkit.key_files import UNLOCK_FILE_VARIABLE, file_errors, public_file, read_secret_file, write_key_pair
 from drkit.signing import Signer, Trust, parse_allowed_signers, public_key_text
 
@@ -98,19 +98,22 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
     """Read an Ed25519 private key in OpenSSH form; raise ConfigError when it is missing, locked or of another kind."""
     data = read_secret_file(path, "signing key")
     if data is None:
-        raise ConfigError(f"signing key {path} is missing", hints=[f"drkit keys new {path.name} --signing"])
+        raise ConfigError(
+            f"signing key {path} is missing", hints=[shell_line("drkit", "keys", "new", path.name, "--signing")]
+        )
     try:
         key = load_ssh_private_key(data, password=None)
     except TypeError as error:
         raise ConfigError(
             f"signing key {path} is locked by a passphrase; drkit signs when nobody is there to type it",
-            hints=[f"ssh-keygen -p -N '' -f {path}"],
+            hints=[shell_line("ssh-keygen", "-p", "-N", "", "-f", path)],
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"signing key {path} is not a private key in OpenSSH form") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"signing key {path} is not an Ed25519 key", hints=[f"drkit keys new {path.name}-ed25519 --signing"]
+            f"signing key {path} is not an Ed25519 key",
+            hints=[shell_line("drkit", "keys", "new", f"{path.name}-ed25519", "--signing")],
         )
     return key
 

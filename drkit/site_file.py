@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from drkit.documents import read_document
-from drkit.errors import ConfigError
+from drkit.errors import ConfigError, shell_line
 
 SITE_FILE = "drkit.yaml"
 DEFAULT_CATALOG = "sqlite:///var/catalog.db"
@@ -36,7 +36,7 @@ def find_site(explicit: Path | None, env: Mapping[str, str], cwd: Path) -> Path:
         if not path.is_file():
             source = "--site" if explicit else "DRKIT_SITE"
             raise ConfigError(
-                f"there is no site file {path}, which {source} names", hints=[f"drkit init {path.parent}"]
+                f"there is no site file {path}, which {source} names", hints=[shell_line("drkit", "init", path.parent)]
             )
         return path.absolute()
     for folder in (cwd, *cwd.parents):

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from drkit.catalog import sums
-from drkit.errors import CatalogError
+from drkit.errors import CatalogError, shell_line
 
 SCHEMA_VERSION = 13
 APPLICATION_ID = 0x64726B74  # "drkt": tells a catalog from anybody else's SQLite file
@@ -36,7 +36,8 @@ def translated(path: Path) -> Iterator[None]:
         raise _translate(path, error) from error
     except OSError as error:
         raise CatalogError(
-            f"cannot use the catalog {path}: {error.strerror or error}", hints=[f"ls -ld {path.parent} {path}"]
+            f"cannot use the catalog {path}: {error.strerror or error}",
+            hints=[shell_line("ls", "-ld", path.parent, path)],
         ) from error
 
 
@@ -52,16 +53,18 @@ def _translate(path: Path, error: sqlite3.Error) -> CatalogError:
     if code in _LOCKED:
         return CatalogError(
             f"the catalog {path} is locked by another process, also after {BUSY_TIMEOUT_S:.0f} s",
-            hints=[f"fuser -v {path}", "run the same command again"],
+            hints=[shell_line("fuser", "-v", path), "run the same command again"],
         )
     if code in _NO_ROOM:
         return CatalogError(
             f"cannot read or write the catalog {path}: {error}",
             details=["nothing of the last change was kept; what was there before is intact"],
-            hints=[f"df -h {path.parent}"],
+            hints=[shell_line("df", "-h", path.parent)],
         )
     if code in _NO_ACCESS:
-        return CatalogError(f"cannot open the catalog {path}: {error}", hints=[f"ls -ld {path.parent} {path}"])
+        return CatalogError(
+            f"cannot open the catalog {path}: {error}", hints=[shell_line("ls", "-ld", path.parent, path)]
+        )
     return CatalogError(f"the catalog {path} refused a change: {error}", hints=[_REBUILD])
 
 

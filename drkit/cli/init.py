@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from drkit.cli import common_options, output_of
+from drkit.errors import shell_line
 
 if TYPE_CHECKING:
     from drkit.operations.init import NewSite
@@ -68,7 +68,7 @@ def _text(site: NewSite, folder: Path) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     steps = [
-        *([] if here else [f"cd {shlex.quote(str(folder))}"]),
+        *([] if here else [shell_line("cd", folder)]),
         "move keys/escrow.age to a safe place: with the machine lost, it is the only way to open the backups",
         f"export {EXAMPLE_VARIABLE}=postgresql://USER@HOST/postgres, and edit policies/{EXAMPLE_POLICY}.yaml",
         "drkit policy check",

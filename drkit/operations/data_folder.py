@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from drkit.errors import Busy, SourceError, add_left
+from drkit.errors import Busy, SourceError, add_left, shell_line
 from drkit.operations.extraction import Owner
 from drkit.operations.folder_sync import sync_path
 from drkit.process_identity import ProcessIdentity
@@ -79,7 +78,7 @@ def _resolved(path: Path) -> Path:
     if not folder.parent.is_dir():
         raise SourceError(
             f"there is no folder {folder.parent} to make {folder.name} in",
-            hints=[f"mkdir -p {shlex.quote(str(folder.parent))}"],
+            hints=[shell_line("mkdir", "-p", folder.parent)],
         )
     return folder.parent.resolve() / folder.name
 
@@ -100,7 +99,10 @@ def _refuse_running(folder: Path, names: Sequence[str]) -> None:
     if first.isdigit() and _is_alive(int(first)):
         raise SourceError(
             f"refused: a server is running in {folder} (process {first})",
-            hints=["name another folder with --into", f"or stop it first: pg_ctl -D {shlex.quote(str(folder))} stop"],
+            hints=[
+                "name another folder with --into",
+                f"or stop it first: {shell_line('pg_ctl', '-D', folder, 'stop')}",
+            ],
         )
 
 
@@ -142,7 +144,7 @@ def _owner(folder: Path, marked: dict[str, int], *, there: bool) -> tuple[Owner,
     if uid == 0:
         raise SourceError(
             f"refused: {folder} belongs to root, and PostgreSQL does not run as root",
-            hints=[f"chown postgres {shlex.quote(str(folder))}"],
+            hints=[shell_line("chown", "postgres", folder)],
         )
     return Owner(uid, gid), _user_name(uid)
 
@@ -177,7 +179,7 @@ def _read_marker(folder: Path) -> dict[str, int]:
     if not holder.is_known_dead() and holder != ProcessIdentity.own():
         raise Busy(
             f"another restore is writing into {folder}: process {holder.pid} on {holder.host}",
-            hints=[f"if that process is gone for good: rm -rf {shlex.quote(str(folder))}"],
+            hints=[f"if that process is gone for good: {shell_line('rm', '-rf', folder)}"],
         )
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from drkit.errors import shell_line
 from drkit.operations import Workplace
 from drkit.operations.base_plan import BasePlan
 from drkit.operations.restore_base import Replayed
@@ -149,7 +149,7 @@ def describe_result(result: FolderResult) -> str:
     """Say what was restored and how to go on."""
     took = format_duration(timedelta(seconds=result.took_s))
     policy, folder = result.plan.request.policy, result.folder
-    start = f"pg_ctl -D {shlex.quote(str(folder))} start"
+    start = shell_line("pg_ctl", "-D", folder, "start")
     if result.replayed is None:
         return f"laid out {policy} in {folder} in {took}; it replays to its target when it is started:\n  {start}"
     recovered = result.replayed.recovered

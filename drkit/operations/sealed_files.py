@@ -18,7 +18,7 @@ from typing import Any
 
 from drkit import age
 from drkit.canonical import canonical_json, parse_json
-from drkit.errors import DrkitError, IntegrityError, SourceError
+from drkit.errors import DrkitError, IntegrityError, SourceError, shell_line
 from drkit.model import ObjectRecord
 from drkit.stream import Meter, checked, compress, drain, prefetch
 from drkit.units import CHUNK_BYTES, format_utc
@@ -240,5 +240,5 @@ def translated(path: Path) -> Iterator[None]:
         kind = SpoolFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else SourceError
         raise kind(
             f"the spool cannot be used: {error.strerror or error}: {error.filename or path}",
-            hints=[f"df -h {path.parent}"],
+            hints=[shell_line("df", "-h", path.parent)],
         ) from error

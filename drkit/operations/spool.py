@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from drkit import bucket
 from drkit.canonical import canonical_json
-from drkit.errors import IntegrityError
+from drkit.errors import IntegrityError, SourceError, shell_line
 from drkit.log_documents import LogRecord, SwitchRecord
 from drkit.operations.growing import LARGEST_BYTES, Growing
 from drkit.operations.sealed_files import (
@@ -192,14 +193,14 @@ class Spool:
         The file at ``source`` stays ours to delete unless ``keep_source``. Raise IntegrityError when the content is not
         what its name says, SourceError when the spool cannot hold it.
         """
-        with self._one_more() as alone:
-            facts = read_facts(source, name)
+        with self._one_more() as alone, _readable(source), source.open("rb", buffering=0) as file:
+            content = _mapped(file, name)
+            facts = _facts(content, name)
             self._check_cluster(facts, name)
+            in_one = facts.kind == "segment" and not alone and len(content) <= LARGEST_BYTES
+            chunks: Iterable[Any] = [content] if in_one else _chunks(content, facts.held_bytes)
             path = self.sealed / name
-            with translated(source), source.open("rb", buffering=0) as file:
-                in_one = facts.kind == "segment" and not alone and facts.end_lsn - facts.begin_lsn <= LARGEST_BYTES
-                chunks: Iterable[Any] = [_mapped(file)] if in_one else _chunks(file, facts.held_bytes)
-                measured = seal_file(path, chunks, sealing, in_parallel=alone)
+            measured = seal_file(path, chunks, sealing, in_parallel=alone)
             sealed = _sealed(path, facts, measured, sealing, None if keep_source else source)
             self.note(sealed)
         return sealed
@@ -212,16 +213,19 @@ class Spool:
         path, facts = self.sealed / growing.name, []
 
         def chunks() -> Iterator[Any]:
-            yield from growing.chunks()
+            with _readable(growing.path):
+                yield from growing.chunks()
             quiet_pages = growing.search.quiet_pages
             facts.append(segment_facts(growing.content, growing.stamp[1], growing.name, quiet_pages=quiet_pages))
             self._check_cluster(facts[0], growing.name)
 
-        with translated(growing.path):
-            measured = seal_file(path, chunks(), sealing, in_parallel=False)
+        def confirm() -> None:
+            with _readable(growing.path):
+                growing.confirm()
+
+        measured = seal_file(path, chunks(), sealing, in_parallel=False)
         sealed = _sealed(path, facts[0], measured, sealing, None)
-        with translated(growing.path):
-            self.note(sealed, confirm=growing.confirm)
+        self.note(sealed, confirm=confirm)
         return sealed
 
     @contextmanager
@@ -320,31 +324,43 @@ class FileFacts:
         return self.end_lsn - self.begin_lsn if self.kind == "partial" else None
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of a file of the log into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(
+            f"{path} cannot be read: {error.strerror or error}", hints=[shell_line("ls", "-l", path)]
+        ) from error
+
+
 def read_facts(source: Path, name: str) -> FileFacts:
     """Find out what is in a file that is to be kept under ``name``; raise IntegrityError when it is not that."""
-    with translated(source):
-        return _read_facts(source, name)
+    with _readable(source), source.open("rb", buffering=0) as file:
+        return _facts(_mapped(file, name), name)
 
 
-def _read_facts(source: Path, name: str) -> FileFacts:
+def _facts(content: memoryview, name: str) -> FileFacts:
     kind = classify(name)
     if kind == "history":
         timeline = parse_history_name(name)
-        switches = parse_history(timeline, source.read_text())
+        switches = parse_history(timeline, _text(content))
         ancestors = tuple(SwitchRecord(timeline=item.timeline, at_lsn=format_lsn(item.at_lsn)) for item in switches)
         return FileFacts("history", timeline, switches[-1].at_lsn, switches[-1].at_lsn, ancestors=ancestors)
     if kind == "backup":
-        match = _BACKUP_START.search(source.read_text(errors="replace"))
+        match = _BACKUP_START.search(_text(content))
         if match is None:
             raise IntegrityError(f"{name} is not a backup history file: it does not say where its backup started")
         return FileFacts("backup", timeline_of(name), parse_lsn(match[1]), parse_lsn(match[1]))
-    if kind not in ("segment", "partial"):
-        raise IntegrityError(f"{name} is not a file of the log that drkit keeps")
-    size_bytes = source.stat().st_size
-    if not size_bytes:
-        raise IntegrityError(f"{name} is empty")
-    with source.open("rb") as file:
-        return segment_facts(_mapped(file), size_bytes, name)
+    if kind in ("segment", "partial"):
+        return segment_facts(content, len(content), name)
+    raise IntegrityError(f"{name} is not a file of the log that drkit keeps")
+
+
+def _text(content: memoryview) -> str:
+    """Return what a history file says; its words for people may be in any encoding."""
+    return bytes(content).decode(errors="replace")
 
 
 def segment_facts(content: Buffer, size_bytes: int, name: str, *, quiet_pages: int = 0) -> FileFacts:
@@ -369,19 +385,27 @@ def segment_name_of(name: str, segment_bytes: int) -> Segment | None:
     return parse_partial_name(name, segment_bytes)[0] if kind == "partial" else None
 
 
-def _mapped(file: Any) -> memoryview:
-    """Return the whole of a file where the system has it; not closed by hand: an error on its way up refers to it."""
+def _mapped(file: FileIO, name: str) -> memoryview:
+    """Return the whole of a file where the system has it; raise OSError when a part cannot be read.
+
+    Everything is read once before: a part that its disk cannot give would end the process where it is mapped. Not
+    closed by hand, since an error on its way up refers to it.
+    """
+    buffer = bytearray(_READ_BYTES)
+    while file.readinto(buffer):
+        pass
+    if not file.tell():
+        raise IntegrityError(f"{name} is empty")
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _chunks(file: Any, held_bytes: int | None) -> Iterator[bytes]:
-    """Read a file; what lies behind ``held_bytes`` is taken as zeros.
+def _chunks(content: memoryview, held_bytes: int | None) -> Iterator[bytes]:
+    """Cut a file into pieces; what lies behind ``held_bytes`` is taken as zeros.
 
     An unfinished segment is still being written: only what was looked at belongs to what is said of it.
     """
-    position = 0
-    while chunk := file.read(_READ_BYTES):
+    for position in range(0, len(content), _READ_BYTES):
+        chunk = bytes(content[position : position + _READ_BYTES])
         if held_bytes is not None and position + len(chunk) > held_bytes:
             chunk = chunk[: max(held_bytes - position, 0)].ljust(len(chunk), b"\0")
-        position += len(chunk)
         yield chunk

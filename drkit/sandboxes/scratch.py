@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from drkit.errors import SourceError
+from drkit.errors import SourceError, shell_line
 from drkit.model import Scratch
 from drkit.process_identity import start_mark
 from drkit.sandboxes import SandboxRequest, ScratchLedger
@@ -148,5 +147,5 @@ def _remove(folder: Path) -> None:
     except OSError as error:
         raise SourceError(
             f"scratch folder {folder} could not be removed and holds restored data: {error}",
-            hints=[f"rm -rf {shlex.quote(str(folder))}"],
+            hints=[shell_line("rm", "-rf", folder)],
         ) from error

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from drkit.errors import StoreError, StoreExists, StoreMissing, StoreUnavailable
+from drkit.errors import StoreError, StoreExists, StoreMissing, StoreUnavailable, shell_line
 from drkit.stores import ObjectInfo, Traits
 from drkit.stores.naming import check_key, check_prefix, is_key
 from drkit.units import CHUNK_BYTES
@@ -238,14 +238,16 @@ class FileStore:
             return StoreError(
                 f"the folder {self._root} of store {self.name} does not exist",
                 details=["an unmounted disk looks the same, so drkit does not make it"],
-                hints=[f"mount its disk, or if it is new: mkdir -p -m 700 {self._root}"],
+                hints=[f"mount its disk, or if it is new: {shell_line('mkdir', '-p', '-m', '700', self._root)}"],
             )
         if error.errno in _FULL:
-            return StoreError(f"store {self.name} is full: {reason}: {path}", hints=[f"df -h {self._root}"])
+            return StoreError(
+                f"store {self.name} is full: {reason}: {path}", hints=[shell_line("df", "-h", self._root)]
+            )
         if error.errno in _FORBIDDEN:
             return StoreError(
                 f"store {self.name} may not be used: {reason}: {error.filename or path}",
-                hints=[f"as the user that runs drkit: ls -ld {error.filename or path}"],
+                hints=[f"as the user that runs drkit: {shell_line('ls', '-ld', error.filename or path)}"],
             )
         if error.errno in _NO_LINKS:
             return StoreError(

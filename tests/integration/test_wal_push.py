@@ -177,7 +177,7 @@ def test_the_log_of_another_cluster_is_refused(
 
 def test_histories_and_backup_labels_are_kept(source: LogSite, tmp_path: Path) -> None:
     history = tmp_path / "00000002.history"
-    history.write_text("1\t0/5000000\tno recovery target specified\n")
+    history.write_bytes('1\t0/5000000\tat restore point "après"\n'.encode("latin-1"))
     label = tmp_path / "000000010000000000000002.00000028.backup"
     label.write_text(
         "START WAL LOCATION: 0/200028 (file 000000010000000000000002)\nSTOP WAL LOCATION: 0/200138 (file x)\n"

@@ -266,6 +266,19 @@ def test_a_segment_of_another_length_is_refused_however_it_was_read(
         assert (list(spool.sealed.iterdir()), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_disk_that_does_not_give_a_segment_is_said(source: LogSite, server: Server, early: bool) -> None:
+    server.path.unlink()
+    server.path.symlink_to("/proc/self/mem")  # reading its first bytes fails as a broken disk does
+    with shipping(source) as (shipper, spool):
+        growing = Growing(server.path, SEGMENT)
+        growing.finish()
+        with pytest.raises(SourceError, match=f"{server.path} cannot be read: Input/output error") as raised:
+            shipper.ship_growing(growing) if early else shipper.ship(server.path, keep_source=True)
+        assert raised.value.hints == (f"ls -l {server.path}",)
+        assert (list(spool.sealed.iterdir()), shipper.has(SEGMENT.name), source.stored_names()) == ([], False, set())
+
+
 @pytest.mark.parametrize("which", [SEGMENT.name, f"{SEGMENT.name}.json.new"])
 def test_what_the_disk_does_not_keep_never_counts(
     source: LogSite, server: Server, monkeypatch: pytest.MonkeyPatch, which: str
