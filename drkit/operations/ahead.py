@@ -146,9 +146,10 @@ class LookAhead:
                 return
             if self._ended or name in self._asked or name in self._ahead or name == self._in_vain:
                 return
-            growing = Growing(last.with_name(name), segment)
-            reader = threading.Thread(target=self._read, args=(growing,), name="growing", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the system gives no thread: it is shipped when it is ready
+            # The system may give neither memory nor a thread: then it is shipped when it is ready.
+            with contextlib.suppress(MemoryError, RuntimeError):
+                growing = Growing(last.with_name(name), segment)
+                reader = threading.Thread(target=self._read, args=(growing,), name="growing", daemon=True)
                 reader.start()
                 self._growing, self._reader = growing, reader
                 self._ahead.add(name)

@@ -17,6 +17,7 @@ from drkit import folder_events as folder_events_module
 from drkit.app import open_app
 from drkit.errors import DrkitError, IntegrityError, SourceError
 from drkit.folder_events import folder_events
+from drkit.operations import ahead as ahead_module
 from drkit.operations import ship as ship_module
 from drkit.operations.ahead import looking_ahead
 from drkit.operations.growing import Growing, ReadInVain
@@ -346,20 +347,30 @@ def test_a_segment_that_another_server_hands_over_is_not_taken_for_the_one_that_
     assert source.plain(source.check_log().files[SEGMENT.name]) == server.content
 
 
-def test_a_thread_that_is_not_to_be_had_is_done_without(
-    source: LogSite, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["thread", "memory"])
+def test_a_thread_and_memory_that_are_not_to_be_had_are_done_without(
+    source: LogSite, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     (tmp_path / "archive_status").mkdir()
     before = tmp_path / Segment(1, 6, MIB).name
     before.write_bytes(make_wal(Segment(1, 6, MIB)))
     start = threading.Thread.start
+    refused = []
 
     def refuse(thread: threading.Thread) -> None:
         if thread.name == "growing":
+            refused.append(thread)
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    def refuse_memory(*asked: object) -> Growing:
+        refused.append(asked)
+        raise MemoryError
+
+    if what == "thread":
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    else:
+        monkeypatch.setattr(ahead_module, "Growing", refuse_memory)
     with shipping(source) as (shipper, spool), looking_ahead(shipper, spool) as ahead:
         with ahead.handed_over(before):
             shipper.ship(before, keep_source=True)
@@ -369,6 +380,7 @@ def test_a_thread_that_is_not_to_be_had_is_done_without(
             shipper.ship(server.path, keep_source=True)
         ahead.taken(server.path)
         assert (ahead._growing, ahead._ahead) == (None, set())
+    assert refused
     assert SEGMENT.name in source.stored_names()
 
 
