@@ -4,6 +4,7 @@
     ├── ConfigError        3   the site, a policy or a secret reference is wrong
     ├── Busy               4   somebody else holds the lease
     ├── SourceError        5   the database is unreachable, or its tool failed
+    │   └── NoRoom             a disk that something is restored to is full
     ├── StoreError         6   a store did not do what was asked
     │   ├── StoreMissing       there is no such object or bucket
     │   ├── StoreExists        an object of that name is there already
@@ -19,9 +20,13 @@ Not exceptions: 1 is a bug, 2 is wrong usage, 11 a failed drill or a missed obje
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -54,6 +59,11 @@ def add_left(error: BaseException, left: str) -> None:
     """
     if left and isinstance(error, DrkitError):
         error.details = (*error.details, left)
+
+
+def says_full(words: str) -> bool:
+    """Tell whether a tool's or a server's own words are that a disk is full."""
+    return os.strerror(errno.ENOSPC) in words
 
 
 def shell_line(*words: object) -> str:
@@ -105,6 +115,10 @@ class SourceError(DrkitError):
     exit_code = 5
 
 
+class NoRoom(SourceError):
+    """A disk that something is restored to is full, which says nothing of the backup."""
+
+
 class StoreError(DrkitError):
     """A store did not do what was asked."""
 
@@ -145,3 +159,15 @@ class CatalogError(DrkitError):
     """The catalog is missing, locked, corrupt or from a newer drkit; the stores are not affected."""
 
     exit_code = 10
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn the errors of writing into SourceError that names the folder, NoRoom where it is full."""
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write into {path}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(message, hints=[shell_line("df", "-h", path)]) from error
+        raise SourceError(message) from error

@@ -146,7 +146,8 @@ select current_setting('server_version_num')::int, split_part(current_setting('s
 _SETTINGS = "select name, setting from pg_settings where name = any (%(names)s)"
 
 _TABLESPACES = """
-select oid::bigint, spcname::text from pg_tablespace where spcname not in ('pg_default', 'pg_global') order by oid"""
+select oid::bigint, spcname::text from pg_tablespace where spcname not in ('pg_default', 'pg_global')
+   and pg_tablespace_location(oid) is not null order by oid"""
 
 _DATABASES = """
 select datname::text, oid::bigint,

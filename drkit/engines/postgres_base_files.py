@@ -90,11 +90,25 @@ def list_tablespace(location: Path, major: int) -> Listing:
     """List what servers of one version have in a tablespace; others may have folders of their own beside it."""
     listing = _Lister(location)
     with readable(location):
-        folders = sorted(path.name for path in location.glob(f"PG_{major}_*"))
+        try:
+            folders = sorted(path.name for path in location.iterdir() if path.name.startswith(f"PG_{major}_"))
+        except FileNotFoundError:
+            folders = []
     for folder in folders:
         listing.folders.append(folder)
         listing.walk(folder + "/")
     return listing.result()
+
+
+def no_files(tablespace: str, place: str) -> SourceError:
+    """Return the error for a tablespace whose folder is not what the server made of it: a copy would lack its tables.
+
+    Servers keep running on what is gone from a disk, and leave it out of a base backup without a word.
+    """
+    return SourceError(
+        f"tablespace {tablespace} has no files of this server in {place}",
+        hints=["mount its folder again, or drop the tablespace"],
+    )
 
 
 class _Lister:

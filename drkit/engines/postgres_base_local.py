@@ -31,6 +31,7 @@ from drkit.engines.postgres_base_files import (
     in_chunks,
     list_data_folder,
     list_tablespace,
+    no_files,
     readable,
 )
 from drkit.engines.postgres_base_manifest import OLDEST_VERSION_2_MAJOR, backup_manifest
@@ -113,14 +114,20 @@ class LocalBackup:
             self._layout = _read_layout(self._connection)
         self._listing = list_data_folder(self._root, self._facts.major)
         roots = [("base", self._root, "", self._listing)]
-        for oid in self._facts.tablespaces:
-            link = self._root / "pg_tblspc" / str(oid)
-            if link.is_symlink():
-                location = link.readlink()
-                self.locations[oid] = str(location)
-                listing = list_tablespace(location, self._facts.major)
-                roots.append((f"tablespace-{oid}", location, f"pg_tblspc/{oid}/", listing))
+        for oid, location in sorted(_links(self._root / "pg_tblspc").items()):
+            self.locations[oid] = str(location)
+            listing = list_tablespace(location, self._facts.major)
+            if oid in self._facts.tablespaces and not listing.folders:
+                raise no_files(self._facts.tablespaces[oid], str(location))
+            roots.append((f"tablespace-{oid}", location, f"pg_tblspc/{oid}/", listing))
+        self._require_links()
         self._deal(roots)
+
+    def _require_links(self) -> None:
+        """Raise SourceError for a tablespace that nothing leads to; one inside the data folder needs no link."""
+        for oid, name in self._facts.tablespaces.items():
+            if oid not in self.locations and not (self._root / "pg_tblspc" / str(oid)).is_dir():
+                raise no_files(name, f"{self._root}/pg_tblspc/{oid}")
 
     def _deal(self, roots: Sequence[tuple[str, Path, str, Listing]]) -> None:
         """Make heaps: of each root as many as its share of the bytes asks for, those of the largest first."""
@@ -269,6 +276,13 @@ class LocalBackup:
         for name in [*sorted(name for name in names if classify(name) == "history"), *(item.name for item in wanted)]:
             yield from stream.file(f"pg_wal/{name}")
             yield from stream.content(f"pg_wal/archive_status/{name}.done", b"", now_s)
+
+
+def _links(folder: Path) -> dict[int, Path]:
+    """Return where the links to tablespaces lead, by oid: all that the server writes into tablespace_map."""
+    with readable(folder):
+        links = [path for path in folder.iterdir() if path.name.isdigit() and path.is_symlink()]
+        return {int(link.name): folder / link.readlink() for link in links}
 
 
 def _refuse_gaps(wanted: Sequence[Segment], names: set[str]) -> None:

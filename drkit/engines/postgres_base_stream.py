@@ -17,6 +17,7 @@ from typing import Any
 
 from drkit.engines import BackupOptions, ParentBase, Part
 from drkit.engines.postgres_base_facts import SYSTEM_TAIL_DIGITS, BaseFacts
+from drkit.engines.postgres_base_files import no_files
 from drkit.engines.postgres_base_incremental import (
     NOT_READY,
     check_incremental_server,
@@ -35,6 +36,7 @@ from drkit.wal import format_lsn, parse_lsn
 _SINGLE_COPY_MAJOR = 15
 _CHECKPOINT_S = 3600.0
 _TAR_END = bytes(1024)
+_TAR_BLOCK_BYTES = 512
 _DATA, _ARCHIVE, _MANIFEST, _PROGRESS = b"dnmp"
 _RATE_KIB_S = (32, 1 << 20)
 _DATA_CORRUPTED = "XX001"
@@ -139,7 +141,19 @@ class StreamedBackup:
     @contextmanager
     def open(self, part: Part) -> Iterator[Iterator[bytes]]:
         """Lend the next part. With the end of the manifest comes the end of the backup, and what went wrong in it."""
-        yield self._read(_MANIFEST if part.kind == "manifest" else _ARCHIVE)
+        if part.kind == "manifest":
+            yield self._read(_MANIFEST)
+        else:
+            yield self._with_files(part, self._read(_ARCHIVE))
+
+    def _with_files(self, part: Part, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Pass a tar on; raise SourceError for that of a tablespace in which nothing is, not even its folder."""
+        first = next(chunks, b"")
+        oid = self.tablespace_of(part.name)
+        if oid is not None and oid in self._facts.tablespaces and not any(first[:_TAR_BLOCK_BYTES]):
+            raise no_files(self._facts.tablespaces[oid], self.locations[oid])
+        yield first
+        yield from chunks
 
     @property
     def warnings(self) -> list[str]:

@@ -21,7 +21,7 @@ from drkit.engines.postgres_archive import Entry, Head, list_entries, write_list
 from drkit.engines.postgres_client import Endpoint, connect, tool_database
 from drkit.engines.postgres_rows import RowsLoad
 from drkit.engines.postgres_target import Target
-from drkit.errors import SourceError
+from drkit.errors import NoRoom, SourceError, says_full
 from drkit.process import LARGE_BUFFER_BYTES, Command, Consumer, open_consumer, run
 
 _LONGEST_LOAD_S = 7 * 86400.0
@@ -169,9 +169,11 @@ class ArchiveLoad:
             yield
         except SourceError as error:
             words = next((line.partition("error: ")[2] for line in error.details if "error: " in line), error.message)
-            raise SourceError(f"{failed}: {words}", details=error.details) from error
+            kind = NoRoom if says_full("\n".join(error.details)) else SourceError
+            raise kind(f"{failed}: {words}", details=error.details) from error
         except psycopg.Error as error:
-            raise SourceError(f"{failed}: {error.diag.message_primary or error}") from error
+            kind = NoRoom if isinstance(error, psycopg.errors.DiskFull) else SourceError
+            raise kind(f"{failed}: {error.diag.message_primary or error}") from error
 
     def _note(self, lines: Sequence[str]) -> None:
         self.warnings += [line for line in lines if "warning:" in line.lower()]

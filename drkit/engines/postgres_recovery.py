@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
+from drkit.errors import DrkitError, IntegrityError, NoRoom, RecoveryGap, SourceError, says_full, shell_line
 from drkit.units import MIB, When, format_moment
+from drkit.wal import DEFAULT_SEGMENT_BYTES
 
 AUTO_CONF = "postgresql.auto.conf"
 RECOVERY_SIGNAL = "recovery.signal"
@@ -254,9 +255,15 @@ def add_missing_config(data: Path, recorded: Mapping[str, Any]) -> list[str]:
     return added
 
 
-def explain_failure(error: SourceError, target: ReplayTarget) -> DrkitError:
-    """Say in drkit's words why a recovery ended, by the server's log; the error itself where that is not known."""
+def explain_failure(error: SourceError, target: ReplayTarget, data: Path) -> DrkitError:
+    """Say in drkit's words why a recovery into ``data`` ended, by the server's log; the error itself if not known."""
     text = "\n".join(error.details)
+    if says_full(text) or _is_full(data):
+        return NoRoom(
+            f"replay was stopped: the disk that holds {data} is full",
+            details=error.details,
+            hints=[shell_line("df", "-h", data), "make room, or choose a folder on a larger disk"],
+        )
     if "recovery ended before configured recovery target was reached" in text:
         last = re.search(r"last completed transaction was at log time (\S+ \S+)", text)
         asked = _target_words(target.when)
@@ -283,6 +290,12 @@ def explain_failure(error: SourceError, target: ReplayTarget) -> DrkitError:
     if "WAL file is from different database system" in text or "incorrect resource manager data checksum" in text:
         return IntegrityError("the WAL does not belong to this base, or is damaged", details=error.details)
     return error
+
+
+def _is_full(folder: Path) -> bool:
+    """Tell whether a disk has not even room for a segment: its server cannot log then why it ended."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize < DEFAULT_SEGMENT_BYTES
 
 
 def _target_words(when: When) -> str:

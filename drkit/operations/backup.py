@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from drkit import __version__, age, bucket
+from drkit import __version__, age, bucket, stores
 from drkit.canonical import canonical_json
 from drkit.chain import Link, next_link
 from drkit.chunk_memory import keep_chunk_memory
 from drkit.credentials import resolve
 from drkit.engines import BackupOptions, BackupSession, Engine, ParentBase, Part
 from drkit.engines.registry import find_engine
-from drkit.errors import ConfigError, IntegrityError
+from drkit.errors import ConfigError, IntegrityError, SourceError
 from drkit.fingerprint import data_words, total_rows
 from drkit.keys import known_recipients, recipient_fingerprint, recipients_of, trust_of_recipient
 from drkit.model import (
@@ -375,6 +375,12 @@ class _Job:
     def _commit(self, manifest: Manifest, details: dict[str, Any]) -> ArtifactEntry:
         """Sign, then write signature and manifest; then index, which a later rebuild can do as well."""
         data = manifest.to_bytes()
+        if len(data) > stores.LARGEST_DOCUMENT_BYTES:
+            raise SourceError(
+                f"the manifest of {manifest.policy} would have {len(data):,} bytes, and no more than"
+                f" {stores.LARGEST_DOCUMENT_BYTES:,} can be read again: it names every table and its columns",
+                hints=[f"share out the databases of {manifest.policy} among several policies: target.databases"],
+            )
         key = bucket.manifest_key(manifest.policy, manifest.artifact_id)
         store = self.sealing.store
         self.running.require_lease(self.workplace.catalog)

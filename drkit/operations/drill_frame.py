@@ -9,7 +9,7 @@ from typing import Any
 
 from drkit.credentials import Secret
 from drkit.engines import Engine
-from drkit.errors import ConfigError, DrkitError, IntegrityError, KeyUnavailable, RecoveryGap, SourceError
+from drkit.errors import ConfigError, DrkitError, IntegrityError, KeyUnavailable, NoRoom, RecoveryGap, SourceError
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
@@ -69,7 +69,7 @@ class DrillFrame:
 
     @contextmanager
     def level(self, name: str) -> Iterator[LevelOutcome]:
-        """Record how a level ends and say it; a failed one ends the drill, and one without time is ``not run``."""
+        """Record how a level ends and say it; a failed one ends the drill, one without time or room is ``not run``."""
         level = self.outcome.levels[name]
         try:
             with self._timed(name):
@@ -77,6 +77,8 @@ class DrillFrame:
         except IntegrityError as error:
             # Damage that shows while loading is the artifact's, not the load's.
             self.failed("intact" if name == "loads" else name, error)
+            raise
+        except NoRoom:
             raise
         except (SourceError, RecoveryGap) as error:
             self.failed(name, error)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from drkit.errors import IntegrityError
-from drkit.operations.folder_sync import FolderSync, written
+from drkit.errors import IntegrityError, written
+from drkit.operations.folder_sync import FolderSync
 from drkit.operations.large_files import LargeFileWriter, write_all
 from drkit.tar_stream import TarEntry, read_tar
 from drkit.units import CHUNK_BYTES
@@ -201,7 +201,7 @@ class Extraction:
         path = self.data / "tablespace_map"
         if not path.exists():
             return set()
-        return {line.partition(b" ")[0].decode() for line in path.read_bytes().split(b"\n") if line.strip()}
+        return {match["oid"].decode() for match in _MAP_LINE.finditer(path.read_bytes())}
 
     def _link(self, link: Path, target: Path) -> None:
         link.symlink_to(target)
@@ -236,6 +236,10 @@ class Extraction:
         if self._tablespaces.exists() and not self._tablespaces.is_relative_to(self.data):
             roots.append(self._tablespaces)
         return FolderSync(roots)
+
+
+_MAP_LINE = re.compile(rb"(?P<oid>[^ \\\n]+) (?:\\.|[^\\\n])*\n?", re.DOTALL)
+"""A line of tablespace_map; a line break in a folder's name has a backslash before it."""
 
 
 def _escaped(path: Path) -> str:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from drkit.errors import SourceError
+from drkit.errors import written
 
 _THREADS = 8
 _SETTLED_NS = 100_000_000
@@ -99,12 +99,3 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Turn the errors of writing into SourceError that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise SourceError(f"cannot write into {path}: {error.strerror or error}") from error

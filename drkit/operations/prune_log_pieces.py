@@ -45,15 +45,15 @@ def log_pieces(stored: Stored) -> Iterator[LogPiece]:
 
 def _stretch(place: bucket.LogManifestKey, segment_sizes: Collection[int]) -> tuple[int, int] | None:
     """Return the positions from which and up to which a log manifest reaches, None where that cannot be told."""
-    if len(place.first) == len(place.last) == _OPLOG_DIGITS:
-        return int(place.first, 16), int(place.last, 16)
-    if len(segment_sizes) != 1:
-        return None
-    (segment_bytes,) = segment_sizes
     try:
+        if len(place.first) == len(place.last) == _OPLOG_DIGITS:
+            return int(place.first, 16), int(place.last, 16)
+        if len(segment_sizes) != 1:
+            return None
+        (segment_bytes,) = segment_sizes
         first = Segment.parse(place.first[:24], segment_bytes)
         return first.start_lsn, Segment.parse(place.last[:24], segment_bytes).end_lsn
-    except ValueError:
+    except ValueError:  # a manifest that lists nothing but a history file, whose name is as long as a place's
         return None
 
 

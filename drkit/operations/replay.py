@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
+from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError, written
 from drkit.operations.extraction import Owner
 from drkit.operations.line_requests import read_request
 from drkit.operations.stored_log import LogReader, StoredFile
@@ -231,10 +231,10 @@ class WalServer:
                 entry = self._entries.setdefault(number, self._new_entry(number))
                 entry.state = "fetching"
             try:
-                self._fetch(number, entry.path)
-            except (DrkitError, OSError) as error:
-                failure = error if isinstance(error, DrkitError) else SourceError(f"cannot write the spool: {error}")
-                self._settle(entry, "failed", failure)
+                with written(self.spool):
+                    self._fetch(number, entry.path)
+            except DrkitError as error:
+                self._settle(entry, "failed", error)
             else:
                 self._settle(entry, "ready", None)
 
@@ -271,9 +271,10 @@ class WalServer:
             os.fchmod(file.fileno(), 0o600)
             self.owner.take(file.fileno())
             self.reader.copy(stored, file, self.log.segment_bytes)
-            file.truncate(self.log.segment_bytes)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            # Only what was written: a file system in memory that is full would end the process where it has a hole.
+            with mmap.mmap(file.fileno(), file.tell(), access=mmap.ACCESS_READ) as content:
                 self._check(number, stored.file.name, content)
+            file.truncate(self.log.segment_bytes)
         unfinished.rename(path)
 
     def _check(self, number: int, name: str, content: mmap.mmap) -> None:

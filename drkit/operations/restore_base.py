@@ -26,7 +26,7 @@ from drkit.engines.postgres_recovery import (
     replay_settings,
     write_recovery,
 )
-from drkit.errors import IntegrityError, SourceError
+from drkit.errors import IntegrityError, SourceError, written
 from drkit.operations import Reporter, Workplace
 from drkit.operations.base_plan import BasePlan
 from drkit.operations.extraction import Extraction, Owner
@@ -152,7 +152,8 @@ def _loading(module: str) -> Iterator[None]:
 def _prepare(plan: BasePlan, site: ReplaySite, wal: WalServer, client: Client) -> dict[str, str]:
     """Write down where the server gets its WAL and how far it goes; return the settings that it is started with."""
     command = fetch_command(wal.ready, client.python, client.program, site.socket)
-    write_recovery(site.place.data, recovery_settings(replay_target(plan, site.place.data), command), keep=False)
+    with written(site.place.data):
+        write_recovery(site.place.data, recovery_settings(replay_target(plan, site.place.data), command), keep=False)
     recorded = plan.facts.get("settings", {})
     settings = replay_settings(
         recorded, memory_bytes=memory_available_bytes(), cores=core_count(), wal_bytes=plan.wal_bytes
@@ -186,7 +187,7 @@ def _start(server: RestoredServer, settings: dict[str, str], wal: WalServer, pla
             raise type(cause)(
                 f"replay was stopped: {cause.message}", details=cause.details, hints=cause.hints
             ) from error
-        raise explain_failure(error, plan.target) from error
+        raise explain_failure(error, plan.target, server.place.data) from error
     if wal.error is not None:
         raise wal.error
 
@@ -209,8 +210,9 @@ def _client_for(site: ReplaySite) -> Client:
     import drkit.wal_client
 
     program = site.place.run_folder / "wal_client.py"
-    shutil.copyfile(drkit.wal_client.__file__, program)
-    program.chmod(0o644)
+    with written(site.place.run_folder):
+        shutil.copyfile(drkit.wal_client.__file__, program)
+        program.chmod(0o644)
     for name in (sys.executable, shutil.which("python3"), *_SYSTEM_PYTHONS):
         if name and _runs(Path(name), site.place.user):
             return Client(Path(name), program)

@@ -58,10 +58,11 @@ class RunningRun:
         A lease that merely expired is still ours. Called right before what cannot be taken back.
         """
         held = catalog.lease(self.lease.name)
-        if held is not None and held.fence > self.lease.fence:
-            self.note_lost(catalog, held.holder)
+        if held is None or held.fence != self.lease.fence:
+            holder = held.holder if held else "a run that has ended since"
+            self.note_lost(catalog, holder)
             raise Busy(
-                f"{self.lease.name} was taken over by {held.holder} while this run stood still; nothing is committed",
+                f"{self.lease.name} was taken over by {holder} while this run stood still; nothing is committed",
                 hints=["drkit run list"],
             )
 

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 
 from drkit.binaries import postgres_binary, postgres_version
 from drkit.credentials import Secret
-from drkit.errors import SourceError
+from drkit.errors import SourceError, written
 from drkit.process import Command, open_consumer, run
 
 SOCKET_NAME = ".s.PGSQL.5432"
@@ -95,8 +95,9 @@ class RestoredServer:
         """
         place = self.place
         self._settings = settings
-        self._write_settings(settings)
-        place.log.unlink(missing_ok=True)
+        with written(place.run_folder):
+            self._write_settings(settings)
+            place.log.unlink(missing_ok=True)
         options = f"-c config_file={shlex.quote(str(place.run_folder / 'postgresql.conf'))}"
         arguments = ["-D", str(place.data), "-l", str(place.log), "-w", "-t", str(round(timeout_s)), "-s"]
         try:

@@ -15,6 +15,10 @@ from typing import NamedTuple, Protocol
 
 from drkit.errors import IntegrityError
 from drkit.model import Checksum
+from drkit.units import MIB
+
+LARGEST_DOCUMENT_BYTES = 64 * MIB
+"""Whoever reads a document holds it in memory; the manifest of a dump has about a kilobyte for each table."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Store(Protocol):
         """Give back connections; the store is not used afterwards."""
 
 
-def read_object(store: Store, key: str, *, limit_bytes: int = 16 << 20) -> bytes:
+def read_object(store: Store, key: str, *, limit_bytes: int = LARGEST_DOCUMENT_BYTES) -> bytes:
     """Read a small object whole; raise StoreMissing, or IntegrityError when it is larger than ``limit_bytes``."""
     content = bytearray()
     with store.open(key) as chunks:

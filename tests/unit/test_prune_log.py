@@ -470,3 +470,24 @@ class TestOplog:
 
     def _manifests(self, world: PruneWorld) -> Sequence[object]:
         return [entry.manifest for entry in world.catalog.artifacts("orders")]
+
+
+def test_a_manifest_of_a_history_file_alone_stays_and_holds_nothing_up(world: PruneWorld) -> None:
+    logs = LogWorld(world)
+    logs.pass_days(4)
+    name = "00000002.history"
+    manifest = LogManifest(
+        **_common(world, logs.previous),
+        engine="postgres",
+        segment_bytes=SEGMENT,
+        from_lsn="0/8000000",
+        to_lsn="0/8000000",
+        files=(_record(LogRecord, name, kind="history"),),
+    )
+    key = _key(world, name, name)
+    logs.previous = _put(world, key, manifest)
+    logs.pass_days(6)
+    before = logs.listed()
+    settle(world)
+    assert key in logs.listed()
+    assert len(logs.listed()) < len(before), "what nothing needs goes"

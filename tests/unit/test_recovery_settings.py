@@ -21,7 +21,7 @@ from drkit.engines.postgres_recovery import (
     set_places_aside,
     write_recovery,
 )
-from drkit.errors import DrkitError, IntegrityError, RecoveryGap, SourceError
+from drkit.errors import DrkitError, IntegrityError, NoRoom, RecoveryGap, SourceError
 from drkit.units import When, parse_when
 from tests.fixtures.wal_commands import expanded
 
@@ -192,13 +192,14 @@ def test_missing_configuration_is_written_with_the_floors(tmp_path: Path) -> Non
         ("FATAL:  requested recovery stop point is before consistent recovery point", RecoveryGap, "before the base"),
         ('FATAL:  directory "/mnt/x" does not exist', RecoveryGap, "/mnt/x"),
         ("LOG:  WAL file is from different database system: x", IntegrityError, "does not belong"),
+        ('FATAL:  could not extend file "base/5/16384": No space left on device', NoRoom, "is full"),
         ("FATAL:  something else", SourceError, "did not start"),
     ],
 )
-def test_why_a_recovery_ended_is_said(line: str, kind: type[DrkitError], words: str) -> None:
+def test_why_a_recovery_ended_is_said(tmp_path: Path, line: str, kind: type[DrkitError], words: str) -> None:
     details = ["LOG:  last completed transaction was at log time 2026-11-22 13:00:00.5+00", line]
     target = ReplayTarget(When("time", datetime(2026, 11, 22, tzinfo=UTC)), 1)
-    error = explain_failure(SourceError("the restored server did not start", details=details), target)
+    error = explain_failure(SourceError("the restored server did not start", details=details), target, tmp_path)
     assert type(error) is kind
     assert words in error.message
     if "not reached" in words:

@@ -232,3 +232,13 @@ def test_an_error_that_nobody_foresaw_leaves_no_password_in_the_catalog(catalog:
     (run,) = catalog.runs()
     (event,) = [item for item in catalog.events() if item["name"] == "run.failed"]
     assert run.error == event["error"] == "no answer from postgresql://me:***@db/orders"
+
+
+def test_a_lease_that_was_taken_over_and_given_back_is_lost_all_the_same(catalog: SqliteCatalog, clock: Clock) -> None:
+    with recorded_run(catalog, clock, "backup", "shop") as slow:
+        later = NOW + LEASE_TTL + timedelta(minutes=5)
+        other = catalog.acquire_lease("backup/shop", "elsewhere/1@0#run", LEASE_TTL, later)
+        assert other.fence > slow.lease.fence
+        catalog.release_lease(other)
+        with pytest.raises(Busy, match="backup/shop was taken over by a run that has ended since"):
+            slow.require_lease(catalog)
