@@ -207,9 +207,9 @@ def _tuning(plan: _Plan) -> dict[str, str]:
 
     Rows that several connections load into one table are logged. The log stays short, so that its files are used again
     while the system still has them in memory, and is written by its own process, out of large buffers of its own: that
-    took a fifth off the time of COPY in measurements. The shared buffers are small. A load and a reading of whole tables
-    only pass through rings of 16 MiB of them, and each page of more would have to be found and cleared first: 128 MB
-    instead of 3 GB took 7 % off a load.
+    took a fifth off the time of COPY in measurements. The shared buffers are small: loading and reading whole tables
+    only pass through a few, and each page of more would have to be found and cleared first. 128 MB instead of 3 GB took
+    7 % off a load.
     """
     cores = core_count()
     sort_bytes = _between(64 * MIB, plan.memory_bytes // 16, _GIB)
