@@ -110,7 +110,14 @@ class StreamedBackup:
             if self.parent is not None and getattr(error.__cause__, "sqlstate", None) == NOT_READY:
                 raise not_ready(self._endpoint, self.parent, str(error.__cause__)) from error
             raise
-        return _position(position)[0]
+        start_lsn, timeline = _position(position)
+        if self.parent is not None and timeline != self.parent.timeline:
+            raise SourceError(
+                f"{self._endpoint.server} was promoted to timeline {timeline} while the base began, and base"
+                f" {self.parent.artifact_id} is of {self.parent.timeline}",
+                hints=["run it again: a full base is taken then"],
+            )
+        return start_lsn
 
     @property
     def summary(self) -> str:
