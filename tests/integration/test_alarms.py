@@ -22,6 +22,7 @@ import pytest
 
 from drkit.app import open_stores
 from drkit.operations.lookout import Lookout
+from tests.fixtures import disks
 from tests.fixtures.ports import free_port
 from tests.fixtures.postgres import running_postgres
 from tests.fixtures.receiver import Receiver, receiving
@@ -158,15 +159,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Lend the mount point of a disk of 32 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"this host lets us mount nothing: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+    with disks.small_disk(folder, "32m") as disk:
+        yield disk
 
 
 def test_a_disk_that_fills_and_a_store_that_turns_read_only_are_told_once(
