@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from drkit.errors import RecoveryGap
-from drkit.recovery_path import LogIndex, Path
+from drkit.recovery_path import LogIndex, LogState, Path
 from drkit.units import format_moment
 from drkit.wal import format_lsn, history_name
 
@@ -39,12 +39,37 @@ def choose_path(index: LogIndex, timeline: int | None) -> Path:
             hints=_pins(index, without=chosen),
         )
     if not index.bases_on(path):
+        base_of_the_source = [f"drkit backup {policy} --method base"] if timeline is None else []
         raise RecoveryGap(
             f"no base of {policy} leads to timeline {chosen}",
             details=list(_why_unreachable(index, path)),
-            hints=_pins(index, without=chosen),
+            hints=[*base_of_the_source, *_pins(index, without=chosen)],
         )
     return path
+
+
+def refusal_without_pin(state: LogState) -> RecoveryGap | None:
+    """Return why a recovery that names no timeline is refused although there are bases; None where it is not."""
+    if not state.bases:
+        return None
+    try:
+        choose_path(LogIndex(state), None)
+    except RecoveryGap as error:
+        return error
+    return None
+
+
+def leading_bases(state: LogState) -> list[frozenset[str]]:
+    """Return the ids of the bases that lead to the timeline in use; of each line, while nothing tells which it is."""
+    if not state.bases:
+        return []
+    index = LogIndex(state)
+    try:
+        timelines = [timeline_in_use(index)]
+    except RecoveryGap:
+        timelines = index.timelines()
+    paths = [path for timeline in timelines if (path := index.path_to(timeline)) is not None]
+    return [frozenset(base.artifact_id for base in index.bases_on(path)) for path in paths]
 
 
 def timeline_in_use(index: LogIndex) -> int:

@@ -60,6 +60,7 @@ class _Planner:
         self.missed: dict[str, Candidate] = {}
         self.suspended = list(held.obstacles)
         self.stopped: set[str] = set()
+        self.leading: set[str] = set()
         for item in self.order:
             if self._counts(item):
                 self.series[item.method].append(item)
@@ -70,6 +71,7 @@ class _Planner:
         for method in sorted({item.method for item in self.order}):
             self._rules_and_guards(method)
         self._newest_drilled()
+        self._newest_of_lines()
         self._heads_and_holds()
         self._doubtful()
         self._missed()
@@ -146,6 +148,14 @@ class _Planner:
         drilled = [item for item in self.order if item.drilled and self._counts(item)]
         if drilled:
             self._keep(drilled[0].artifact_id, "newest that a drill has proven")
+
+    def _newest_of_lines(self) -> None:
+        """Keep a way to the timeline in use: after a failover the newest bases may all be of the line that was left."""
+        for line in self.held.lines:
+            leading = next((item for item in self.order if item.artifact_id in line and self._counts(item)), None)
+            if leading is not None:
+                self.leading.add(leading.artifact_id)
+                self._keep(leading.artifact_id, f"newest {leading.method} that leads to the timeline in use")
 
     def _heads_and_holds(self) -> None:
         for item in self.order:
@@ -286,6 +296,7 @@ class _Planner:
 
         Without a window every base is one. One that only a rule such as monthly keeps needs its own stretch alone. The
         window begins with a sound base, or with a younger one that is damaged or gone: it may be mended or come back.
+        The way to the timeline in use begins with the newest base that leads there, however old.
         """
         if self.rules.recovery_window is None:
             return list(bases)
@@ -295,7 +306,8 @@ class _Planner:
         since = self._newest_at(sound) - self.rules.recovery_window
         every = sorted(bases, key=_age, reverse=True)
         oldest = min(list(in_window(series, since))[-1].at for series in (sound, every))
-        return [item for item in bases if item.at >= oldest or item.artifact_id in removed]
+        there = removed | self.leading
+        return [item for item in bases if item.at >= oldest or item.artifact_id in there]
 
 
 def _age(item: Candidate) -> tuple[datetime, str]:

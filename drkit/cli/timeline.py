@@ -62,6 +62,9 @@ def _drawn(found: Timeline, objective: timedelta | None) -> str:
         **terminal(),
     )
     lines = [draw_timeline(picture)]
+    if found.refusal:
+        lines.append(f"refused    a restore that names no timeline: {found.refusal.message}")
+        lines += [f"           {line}" for line in (*found.refusal.details, *found.refusal.hints)]
     exposure = found.exposure
     if exposure is not None:
         seen = format_duration(found.now - exposure.seen_at)
@@ -149,6 +152,7 @@ def _document(found: Timeline) -> dict[str, Any]:
         **proofs_document(found),
         "exposure": exposure
         and exposure_document(exposure, flushed_lsn=exposure.flushed_lsn, stored_lsn=exposure.stored_lsn),
+        "refusal": found.refusal.message if found.refusal else None,
         "unsigned": list(found.unsigned),
         "doubts": list(found.doubts),
     }

@@ -49,6 +49,9 @@ def _wal_findings(found: Timeline) -> Iterator[Finding]:
         if gap.to_at is None:
             message = f"nothing after {format_moment(gap.from_at)} can be restored: {gap.reason}"
             yield Finding("wal-gap", found.policy, message, f"drkit backup {found.policy} --method base")
+    if found.refusal:
+        message = f"a restore that names no timeline is refused: {found.refusal.message}"
+        yield Finding("wal-gap", found.policy, message, next(iter(found.refusal.hints), ""))
     if found.exposure is not None:
         yield from found.exposure.findings
     elif found.seen_at is not None:

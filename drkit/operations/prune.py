@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from drkit import bucket
@@ -16,6 +16,7 @@ from drkit.errors import ConfigError, StoreError, StoreMissing
 from drkit.operations import Reporter, Workplace
 from drkit.operations.prune_facts import Stored, take_stock
 from drkit.operations.prune_locks import extend_locks, kept_by
+from drkit.operations.prune_reach import lines_of
 from drkit.operations.prune_steps import Pruning
 from drkit.operations.retention_settings import guards_of, rules_of
 from drkit.operations.running import recorded_run
@@ -106,6 +107,7 @@ def plan_prune(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
     assert policy.retention is not None
     rules, guards = rules_of(policy, policy.retention), guards_of(policy, policy.retention)
     stored = take_stock(workplace, policy, obstacles)
+    stored = replace(stored, lines=lines_of(workplace, stored))
     plan = plan_retention(stored.holdings(), rules, guards, stored.now)
     locks = dict(_locks(workplace, stored, plan))
     if locks:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -43,7 +43,7 @@ class Stored:
 
     ``copies`` are the trusted manifests of each artifact. ``graves`` are their tombstones, ``log_graves`` those of the
     log, oldest first. ``known_holds`` are all that were ever placed, the released ones too. ``records`` are the signed
-    ones of drills and verifications.
+    ones of drills and verifications. ``lines`` are those of `Holdings`.
     """
 
     policy: Policy
@@ -57,6 +57,7 @@ class Stored:
     locks: Mapping[str, datetime] = field(default_factory=dict)
     gone: tuple[Candidate, ...] = ()
     records: Sequence[Dated] = ()
+    lines: Sequence[Collection[str]] = ()
 
     @cached_property
     def holds(self) -> list[HoldEntry]:
@@ -173,7 +174,7 @@ class Stored:
             )
             for artifact_id, manifest in ((name, self.manifest(name)) for name in self.copies)
         ]
-        return Holdings(self.policy.policy, artifacts, tuple(log_pieces(self)), self.obstacles, self.gone)
+        return Holdings(self.policy.policy, artifacts, tuple(log_pieces(self)), self.obstacles, self.gone, self.lines)
 
 
 def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = ()) -> Stored:

@@ -13,6 +13,7 @@ from drkit.operations import Workplace
 from drkit.operations.oplog_log import dump_points, stored_oplog
 from drkit.operations.prune_facts import Stored
 from drkit.operations.stored_log import base_points, log_state, read_logs, signed_histories
+from drkit.recovery_lines import leading_bases
 from drkit.recovery_windows import Window, find_windows
 from drkit.retention import Plan
 
@@ -43,6 +44,17 @@ def reach_of(workplace: Workplace, stored: Stored, plan: Plan) -> tuple[Reach, R
     elif any(entry.manifest.oplog for entry in entries):
         windows = _oplog_windows(workplace, stored.policy.policy, (entries, left), going)
     return Reach(before, windows[0]), Reach(after, windows[1])
+
+
+def lines_of(workplace: Workplace, stored: Stored) -> list[frozenset[str]]:
+    """Return `Holdings.lines`; nothing is read where the log has no more than one timeline."""
+    keys = (bucket.parse_log_key(key) for inventory in stored.inventories.values() for key in inventory.objects)
+    if len({place[1] for place in keys if place is not None}) < 2:
+        return []
+    policy = stored.policy.policy
+    logs = read_logs(workplace, policy)
+    entries = [ArtifactEntry(copies[0].manifest, copies[0].sha256, ()) for copies in stored.copies.values()]
+    return leading_bases(log_state(logs, base_points(entries), signed_histories(logs), policy))
 
 
 def _wal_windows(

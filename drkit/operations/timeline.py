@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from drkit import bucket
 from drkit.catalog import Catalog
+from drkit.errors import RecoveryGap
 from drkit.model import Finding
 from drkit.operations import Workplace
 from drkit.operations.known_signatures import KnownSignatures
@@ -24,6 +25,7 @@ from drkit.operations.selection import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
 from drkit.operations.stored_log import base_points, log_state, read_logs, signed_histories
 from drkit.recovery_coverage import Coverage, measure_coverage
+from drkit.recovery_lines import refusal_without_pin
 from drkit.recovery_path import BasePoint
 from drkit.recovery_windows import Gap, Window, find_gaps, find_windows
 from drkit.units import format_moment, parse_utc, say_slow_clock
@@ -62,7 +64,8 @@ class ProvenMoment:
 class Timeline:
     """Everything there is to draw; ``distrusted`` says what was not believed, ``unreached`` what could not be asked.
 
-    ``seen_at`` is when `drkit serve` last looked from this host, None when it never did.
+    ``seen_at`` is when `drkit serve` last looked from this host, None when it never did. ``refusal`` says why a restore
+    that names no timeline is refused, None where it is not.
     """
 
     policy: str
@@ -80,6 +83,7 @@ class Timeline:
     unreached: Sequence[str]
     links: Sequence[LogLink] = ()
     damaged: Sequence[str] = ()
+    refusal: RecoveryGap | None = None
 
     @property
     def doubts(self) -> list[str]:
@@ -131,6 +135,7 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
         unreached=unreached,
         links=logs.links,
         damaged=list(damaged_stretches(workplace.catalog, policy)),
+        refusal=refusal_without_pin(state),
     )
 
 

@@ -9,18 +9,15 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from ulid import ULID
 
 from drkit import bucket
 from drkit.errors import IntegrityError
 from drkit.log_documents import (
     LogManifest,
-    LogRecord,
     OplogManifest,
-    SignedLog,
     SliceRecord,
 )
-from drkit.model import ArtifactEntry, Compression, Encryption, LogPosition, OplogPosition
+from drkit.model import OplogPosition
 from drkit.operations.check import gather
 from drkit.operations.judgement import judge
 from drkit.operations.locking import keep_locked
@@ -30,96 +27,12 @@ from drkit.operations.prune_reach import reach_of
 from drkit.oplog import OplogTs, slice_name
 from drkit.policy import Policy
 from drkit.retention_documents import LogTombstone
-from drkit.signing import MANIFEST_NAMESPACE
 from drkit.stores import read_object
-from drkit.wal import format_lsn
+from tests.fixtures.log_world import SEALED, SEGMENT, LogWorld, log_facts, log_record, new_manifest_key, put_log
 from tests.fixtures.pruning import DAY, HOUR, PruneWorld, prune_world
 from tests.fixtures.site import ReadySite
 
-SEGMENT = 1 << 24
-SEALED = b"sealed"
 WINDOW = {"recovery_window": "3d", "minimum": 1, "max_removed_percent": 100}
-
-
-class LogWorld:
-    """A policy of bases and WAL: two segments a day, listed together, and a base every second day."""
-
-    def __init__(self, world: PruneWorld) -> None:
-        self.world = world
-        self.segments = 0
-        self.previous: str | None = None
-        self.manifests: list[tuple[str, LogManifest]] = []
-        self.bases: list[ArtifactEntry] = []
-
-    def pass_days(self, count: int) -> None:
-        for day in range(count):
-            self.world.now += DAY
-            if day % 2 == 0:
-                self.take_base()
-            self.ship(2)
-
-    def take_base(self) -> None:
-        start, stop = self.segments * SEGMENT + 40, self.segments * SEGMENT + 4000
-        position = LogPosition(
-            timeline=1, start_lsn=format_lsn(start), stop_lsn=format_lsn(stop), segment_bytes=SEGMENT
-        )
-        entry = self.world.bucket.add(at=self.world.now - HOUR, method="base", position=position)
-        self.world.catalog.index_artifact(entry)
-        self.bases.append(entry)
-
-    def ship(self, count: int) -> None:
-        names = [f"{1:08X}{0:08X}{self.segments + number:08X}" for number in range(count)]
-        records = tuple(_record(LogRecord, name, kind="segment") for name in names)
-        manifest = LogManifest(
-            **_common(self.world, self.previous),
-            engine="postgres",
-            segment_bytes=SEGMENT,
-            from_lsn=format_lsn(self.segments * SEGMENT),
-            to_lsn=format_lsn((self.segments + count) * SEGMENT),
-            files=records,
-        )
-        self.segments += count
-        key = _key(self.world, names[0], names[-1])
-        self.previous = _put(self.world, key, manifest)
-        self.manifests.append((key, manifest))
-
-    def stored(self, store: str = "primary") -> list[str]:
-        """Return the segments that are there."""
-        keys = [item.key for item in self.world.stores[store].list(bucket.logs_prefix("orders"))]
-        return [parsed[2] for key in keys if (parsed := bucket.parse_log_key(key))]
-
-    def listed(self, store: str = "primary") -> list[str]:
-        keys = [item.key for item in self.world.stores[store].list(bucket.logs_prefix("orders"))]
-        return [key for key in keys if bucket.parse_log_manifest_key(key)]
-
-
-def _record(document: type, name: str, **facts: object) -> object:
-    digest = hashlib.sha256(SEALED).hexdigest()
-    sizes = {"stored_bytes": len(SEALED), "stored_sha256": digest, "plain_bytes": len(SEALED), "plain_sha256": digest}
-    return document(part=name, key=bucket.log_key("orders", 1, name), **sizes, **facts)
-
-
-def _common(world: PruneWorld, previous: str | None) -> dict[str, object]:
-    facts = {"repo_id": "repo-1", "policy": "orders", "timeline": 1, "previous": previous, "made_at": world.now}
-    return {
-        **facts,
-        "compression": Compression(level=1),
-        "encryption": Encryption(recipients=()),
-        "written_to": "primary",
-    }
-
-
-def _key(world: PruneWorld, first: str, last: str) -> str:
-    return bucket.log_manifest_key("orders", 1, first, last, str(ULID.from_datetime(world.now)))
-
-
-def _put(world: PruneWorld, key: str, manifest: SignedLog) -> str:
-    for store in world.stores.values():
-        for record in manifest.files:
-            store.put(record.key, [SEALED])
-    data = manifest.to_bytes()
-    world.bucket.put_signed(key, data, MANIFEST_NAMESPACE)
-    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture
@@ -454,7 +367,7 @@ class TestOplog:
     def _ship(self, world: PruneWorld, ends: tuple[OplogTs, OplogTs], previous: str | None, keys: list[str]) -> str:
         facts = {"from_ts": str(ends[0]), "to_ts": str(ends[1])}
         name = slice_name(*ends)
-        record = _record(
+        record = log_record(
             SliceRecord,
             name,
             kind="slice",
@@ -463,10 +376,10 @@ class TestOplog:
             last_sha256=hashlib.sha256(b"").hexdigest(),
             **facts,
         )
-        manifest = OplogManifest(**_common(world, previous), engine="mongodb", files=(record,), **facts)
+        manifest = OplogManifest(**log_facts(world, previous), engine="mongodb", files=(record,), **facts)
         first, last = name.split("-")
-        keys.append(_key(world, first, last))
-        return _put(world, keys[-1], manifest)
+        keys.append(new_manifest_key(world, first, last))
+        return put_log(world, keys[-1], manifest)
 
     def _manifests(self, world: PruneWorld) -> Sequence[object]:
         return [entry.manifest for entry in world.catalog.artifacts("orders")]
@@ -475,17 +388,8 @@ class TestOplog:
 def test_a_manifest_of_a_history_file_alone_stays_and_holds_nothing_up(world: PruneWorld) -> None:
     logs = LogWorld(world)
     logs.pass_days(4)
-    name = "00000002.history"
-    manifest = LogManifest(
-        **_common(world, logs.previous),
-        engine="postgres",
-        segment_bytes=SEGMENT,
-        from_lsn="0/8000000",
-        to_lsn="0/8000000",
-        files=(_record(LogRecord, name, kind="history"),),
-    )
-    key = _key(world, name, name)
-    logs.previous = _put(world, key, manifest)
+    key = logs.fork(at_segment=logs.segments)
+    logs.timeline = 1
     logs.pass_days(6)
     before = logs.listed()
     settle(world)
