@@ -12,6 +12,7 @@ from drkit.units import format_bytes, format_count, format_moment, format_utc
 
 if TYPE_CHECKING:
     from drkit.operations import Workplace
+    from drkit.operations.orphans import Orphan
     from drkit.operations.prune import PruneResult
     from drkit.operations.prune_reach import Reach
     from drkit.retention import Decision
@@ -97,6 +98,8 @@ def _lines(result: PruneResult, before: Reach, after: Reach) -> Iterator[str]:
         reasons = "; ".join(decision.reasons) + _when(decision, result)
         yield f"  {decision.name}  {manifest.method:<5}  {moment}  {size:>8}  {word}  {reasons}"
     yield from _log_lines(result)
+    for orphan in result.stored.orphans:
+        yield f"  left over   {orphan} without a manifest; goes after {format_moment(orphan.goes_at)}"
     yield f"  before      {_reach(before)}"
     yield f"  after       {_reach(after)}"
     for reason in plan.suspended:
@@ -164,6 +167,7 @@ def _document(result: PruneResult, before: Reach, after: Reach) -> dict[str, Any
         "suspended": list(plan.suspended),
         "artifacts": [_decision(item) for item in plan.artifacts],
         "log": [_decision(item) for item in plan.log],
+        "orphans": [_orphan(item) for item in result.stored.orphans],
         "before": _reach_document(before),
         "after": _reach_document(after),
         "marked": list(result.marked),
@@ -185,6 +189,15 @@ def _decision(decision: Decision) -> dict[str, Any]:
         "bytes": decision.size_bytes,
         "marked": decision.is_marked,
         "delete_after": format_utc(end) if end else None,
+    }
+
+
+def _orphan(orphan: Orphan) -> dict[str, Any]:
+    return {
+        "artifact_id": orphan.artifact_id,
+        "store": orphan.store,
+        "bytes": orphan.size_bytes,
+        "goes": format_utc(orphan.goes_at),
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from drkit import bucket
 from drkit.copy_rule import CopyRule
@@ -17,12 +17,10 @@ from drkit.operations.check import Observed
 from drkit.operations.damage import find_damage
 from drkit.operations.expectations import Expectation
 from drkit.operations.inventory import StoreInventory
+from drkit.operations.orphans import find_orphans, is_being_written
 from drkit.operations.policy_facts import CLOCK_MARGIN, PolicyFacts, sort_facts
 from drkit.operations.promises import DrillFact, Missing, Standing, broken_promises, copy_rule, drill_fact, summarize
-from drkit.units import format_bytes, format_count, format_duration, format_moment, parse_utc
-
-ORPHAN_MARGIN = timedelta(hours=24)
-"""Data without a manifest that is younger than this may be a backup in progress, on any host."""
+from drkit.units import format_count, format_duration, format_moment, parse_utc
 
 _STATES: Mapping[str, str] = {
     "backup-late": "LATE",
@@ -110,6 +108,7 @@ def _verdict(facts: PolicyFacts) -> PolicyVerdict:
         *broken_promises(standing),
         *_misdated(facts, damage.sound),
         *_unlisted(facts),
+        *_orphans(facts),
     )
     return verdict_of(standing, findings, len(facts.copies))
 
@@ -219,7 +218,7 @@ def _misdated(facts: PolicyFacts, sound: Sequence[Manifest]) -> Iterator[Finding
 
 
 def _unlisted(facts: PolicyFacts) -> Iterator[Finding]:
-    """Find objects that no manifest names: of artifacts that are there, and of some that never came to be."""
+    """Find objects in the folders of artifacts that their manifests do not name."""
     for inventory in facts.inventories:
         named = {
             item.key
@@ -229,9 +228,7 @@ def _unlisted(facts: PolicyFacts) -> Iterator[Finding]:
             for item in copy.manifest.objects
         }
         for artifact_id, names in sorted(facts.folders[inventory.name].items()):
-            if "manifest.json" not in names:
-                yield from _orphan(facts, inventory, artifact_id, names)
-            elif inventory.name in {copy.store for copy in facts.copies.get(artifact_id, ())}:
+            if inventory.name in {copy.store for copy in facts.copies.get(artifact_id, ())}:
                 documents = {"manifest.json", "manifest.json.sig"}
                 extra = sorted(name for name, key in names.items() if key not in named and name not in documents)
                 for name in extra:
@@ -239,19 +236,16 @@ def _unlisted(facts: PolicyFacts) -> Iterator[Finding]:
                     yield Finding("object-unlisted", artifact_id, message, f"drkit show {artifact_id}")
 
 
-def _orphan(
-    facts: PolicyFacts, inventory: StoreInventory, artifact_id: str, names: Mapping[str, str]
-) -> Iterator[Finding]:
-    objects = [inventory.objects[key] for key in names.values()]
-    newest = max(item.modified_at for item in objects)
-    if artifact_id in facts.remembered or newest > facts.now - ORPHAN_MARGIN:
-        return  # known to have been an artifact: then that it is gone was said; or perhaps still being written
-    size = format_bytes(sum(item.size_bytes for item in objects))
-    message = (
-        f"{format_count(len(objects), 'object')} ({size}) of {artifact_id} in store {inventory.name} "
-        f"have no manifest: a backup that did not finish on {format_moment(newest)}, or a manifest that was deleted"
-    )
-    yield Finding("orphan", artifact_id, message, "drkit run list   (which backup was that?)")
+def _orphans(facts: PolicyFacts) -> Iterator[Finding]:
+    """Find what an artifact left that never came to be; that a known one is gone is said elsewhere."""
+    for inventory in facts.inventories:
+        folders = {name: list(keys.values()) for name, keys in facts.folders[inventory.name].items()}
+        for orphan in find_orphans(inventory, folders, facts.remembered, facts.now):
+            if not is_being_written(orphan.artifact_id, [facts.last_run] if facts.last_run else []):
+                since = format_moment(orphan.newest_at)
+                message = f"{orphan} without a manifest: a backup that did not finish on {since}, or it was deleted"
+                hint = f"drkit prune {facts.policy} --dry-run   (says when it is taken away)"
+                yield Finding("orphan", orphan.artifact_id, message, hint)
 
 
 def _worst(findings: Sequence[Finding]) -> Finding | None:

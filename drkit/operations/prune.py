@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from drkit import bucket
-from drkit.errors import ConfigError, StoreError, StoreMissing
+from drkit.errors import ConfigError, StoreError
 from drkit.operations import Reporter, Workplace
 from drkit.operations.prune_facts import Stored, take_stock
 from drkit.operations.prune_locks import extend_locks, kept_by
@@ -20,6 +20,7 @@ from drkit.operations.prune_reach import lines_of
 from drkit.operations.prune_steps import Pruning
 from drkit.operations.retention_settings import guards_of, rules_of
 from drkit.operations.running import recorded_run
+from drkit.operations.sparing import locked_until
 from drkit.operations.store_lease import StoreLease, store_lease
 from drkit.policy import Policy
 from drkit.retention import CLOCK_SKEW, Plan, plan_retention
@@ -138,14 +139,7 @@ def _locks(workplace: Workplace, stored: Stored, plan: Plan) -> Iterator[tuple[s
 def _locked(
     workplace: Workplace, name: str, keys: Sequence[str], stores: Sequence[str]
 ) -> Iterator[tuple[str, datetime]]:
-    ends = []
-    for store in (workplace.stores[name] for name in stores):
-        if store.traits.object_lock:
-            for key in keys:
-                try:
-                    ends.append(store.head(key).locked_until)
-                except StoreMissing:
-                    continue
+    ends = [locked_until(workplace.stores[store], keys) for store in stores]
     known = [end for end in ends if end is not None]
     if known:
         yield name, max(known)

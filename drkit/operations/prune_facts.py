@@ -18,6 +18,7 @@ from drkit.model import Manifest, Tombstone
 from drkit.operations import Workplace
 from drkit.operations.holds import known_holds
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
+from drkit.operations.orphans import Orphan, find_orphans, folders_of, is_being_written
 from drkit.operations.prune_doubts import clock_doubts, hold_doubts, manifest_doubts, strange_places, unread_stores
 from drkit.operations.prune_gone import gone_artifacts, log_span
 from drkit.operations.prune_log_pieces import log_pieces
@@ -43,7 +44,8 @@ class Stored:
 
     ``copies`` are the trusted manifests of each artifact. ``graves`` are their tombstones, ``log_graves`` those of the
     log, oldest first. ``known_holds`` are all that were ever placed, the released ones too. ``records`` are the signed
-    ones of drills and verifications. ``lines`` are those of `Holdings`.
+    ones of drills and verifications. ``lines`` are those of `Holdings`. ``orphans`` are those of
+    backups that ended without a manifest, in any store.
     """
 
     policy: Policy
@@ -58,6 +60,7 @@ class Stored:
     gone: tuple[Candidate, ...] = ()
     records: Sequence[Dated] = ()
     lines: Sequence[Collection[str]] = ()
+    orphans: Sequence[Orphan] = ()
 
     @cached_property
     def holds(self) -> list[HoldEntry]:
@@ -80,15 +83,7 @@ class Stored:
     @cached_property
     def folders(self) -> Mapping[str, Mapping[str, list[str]]]:
         """Return store -> artifact id -> the keys in its folder."""
-        found: dict[str, dict[str, list[str]]] = {}
-        for name, inventory in self.inventories.items():
-            folders: dict[str, list[str]] = defaultdict(list)
-            for key in inventory.objects:
-                place = bucket.parse_artifact_key(key)
-                if place is not None:
-                    folders[place[1]].append(key)
-            found[name] = dict(folders)
-        return found
+        return {name: folders_of(inventory) for name, inventory in self.inventories.items()}
 
     @cached_property
     def log_manifests(self) -> Mapping[str, list[str]]:
@@ -184,6 +179,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
     """
     name = policy.policy
     known = workplace.catalog.artifacts(name)  # before the listing: what is committed meanwhile is not gone
+    known_ids = {entry.manifest.artifact_id for entry in known}
     inventories = take_inventory(workplace.stores, workplace.signers, {name})
     remembered = {store for entry in known for store in entry.stores}
     read = {key: item for key, item in inventories.items() if item.error is None}
@@ -206,6 +202,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
         gone=tuple(gone_artifacts(known, read.values(), [graves[name] for name in graves.keys() - held])),
         known_holds=entries,
+        orphans=list(_orphans(workplace, name, read, {*known_ids, *copies, *graves, *held})),
         records=list(dated_records(read.values(), workplace.catalog.evidence_entries(policy=name))),
         obstacles=(
             *obstacles,
@@ -216,6 +213,24 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
             *clock_doubts(read.values(), workplace.clock()),
         ),
     )
+
+
+def _orphans(
+    workplace: Workplace, policy: str, inventories: Mapping[str, StoreInventory], known: Collection[str]
+) -> Iterator[Orphan]:
+    """Yield what nobody's artifact has left; a manifest in any store, believed or not, makes it somebody's."""
+    visible = {
+        place[1]
+        for inventory in inventories.values()
+        for key in inventory.objects
+        if (place := bucket.parse_manifest_key(key)) is not None
+    }
+    runs = workplace.catalog.runs(policy=policy, kind="backup", state="running")
+    for inventory in inventories.values():
+        folders = folders_of(inventory)
+        for orphan in find_orphans(inventory, folders, {*known, *visible}, workplace.clock()):
+            if not is_being_written(orphan.artifact_id, runs):
+                yield orphan
 
 
 def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:

@@ -21,7 +21,7 @@ from drkit.operations.prune_log import LogPruning
 from drkit.operations.reader_lease import HELD_UP_AT_MOST, live_reader
 from drkit.operations.running import RunningRun
 from drkit.operations.signing_key import load_site_signing_key
-from drkit.operations.sparing import copy_decision, erase_in_order, put_decision
+from drkit.operations.sparing import copy_decision, erase_all, erase_in_order, locked_until, put_decision
 from drkit.operations.store_lease import StoreLease
 from drkit.retention import Decision, Plan
 from drkit.units import format_bytes, format_moment
@@ -80,6 +80,7 @@ class Pruning:
         log.delete()
         if not self.plan.suspended:
             self._sweep()
+            self._sweep_orphans(reporter)
             log.sweep()
         self._remember_marks()
 
@@ -300,6 +301,26 @@ class Pruning:
                     self.confirm_lease()
                     self.attempt(step)
                 self.workplace.catalog.forget_artifact(artifact_id)
+
+    def _sweep_orphans(self, reporter: Reporter) -> None:
+        """Take away what backups left that ended without a manifest, once it is old enough.
+
+        Nothing, while an artifact is gone that no tombstone explains: an orphan may be what is left of it.
+        """
+        due = [item for item in self.stored.orphans if item.goes_at <= self.stored.now and not self.stored.gone]
+        for orphan in due:
+            store = self.workplace.stores[orphan.store]
+            until = locked_until(store, orphan.keys)
+            if until is not None and until > self.stored.now:
+                continue
+            self.confirm_lease()
+            if self.attempt(partial(erase_all, store, orphan.keys)):
+                self.done.removed_bytes += orphan.size_bytes
+                facts = {"policy": self.policy.policy, "artifact_id": orphan.artifact_id, "store": orphan.store}
+                self.workplace.catalog.add_event(
+                    "orphan.removed", self.workplace.clock(), {**facts, "bytes": orphan.size_bytes}
+                )
+                reporter.line(f"  removed     {orphan} without a manifest")
 
     def _remember_marks(self) -> None:
         leaving = {item.name: item.delete_after for item in self.plan.removed if item.name not in self.done.removed}

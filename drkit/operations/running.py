@@ -127,6 +127,14 @@ def new_id(at: datetime) -> str:
     return str(ULID.from_datetime(at))
 
 
+def moment_of_id(made_id: str) -> datetime | None:
+    """Return the moment that an id of `new_id` begins with; None for what is no id of ours."""
+    try:
+        return ULID.from_str(made_id).datetime
+    except ValueError:
+        return None
+
+
 def close_lost_runs(catalog: Catalog, now: datetime) -> list[Run]:
     """Write down as lost every run of this host whose process is gone; return them."""
     host = socket.gethostname()

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
-from ulid import ULID
-
 from drkit import bucket
 from drkit.errors import IntegrityError, RecoveryGap, StoreError, StoreUnavailable
 from drkit.model import ArtifactEntry
 from drkit.operations import Workplace
 from drkit.operations.artifacts import read_manifest, require_repository
 from drkit.operations.repository import find_repo_id
+from drkit.operations.running import moment_of_id
 from drkit.signing import Signer
 from drkit.stores import Store
 from drkit.units import format_moment
@@ -285,19 +284,11 @@ def _older(policy: str, chosen: ArtifactEntry | None) -> list[str]:
 def _newer_refused(found: PolicyArtifacts, chosen: ArtifactEntry | None, at: datetime | None) -> Iterator[str]:
     usable = {entry.manifest.artifact_id for entry in found.entries}
     for refusal in sorted(found.refused, key=lambda item: item.artifact_id, reverse=True):
-        started_at = _moment_of(refusal.artifact_id)
+        started_at = moment_of_id(refusal.artifact_id)
         newer = chosen is None or refusal.artifact_id > chosen.manifest.artifact_id
         not_after = at is None or started_at is None or started_at <= at
         if refusal.artifact_id not in usable and newer and not_after:
             yield refusal.message
-
-
-def _moment_of(artifact_id: str) -> datetime | None:
-    """Return the moment that an artifact's id begins with; None for what is no id of ours."""
-    try:
-        return ULID.from_str(artifact_id).datetime
-    except ValueError:
-        return None
 
 
 def _gone(entry: ArtifactEntry) -> str:

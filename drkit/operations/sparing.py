@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -79,5 +80,22 @@ def erase(store: Store, key: str) -> None:
 def erase_in_order(store: Store, document_key: str, data_keys: Sequence[str]) -> None:
     """Remove a document, its signature, then its data (R2 of docs/format.md): what is visible is always whole."""
     documents = (document_key, bucket.signature_key(document_key))
-    for key in (*documents, *(key for key in data_keys if key not in documents)):
+    erase_all(store, (*documents, *(key for key in data_keys if key not in documents)))
+
+
+def erase_all(store: Store, keys: Iterable[str]) -> None:
+    """Remove objects in this order; raise StoreError at the first that is not removed."""
+    for key in keys:
         erase(store, key)
+
+
+def locked_until(store: Store, keys: Iterable[str]) -> datetime | None:
+    """Return until when any of these objects is locked, None where none is or the store knows no locks."""
+    ends: list[datetime] = []
+    for key in keys if store.traits.object_lock else ():
+        try:
+            end = store.head(key).locked_until
+        except StoreMissing:
+            continue
+        ends += [end] if end is not None else []
+    return max(ends, default=None)

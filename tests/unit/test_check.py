@@ -18,6 +18,7 @@ from drkit.model import ArtifactEntry, Run
 from drkit.operations.check import gather
 from drkit.operations.expectations import Due, Expectation, due_of
 from drkit.operations.judgement import CheckReport, PolicyVerdict, judge
+from drkit.operations.running import new_id
 from drkit.schedule import Recurrence
 from drkit.signing import MANIFEST_NAMESPACE
 from drkit.stores import ObjectInfo
@@ -256,7 +257,17 @@ class TestProblems:
         scene.held.stores["primary"] = self.older(scene.held.stores["primary"])
         scene.held.stores["primary"].put("policies/orders/artifacts/01JD/database-1.zst.age", [b"half"])
         message = self.expect(scene, "orphan", "INCOMPLETE")
-        assert "1 object (4 B) of 01JD in store primary have no manifest" in message
+        assert "1 object (4 B) of 01JD in store primary without a manifest: a backup that did not finish on" in message
+
+    def test_what_a_backup_that_runs_has_written_is_no_orphan(self, scene: Scene) -> None:
+        scene.held.stores["primary"] = self.older(scene.held.stores["primary"])
+        begun_at = NOW - 3 * DAY
+        key = bucket.part_key("orders", new_id(begun_at), "database-1")
+        scene.held.stores["primary"].put(key, [b"half"])
+        scene.catalog.start_run(Run("r", "backup", "orders", "running", begun_at, "db1", 1, NOW))
+        assert scene.verdict().state == "ok"
+        scene.catalog.finish_run(Run("r", "backup", "orders", "lost", begun_at, "db1", 1, NOW, ended_at=NOW))
+        self.expect(scene, "orphan", "INCOMPLETE")
 
     def older(self, store: MemoryStore) -> MemoryStore:
         """Return a store with the same objects, whose clock is two days behind."""

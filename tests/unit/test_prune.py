@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from drkit import bucket
 from drkit.canonical import canonical_json
-from drkit.errors import Busy, CatalogError, ConfigError, StoreError, StoreUnavailable
+from drkit.errors import Busy, CatalogError, ConfigError, StoreUnavailable
 from drkit.model import ArtifactEntry
 from drkit.operations.check import gather
 from drkit.operations.holds import hold_artifact, release_artifact
@@ -28,8 +28,7 @@ from drkit.signing import EVIDENCE_NAMESPACE, TOMBSTONE_NAMESPACE
 from drkit.stores import ObjectInfo, read_object
 from drkit.stores.memory import MemoryStore
 from drkit.units import format_utc
-from tests.fixtures.bucket import NOW
-from tests.fixtures.pruning import DAY, HOUR, Locking, PruneWorld, Silent, prune_world
+from tests.fixtures.pruning import DAY, HOUR, Locked, Locking, PruneWorld, Silent, prune_world
 from tests.fixtures.site import ReadySite
 
 
@@ -285,21 +284,6 @@ def test_a_lease_that_is_lost_ends_the_deleting(world: PruneWorld) -> None:
     with pytest.raises(Busy, match="the lease prune/orders was lost, so nothing more is deleted"):
         world.prune()
     assert len(world.ids()) == 5
-
-
-class Locked(MemoryStore):
-    """A store that locks everything for some days, as S3 does."""
-
-    traits = replace(MemoryStore.traits, object_lock=True)
-    until = NOW + 20 * DAY
-
-    def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo:
-        return super().head(key, version_id=version_id)._replace(locked_until=self.until)
-
-    def delete(self, key: str, *, version_id: str | None = None) -> None:
-        if self._now() < self.until and not key.startswith("leases/"):
-            raise StoreError(f"store {self.name} failed at {key}: AccessDenied")
-        super().delete(key, version_id=version_id)
 
 
 def test_what_is_locked_is_deferred_with_all_that_it_builds_on_and_is_no_error(world: PruneWorld) -> None:

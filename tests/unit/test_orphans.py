@@ -1,0 +1,95 @@
+"""Orphans, what a killed backup leaves without a manifest: when they go, and what is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drkit import bucket
+from drkit.model import Run
+from drkit.operations.running import new_id
+from tests.fixtures.pruning import DAY, HOUR, Locked, PruneWorld, prune_world
+from tests.fixtures.site import ReadySite
+
+
+@pytest.fixture
+def world(ready_site: ReadySite, tmp_path: Path) -> Iterator[PruneWorld]:
+    with prune_world(ready_site, tmp_path) as made:
+        yield made
+
+
+def leave(world: PruneWorld, store: str = "primary") -> str:
+    """Put what a backup leaves that is killed before its manifest; return its artifact's id."""
+    artifact_id = new_id(world.now)
+    for part in ("globals", "database-1"):
+        world.stores[store].put(bucket.part_key("orders", artifact_id, part), [b"half"])
+    return artifact_id
+
+
+def folders(world: PruneWorld, store: str = "primary") -> set[str]:
+    return {item.key.split("/")[3] for item in world.stores[store].list("policies/orders/artifacts/")}
+
+
+def test_what_a_killed_backup_left_goes_after_a_week(world: PruneWorld) -> None:
+    left = leave(world)
+    for _ in range(6):
+        world.back_up()
+        world.prune()
+        assert left in folders(world)
+    world.back_up()
+    (orphan,) = world.prune(dry_run=True).stored.orphans
+    assert (orphan.artifact_id, orphan.size_bytes, orphan.goes_at) == (left, 8, world.now)
+    assert left in folders(world)
+    result = world.prune()
+    assert left not in folders(world)
+    assert folders(world) == folders(world, "offsite")
+    (event,) = [item for item in world.catalog.events() if item["name"] == "orphan.removed"]
+    assert (event["artifact_id"], event["store"], event["bytes"]) == (left, "primary", 8)
+    assert result.removed_bytes >= 8
+
+
+def test_what_may_be_somebodys_is_no_orphan(world: PruneWorld) -> None:
+    """A backup that runs, a copy on its way, one whose manifest was changed, and one that the catalog knows."""
+    leave(world)
+    world.catalog.start_run(Run("r", "backup", "orders", "running", world.now, "db1", 1, world.now))
+    copied, changed, known = world.back_up(3, every=HOUR)
+    for key in [item.key for item in world.stores["offsite"].list("") if copied.manifest.artifact_id in item.key]:
+        if "manifest" in key:
+            world.stores["offsite"].delete(key)
+    for store in world.stores.values():
+        key = bucket.manifest_key("orders", changed.manifest.artifact_id)
+        store.delete(key)
+        store.put(key, [b"{}"])
+        for gone in (key := bucket.manifest_key("orders", known.manifest.artifact_id), bucket.signature_key(key)):
+            store.delete(gone)
+    world.now += 10 * DAY
+    assert world.prune(dry_run=True).stored.orphans == []
+
+
+def test_an_orphan_stays_while_an_artifact_is_gone_without_an_explanation(world: PruneWorld) -> None:
+    """A catalog that was lost does not know it, and the chain does: the orphan may be what is left of it."""
+    gone, _, _ = world.back_up(3)
+    key = bucket.manifest_key("orders", gone.manifest.artifact_id)
+    for store in world.stores.values():
+        store.delete(key)
+        store.delete(bucket.signature_key(key))
+    world.catalog.forget_artifact(gone.manifest.artifact_id)
+    world.back_up(12)
+    result = world.prune()
+    assert {item.artifact_id for item in result.stored.orphans} == {gone.manifest.artifact_id}
+    assert gone.manifest.artifact_id in folders(world)
+
+
+def test_an_orphan_that_is_locked_waits_for_its_end(world: PruneWorld) -> None:
+    world.stores["offsite"] = world.bucket.stores["offsite"] = Locked("offsite", now=lambda: world.now)
+    world.bucket.__post_init__()
+    left = leave(world, "offsite")
+    world.back_up(9)
+    assert world.prune().state == "ok"
+    assert left in folders(world, "offsite")
+    world.now = Locked.until + HOUR
+    world.back_up(1, every=HOUR)
+    world.prune()
+    assert left not in folders(world, "offsite")
