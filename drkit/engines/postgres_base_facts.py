@@ -129,7 +129,7 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
         superuser=superuser,
         in_recovery=in_recovery,
         settings=settings,
-        tablespaces=dict(connection.execute(_TABLESPACES).fetchall()),
+        tablespaces=_tablespaces(connection),
         databases=[DatabaseRecord(*record) for record in connection.execute(_DATABASES).fetchall()],
         config=config,
         warnings=[*_doubts(settings), *_missing_config(config, role)],
@@ -146,7 +146,8 @@ select current_setting('server_version_num')::int, split_part(current_setting('s
 _SETTINGS = "select name, setting from pg_settings where name = any (%(names)s)"
 
 _TABLESPACES = """
-select oid::bigint, spcname::text from pg_tablespace where spcname not in ('pg_default', 'pg_global')
+select oid::bigint, spcname::text, starts_with(pg_tablespace_location(oid), 'pg_tblspc/')
+  from pg_tablespace where spcname not in ('pg_default', 'pg_global')
    and pg_tablespace_location(oid) is not null order by oid"""
 
 _DATABASES = """
@@ -158,6 +159,19 @@ select datname::text, oid::bigint,
          'collation_version', to_jsonb(d) ->> 'datcollversion',
          'accepts_connections', datallowconn, 'is_template', datistemplate)
   from pg_database as d order by 1"""
+
+
+def _tablespaces(connection: psycopg.Connection[Any]) -> dict[int, str]:
+    """Return name by oid; raise SourceError for one inside the data folder, which PostgreSQL 15 itself leaves out."""
+    rows = connection.execute(_TABLESPACES).fetchall()
+    inside = [name for _, name, is_inside in rows if is_inside]
+    if inside:
+        raise SourceError(
+            f"tablespace {inside[0]} is inside the data folder itself (allow_in_place_tablespaces, a developer's"
+            " setting), and a base backup cannot bring it back",
+            hints=["move its tables to another tablespace and drop it, or use method dump"],
+        )
+    return {oid: name for oid, name, _ in rows}
 
 
 def _refuse_settings(endpoint: Endpoint, settings: Mapping[str, str], slots: int) -> None:
@@ -206,7 +220,7 @@ def read_end(connection: psycopg.Connection[Any]) -> EndFacts:
     row = connection.execute(_END).fetchone()
     assert row is not None
     databases = {record[1]: record[0] for record in connection.execute(_DATABASES).fetchall()}
-    return EndFacts(row[0], row[1], databases, dict(connection.execute(_TABLESPACES).fetchall()))
+    return EndFacts(row[0], row[1], databases, _tablespaces(connection))
 
 
 _END = """

@@ -33,6 +33,7 @@ from drkit.engines.postgres_base_files import (
     list_tablespace,
     no_files,
     readable,
+    refuse_unspeakable,
 )
 from drkit.engines.postgres_base_manifest import OLDEST_VERSION_2_MAJOR, backup_manifest
 from drkit.engines.postgres_base_order import FileQueue, slowest_first, tried
@@ -116,6 +117,7 @@ class LocalBackup:
         roots = [("base", self._root, "", self._listing)]
         for oid, location in sorted(_links(self._root / "pg_tblspc").items()):
             self.locations[oid] = str(location)
+            refuse_unspeakable(self._facts.describe(oid)[1], str(location))
             listing = list_tablespace(location, self._facts.major)
             if oid in self._facts.tablespaces and not listing.folders:
                 raise no_files(self._facts.tablespaces[oid], str(location))
@@ -124,9 +126,9 @@ class LocalBackup:
         self._deal(roots)
 
     def _require_links(self) -> None:
-        """Raise SourceError for a tablespace that nothing leads to; one inside the data folder needs no link."""
+        """Raise SourceError for a tablespace that nothing leads to."""
         for oid, name in self._facts.tablespaces.items():
-            if oid not in self.locations and not (self._root / "pg_tblspc" / str(oid)).is_dir():
+            if oid not in self.locations:
                 raise no_files(name, f"{self._root}/pg_tblspc/{oid}")
 
     def _deal(self, roots: Sequence[tuple[str, Path, str, Listing]]) -> None:

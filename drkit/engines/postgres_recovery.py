@@ -15,9 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from drkit.errors import DrkitError, IntegrityError, NoRoom, RecoveryGap, SourceError, says_full, shell_line
+from drkit.errors import DrkitError, IntegrityError, NoRoom, RecoveryGap, SourceError, is_full, says_full, shell_line
 from drkit.units import MIB, When, format_moment
-from drkit.wal import DEFAULT_SEGMENT_BYTES
 
 AUTO_CONF = "postgresql.auto.conf"
 RECOVERY_SIGNAL = "recovery.signal"
@@ -258,7 +257,7 @@ def add_missing_config(data: Path, recorded: Mapping[str, Any]) -> list[str]:
 def explain_failure(error: SourceError, target: ReplayTarget, data: Path) -> DrkitError:
     """Say in drkit's words why a recovery into ``data`` ended, by the server's log; the error itself if not known."""
     text = "\n".join(error.details)
-    if says_full(text) or _is_full(data):
+    if says_full(text) or is_full(data):
         return NoRoom(
             f"replay was stopped: the disk that holds {data} is full",
             details=error.details,
@@ -290,12 +289,6 @@ def explain_failure(error: SourceError, target: ReplayTarget, data: Path) -> Drk
     if "WAL file is from different database system" in text or "incorrect resource manager data checksum" in text:
         return IntegrityError("the WAL does not belong to this base, or is damaged", details=error.details)
     return error
-
-
-def _is_full(folder: Path) -> bool:
-    """Tell whether a disk has not even room for a segment: its server cannot log then why it ended."""
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize < DEFAULT_SEGMENT_BYTES
 
 
 def _target_words(when: When) -> str:

@@ -177,7 +177,7 @@ class Replication:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
+    return None if value is None else os.fsdecode(value)  # a tablespace's folder has whatever name it has
 
 
 @contextmanager

@@ -5,17 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from drkit.credentials import Secret
 from drkit.engines import Engine
-from drkit.errors import ConfigError, DrkitError, IntegrityError, KeyUnavailable, NoRoom, RecoveryGap, SourceError
+from drkit.errors import (
+    ConfigError,
+    DrkitError,
+    IntegrityError,
+    KeyUnavailable,
+    NoRoom,
+    RecoveryGap,
+    SourceError,
+    is_full,
+    shell_line,
+)
 from drkit.keys import KeyFile
 from drkit.model import ArtifactEntry
 from drkit.operations import Reporter, Workplace
 from drkit.operations.drill_deadline import OutOfTime, call_off
 from drkit.operations.drill_outcome import LEVELS, DrillOutcome, LevelOutcome
 from drkit.operations.verify import verify_exists
+from drkit.sandboxes.scratch import ANOTHER_SCRATCH
 from drkit.units import format_count
 
 _SHOWN_LINES = 10
@@ -34,6 +46,7 @@ class DrillFrame:
         self.policy = outcome.policy
         self.wanted = LEVELS[: LEVELS.index(outcome.request.rule.level) + 1]
         self.began_s = time.monotonic()
+        self.scratch_folder: Path | None = None
 
     def tear_down(self, lent: ExitStack) -> None:
         """Take the server away; one that stays is a copy of somebody's data, and no drill with it has passed."""
@@ -81,6 +94,7 @@ class DrillFrame:
         except NoRoom:
             raise
         except (SourceError, RecoveryGap) as error:
+            self._excuse_full_disk(error)
             self.failed(name, error)
             raise
         if level.result == "not run":
@@ -91,6 +105,16 @@ class DrillFrame:
             self.reporter.line(f"{'':23}{line}")
         if len(level.lines) > _SHOWN_LINES:
             self.reporter.line(f"{'':23}and {len(level.lines) - _SHOWN_LINES} more, all in the record")
+
+    def _excuse_full_disk(self, error: DrkitError) -> None:
+        """Raise NoRoom when the scratch server's disk is full: it dies of that, and its artifact is not to blame."""
+        folder = self.scratch_folder
+        if folder is not None and is_full(folder):
+            raise NoRoom(
+                f"{error.message}: the disk that holds {folder} is full",
+                details=error.details,
+                hints=[shell_line("df", "-h", folder), ANOTHER_SCRATCH],
+            ) from error
 
     @contextmanager
     def blame(self, name: str) -> Iterator[None]:

@@ -258,6 +258,7 @@ def describe_outcome(outcome: DrillOutcome) -> str:
         lines.append(f"INCONCLUSIVE: the drill itself could not go on: {outcome.error.message}")
         lines += [f"  {line}" for line in outcome.error.details]
         lines.append("  The artifact was not judged.")
+        lines += [f"  hint: {hint}" for hint in outcome.error.hints]
     else:
         lines.append("   ".join([verdict, *filter(None, measured)]))
     return "\n".join(lines)

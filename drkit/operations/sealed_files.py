@@ -18,7 +18,7 @@ from typing import Any
 
 from drkit import age
 from drkit.canonical import canonical_json, parse_json
-from drkit.errors import DrkitError, IntegrityError, SourceError, shell_line
+from drkit.errors import DrkitError, IntegrityError, NoRoom, SourceError, shell_line
 from drkit.model import ObjectRecord
 from drkit.stream import Meter, checked, compress, drain, prefetch
 from drkit.units import CHUNK_BYTES, format_utc
@@ -28,7 +28,7 @@ _PIECE_BYTES = CHUNK_BYTES // 4
 """So that little is left to write of a file that grows once its end has come."""
 
 
-class SpoolFull(SourceError):
+class SpoolFull(NoRoom):
     """The disk of the spool has no room left."""
 
 

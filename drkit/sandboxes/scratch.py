@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from drkit.errors import SourceError, shell_line
+from drkit.errors import NoRoom, SourceError, shell_line
 from drkit.model import Scratch
 from drkit.process_identity import start_mark
 from drkit.sandboxes import SandboxRequest, ScratchLedger
@@ -31,13 +31,17 @@ def folder_name(scratch_id: str) -> str:
     return f"drkit-{scratch_id}"
 
 
+ANOTHER_SCRATCH = "export DRKIT_SCRATCH=FOLDER   (on a larger disk, and drill again)"
+
+
 def check_room(folder: Path, need_bytes: int) -> None:
-    """Raise SourceError when less than ``need_bytes`` are free in ``folder``."""
+    """Raise NoRoom when less than ``need_bytes`` are free in ``folder``."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < need_bytes:
-        raise SourceError(
+        raise NoRoom(
             f"a scratch server in {folder} needs {format_bytes(need_bytes)}, {format_bytes(free_bytes)} are free: "
             f"{format_bytes(need_bytes - free_bytes)} short",
+            hints=[ANOTHER_SCRATCH],
         )
 
 

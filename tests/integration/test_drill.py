@@ -14,6 +14,8 @@ import pytest
 
 from drkit import age, bucket
 from drkit.canonical import canonical_json
+from drkit.engines import postgres_load
+from drkit.engines.postgres_rows import RowsLoad
 from drkit.keys import load_identities, load_signing_key, recipients_of
 from drkit.model import Manifest
 from drkit.signing import MANIFEST_NAMESPACE, sign
@@ -101,6 +103,21 @@ def test_a_sound_backup_passes_every_level_and_leaves_nothing_behind(site: Ready
     assert 0 < document["phases_s"]["load"] < document["rto_s"]
     assert document["rpo_s"] < 3600
     assert list((site.folder / "scratch").glob("*")) == []
+
+
+def test_a_scratch_server_gets_twice_as_many_connections_as_jobs(
+    site: ReadySite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Counted(RowsLoad):
+        def __init__(self, connect: Any, count: int) -> None:
+            asked.append(count)
+            super().__init__(connect, count)
+
+    monkeypatch.setattr(postgres_load, "RowsLoad", Counted)
+    assert site.call("drill", "shop").returncode == 0
+    assert asked == [4]
 
 
 def test_a_level_that_was_not_asked_for_is_not_run(site: ReadySite) -> None:

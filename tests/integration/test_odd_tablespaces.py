@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,35 @@ def test_a_tablespace_without_its_files_is_refused_by_name(
         return
     assert status == 5, said
     assert ("pg_tblspc/" if harm == "link gone" else "tablespace gone has no files") in said
+
+
+@VIA
+def test_a_tablespace_inside_the_data_folder_is_refused_by_name(
+    server: PostgresServer, ready_site: ReadySite, via: str
+) -> None:
+    with server.connect() as connection:
+        connection.execute("set allow_in_place_tablespaces = on")
+        connection.execute("create tablespace inside location ''")
+    status, said = back_up(ready_site, server, via)
+    assert status == 5, said
+    assert "tablespace inside is inside the data folder itself" in said
+    server.execute("drop tablespace inside")
+    assert back_up(ready_site, server, via)[0] == 0, "the hint was followed"
+
+
+@VIA
+def test_a_folder_whose_name_is_not_utf_8_is_refused_by_name(
+    server: PostgresServer, ready_site: ReadySite, via: str
+) -> None:
+    location = make_tablespace(server, "far", "far")
+    odd = Path(os.fsdecode(os.fsencode(location) + b"\xff"))
+    location.rename(odd)
+    link = link_of(server, "far")
+    link.unlink()
+    link.symlink_to(odd)
+    status, said = back_up(ready_site, server, via)
+    assert status == 5, said
+    assert f"tablespace far lies in a folder whose name is not UTF-8: {location}\\xff" in said
 
 
 def test_what_a_tablespace_cannot_be_read_for_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""A disk that is too small, or full in the middle of a drill's load of a dump: named, and no verdict on the backup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from drkit.engines.postgres_load import ArchiveLoad
+from tests.fixtures.disks import fill, small_disk
+from tests.fixtures.postgres import PostgresServer
+from tests.fixtures.recovery import document_of, scratch_place
+from tests.fixtures.site import ReadySite
+
+
+@pytest.fixture
+def backed_up(ready_site: ReadySite, postgres: PostgresServer) -> Iterator[ReadySite]:
+    """Lend a site with a backup of a database of some forty mebibytes."""
+    rows = "select g, repeat(md5(g::text), 30) as t from generate_series(1, 40000) as g"
+    name = postgres.create_database(statements=f"create table grown as {rows}")
+    path = ready_site.write_policy("shop", ready_site.write_secret("url", postgres.url(name).reveal()))
+    path.write_text(path.read_text().replace("engine: postgres,", f"engine: postgres, databases: [{name}],"))
+    assert ready_site.call("backup", "shop").returncode == 0
+    yield ready_site
+    postgres.drop_database(name)
+
+
+def test_a_disk_that_is_full_in_mid_load_is_not_the_backup(
+    backed_up: ReadySite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_objects = ArchiveLoad.load_objects
+
+    def filled(*arguments: object) -> None:
+        fill(disk, 16 << 20)
+        load_objects(*arguments)  # type: ignore[arg-type]
+
+    with scratch_place() as place, small_disk(place, "700m") as disk:
+        monkeypatch.setenv("DRKIT_SCRATCH", str(disk))
+        with monkeypatch.context() as patched:
+            patched.setattr(ArchiveLoad, "load_objects", filled)
+            drill = backed_up.call("drill", "shop", "--json")
+        (disk / "filler").unlink()
+        document = document_of(drill)
+        assert (drill.returncode, document["verdict"]) == (5, "inconclusive"), drill.stdout + drill.stderr
+        assert "could not be loaded" in document["error"]
+        assert document["teardown"] == "nothing left behind"
+        assert list(disk.iterdir()) == []
+        again = backed_up.call("drill", "shop", "--json")
+        assert (again.returncode, document_of(again)["verdict"]) == (0, "passed"), again.stderr
+
+
+def test_a_disk_that_is_too_small_is_said_with_what_to_type(
+    backed_up: ReadySite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scratch_place() as place, small_disk(place, "30m") as disk:
+        monkeypatch.setenv("DRKIT_SCRATCH", str(disk))
+        drill = backed_up.call("drill", "shop")
+        said = drill.stdout + drill.stderr
+        assert drill.returncode == 5, said
+        assert "INCONCLUSIVE" in said
+        assert f"a scratch server in {disk} needs" in said
+        assert "hint: export DRKIT_SCRATCH=FOLDER" in said
+    with scratch_place() as place:
+        monkeypatch.setenv("DRKIT_SCRATCH", str(place))
+        assert backed_up.call("drill", "shop").returncode == 0, "the hint was followed"
