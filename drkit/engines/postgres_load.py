@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,12 @@ class ArchiveLoad:
         options = self._loading.options
         rows = RowsLoad(self._connect_for_rows, options.jobs * 2 if options.scratch else options.jobs)
         argv = [str(self._loading.pg_restore), "--section=data", f"--use-list={wanted}", "--file=-"]
-        with self._explained(), rows.running(), self._consumer(argv, output=rows.output) as consumer:
+        with ExitStack() as stack:
+            stack.enter_context(self._explained())
+            if options.scratch:
+                stack.enter_context(self._unlogged())
+            stack.enter_context(rows.running())
+            consumer = stack.enter_context(self._consumer(argv, output=rows.output))
             rows.given()
             try:
                 _feed(consumer, self._head.chunks)
@@ -154,6 +159,20 @@ class ArchiveLoad:
         idle_timeout_s = self._loading.options.idle_timeout_s
         with open_consumer(command, idle_timeout_s=idle_timeout_s, output=output) as consumer:
             yield consumer
+
+    @contextmanager
+    def _unlogged(self) -> Iterator[None]:
+        """Let the database's tables, which have no indexes yet, take rows without a log while the context lasts.
+
+        The log is for a restart after a crash, and a scratch server is never started again. It cannot be turned off for
+        several connections into one table in any other way: `alter table set logged` would write every row once more.
+        Afterwards the catalog says what the archive said, before anything asks: publications and foreign keys do.
+        """
+        with connect(self._loading.endpoint, self._database) as connection:
+            connection.execute("set allow_system_table_mods = on")
+            changed = [oid for (oid,) in connection.execute(_UNLOG).fetchall()]
+            yield
+            connection.execute("update pg_class set relpersistence = 'p' where oid = any (%s)", [changed])
 
     @contextmanager
     def _connect_for_rows(self) -> Iterator[psycopg.Connection[Any]]:
@@ -178,6 +197,14 @@ class ArchiveLoad:
     def _note(self, lines: Sequence[str]) -> None:
         self.warnings += [line for line in lines if "warning:" in line.lower()]
 
+
+_UNLOG = """
+update pg_class set relpersistence = 'u' from (
+  select unnest(array[c.oid, c.reltoastrelid, i.indexrelid]) as part
+    from pg_class as c left join pg_index as i on i.indrelid = c.reltoastrelid
+   where c.relkind = 'r' and c.relpersistence = 'p' and c.oid >= 16384) as tables
+ where oid = part returning oid"""
+"""Users' tables with their TOAST tables and those tables' indexes (transam.h, FirstNormalObjectId)."""
 
 _UNPOPULATED = b"""
 select n.nspname::text, c.relname::text, format('%I.%I', n.nspname, c.relname)

@@ -41,6 +41,7 @@ create table app.nothing ();
 insert into app.nothing default values;
 insert into app.nothing default values;
 create table app.empty_table (id integer, note text);
+create unlogged table app.passing as select n as id, repeat(md5(n::text), 90) as note from generate_series(1, 300) as n;
 create table app."PG_upper" (id integer generated always as identity primary key, "User" text default current_user);
 insert into app."PG_upper" ("User") values ('a'), ('b'), ('c');
 

@@ -15,6 +15,8 @@ import pytest
 from drkit import age, bucket
 from drkit.canonical import canonical_json
 from drkit.engines import postgres_load
+from drkit.engines.postgres_client import connect
+from drkit.engines.postgres_load import ArchiveLoad
 from drkit.engines.postgres_rows import RowsLoad
 from drkit.keys import load_identities, load_signing_key, recipients_of
 from drkit.model import Manifest
@@ -118,6 +120,37 @@ def test_a_scratch_server_gets_twice_as_many_connections_as_jobs(
     monkeypatch.setattr(postgres_load, "RowsLoad", Counted)
     assert site.call("drill", "shop").returncode == 0
     assert asked == [4]
+
+
+def test_a_scratch_server_logs_no_rows_and_says_so_of_no_table(
+    ready_site: ReadySite, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "select g, repeat(md5(g::text), 30) as t from generate_series(1, 20000) as g"
+    long = "(select string_agg(md5(g::text), '') from generate_series(1, 2000) as g)"
+    statements = f"""create table kept as {rows}; create unlogged table passing as {rows};
+        create table long (t text); alter table long alter t set storage external; insert into long select {long};
+        create table parted (a int) partition by list (a); create table part partition of parted for values in (1);
+        insert into parted values (1); create publication all_of_it for table kept, long, parted"""
+    name = postgres.create_database(statements=statements)
+    write_policy(ready_site, postgres, name)
+    assert ready_site.drkit("backup", "shop").returncode == 0
+    share_out, seen = ArchiveLoad._share_out, []
+
+    def observed(load: ArchiveLoad, wanted: Path) -> None:
+        with connect(load._loading.endpoint, load._database) as connection:
+            before = connection.execute("select pg_current_wal_insert_lsn()").fetchone()
+            share_out(load, wanted)
+            assert before is not None
+            seen.extend(connection.execute("select pg_current_wal_insert_lsn() - %s", before).fetchone() or ())
+            persistence = "select relname from pg_class where relpersistence = 'u' and relkind = 'r'"
+            seen.extend(row[0] for row in connection.execute(persistence).fetchall())
+
+    monkeypatch.setattr(ArchiveLoad, "_share_out", observed)
+    done = ready_site.call("drill", "shop", "--level", "same-data")
+    assert done.returncode == 0, done.stdout + done.stderr
+    log_bytes, *unlogged = seen
+    assert (log_bytes < 4 << 20, unlogged) == (True, ["passing"]), seen
+    postgres.drop_database(name)
 
 
 def test_a_level_that_was_not_asked_for_is_not_run(site: ReadySite) -> None:
