@@ -1,7 +1,7 @@
 """Measure drkit beside the plain shell pipelines and pgBackRest; print seconds, bytes and ratios, assert nothing.
 
-Both sides run alternately on one server with one database, and the best run of each counts: what disturbs a run only
-ever makes it slower.
+Both sides run alternately on one server with one database. Two ratios are printed: of the best run of each, and the
+median of those in turn.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=int, help="pgbench's scale: 80 is 1.2 GB, and 0.16 GB for mongo; 160 for backup and base"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="how often each side runs; the best counts")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each side runs, in turn")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if shutil.which("age") is None:

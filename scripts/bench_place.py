@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -143,16 +144,18 @@ def write_policy_of(place: Place, name: str, target: str, url: str, *rules: str,
 
 
 def report(title: str, runs: Mapping[str, Sequence[float]], base: str, promises: Mapping[str, float]) -> None:
-    """Print the best seconds of each side and its ratio to the best of ``base``, beside the ratio that is promised.
+    """Print the best seconds of each side and two ratios to ``base``, beside the ratio that is promised.
 
-    The ratio of each turn stands beside it: where others use the machine too, one lucky run decides what is best.
+    One is that of the best runs, the other the median of those in turn: where others use the machine too, one lucky run
+    of a side decides what is best, and what lasts for a turn or longer is the same for both sides of it.
     """
     print(title)
     for name, seconds in runs.items():
-        turns = " ".join(f"{own / other:.2f}" for own, other in zip(seconds, runs[base], strict=True))
+        turns = [own / other for own, other in zip(seconds, runs[base], strict=True)]
         promise = f"   promised at most {promises[name]:.2f}" if name in promises else ""
-        ratio = min(seconds) / min(runs[base])
-        print(f"  {name:<16} {min(seconds):7.2f} s   {ratio:5.2f} x   in turn {turns}{promise}", flush=True)
+        ratios = f"best {min(seconds) / min(runs[base]):.2f} x   median {statistics.median(turns):.2f} x"
+        in_turn = " ".join(f"{turn:.2f}" for turn in turns)
+        print(f"  {name:<16} {min(seconds):7.2f} s   {ratios}   in turn {in_turn}{promise}", flush=True)
 
 
 # Linux counts what a process was before it became another program, so a small one starts what is measured. A child's
