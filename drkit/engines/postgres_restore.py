@@ -80,7 +80,8 @@ def _tuning(connection: psycopg.Connection[Any], options: RestoreOptions) -> dic
                   (select setting::bigint * 8 from pg_settings where name = 'shared_buffers')"""
     ).fetchone() or (0, 0)
     sort_kb = max(current_kb, min(buffers_kb // (2 * max(options.jobs, 1)), _MOST_SORT_KB))
-    return {"synchronous_commit": "off", "maintenance_work_mem": f"{sort_kb}kB", "array_nulls": "on"}
+    same = {"array_nulls": "on", "quote_all_identifiers": "off"}  # a role's own would change what is stored
+    return {"synchronous_commit": "off", "maintenance_work_mem": f"{sort_kb}kB", **same}
 
 
 def _with_options(endpoint: Endpoint, settings: Mapping[str, str]) -> Endpoint:

@@ -170,6 +170,7 @@ _NOT_RESTORED = (
     "default_transaction_read_only=off",
     "default_transaction_isolation=read\\ committed",
     "array_nulls=on",
+    "quote_all_identifiers=off",  # the server's own spelling of search_path in `alter database set` depends on it
 )
 
 

@@ -153,6 +153,22 @@ def test_a_scratch_server_logs_no_rows_and_says_so_of_no_table(
     postgres.drop_database(name)
 
 
+def test_a_superuser_that_quotes_every_name_makes_no_difference(
+    ready_site: ReadySite, postgres: PostgresServer
+) -> None:
+    name = postgres.create_database(statements="create schema app; create table app.t as select 1 as a")
+    postgres.execute(f"alter database {name} set search_path = app, public")
+    write_policy(ready_site, postgres, name)
+    postgres.execute("alter role postgres set quote_all_identifiers = on")
+    try:
+        assert ready_site.drkit("backup", "shop").returncode == 0
+        _, document, said = drill(ready_site, "--level", "same-data")
+    finally:
+        postgres.execute("alter role postgres reset quote_all_identifiers")
+        postgres.drop_database(name)
+    assert (document["verdict"], document["differences"]) == ("passed", []), said
+
+
 def test_a_level_that_was_not_asked_for_is_not_run(site: ReadySite) -> None:
     status, document, _ = drill(site, "--level", "intact")
     assert status == 0

@@ -213,6 +213,7 @@ def test_settings_of_the_role_that_connects_change_nothing_in_a_backup_and_its_r
             "client_encoding = 'LATIN1'",
             "standard_conforming_strings = off",
             "array_nulls = off",
+            "quote_all_identifiers = on",
             "default_transaction_isolation = 'serializable'",
             "bytea_output = 'escape'",
             "lock_timeout = '1ms'",

@@ -126,6 +126,7 @@ def test_settings_of_a_restored_superuser_do_not_rule_the_sessions_that_load(
                 ("default_transaction_isolation", "serializable"),
                 ("session_replication_role", "replica"),
                 ("array_nulls", "off"),
+                ("quote_all_identifiers", "on"),
             ):
                 connection.execute(f"alter role postgres set {setting} = '{value}'".encode())
         assert ask(server, "select current_user::text") == "postgres"
@@ -133,6 +134,7 @@ def test_settings_of_a_restored_superuser_do_not_rule_the_sessions_that_load(
         assert ask(server, "show transaction_isolation") == "read committed"
         assert ask(server, "show session_replication_role") == "origin"
         assert ask(server, "select ('{NULL}'::text[])[1] is null") is True
+        assert ask(server, "show quote_all_identifiers") == "off"
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path, ledger: MemoryLedger) -> None:
