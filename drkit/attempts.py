@@ -12,6 +12,7 @@ from drkit.errors import (
     DrkitError,
     IntegrityError,
     KeyUnavailable,
+    NoRoom,
     RecoveryGap,
     StoreExists,
     StoreMissing,
@@ -27,6 +28,7 @@ _BY_ERROR: tuple[tuple[type[DrkitError], AttemptClass], ...] = (
     (IntegrityError, "data"),
     (RecoveryGap, "data"),
     (CatalogError, "transient"),
+    (NoRoom, "capacity"),
 )
 _NO_ACCESS = re.compile(
     r"authentication failed|permission denied|access ?denied|no pg_hba\.conf entry|not authorized|unauthorized"

@@ -28,8 +28,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_LEAST_ROOM_BYTES = 16 << 20
-
 EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_DRILL_FAILED = 11
@@ -69,12 +67,6 @@ def says_full(words: str) -> bool:
     A PostgreSQL server that could write a part of a page says how much it wrote, with this hint (md.c, mdextend).
     """
     return os.strerror(errno.ENOSPC) in words or "Check free disk space" in words
-
-
-def is_full(folder: Path) -> bool:
-    """Tell whether the disk of a folder has not even room for a piece of log: a server there may end without a word."""
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize < _LEAST_ROOM_BYTES
 
 
 def shell_line(*words: object) -> str:
@@ -127,7 +119,7 @@ class SourceError(DrkitError):
 
 
 class NoRoom(SourceError):
-    """A disk of this host is full, which says nothing of the backup."""
+    """A disk of this host has too little room, which says nothing of the backup."""
 
 
 class StoreError(DrkitError):

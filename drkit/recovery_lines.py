@@ -33,22 +33,22 @@ def choose_path(index: LogIndex, timeline: int | None) -> Path:
     if chosen not in index.timelines() and chosen not in index.state.histories:
         raise RecoveryGap(f"{policy} has no timeline {chosen}; stored are {_numbers(index.timelines())}")
     path = index.path_to(chosen)
+    ways_out = [*_pins(index, without=chosen), *(_new_base(index) if timeline is None else ())]
     if path is None:
         raise RecoveryGap(
             f"nothing says where timeline {chosen} of {policy} comes from: {history_name(chosen)} is not stored",
-            hints=_pins(index, without=chosen),
+            hints=ways_out,
         )
     if not index.bases_on(path):
-        base_of_the_source = [f"drkit backup {policy} --method base"] if timeline is None else []
         raise RecoveryGap(
             f"no base of {policy} leads to timeline {chosen}",
             details=list(_why_unreachable(index, path)),
-            hints=[*base_of_the_source, *_pins(index, without=chosen)],
+            hints=ways_out,
         )
     return path
 
 
-def refusal_without_pin(state: LogState) -> RecoveryGap | None:
+def why_refused(state: LogState) -> RecoveryGap | None:
     """Return why a recovery that names no timeline is refused although there are bases; None where it is not."""
     if not state.bases:
         return None
@@ -59,17 +59,26 @@ def refusal_without_pin(state: LogState) -> RecoveryGap | None:
     return None
 
 
-def leading_bases(state: LogState) -> list[frozenset[str]]:
-    """Return the ids of the bases that lead to the timeline in use; of each line, while nothing tells which it is."""
+def leading_bases(state: LogState) -> dict[int, frozenset[str]]:
+    """Return the timeline in use with the ids of the bases that lead to it; every one, while nothing tells which it is.
+
+    None leads to a timeline whose history is not stored.
+    """
     if not state.bases:
-        return []
+        return {}
     index = LogIndex(state)
     try:
         timelines = [timeline_in_use(index)]
     except RecoveryGap:
         timelines = index.timelines()
-    paths = [path for timeline in timelines if (path := index.path_to(timeline)) is not None]
-    return [frozenset(base.artifact_id for base in index.bases_on(path)) for path in paths]
+    if len(timelines) == 1 and index.path_to(timelines[0]) is None:
+        timelines = index.timelines()
+    paths = {timeline: index.path_to(timeline) for timeline in timelines}
+    return {
+        timeline: frozenset(base.artifact_id for base in index.bases_on(path))
+        for timeline, path in paths.items()
+        if path is not None
+    }
 
 
 def timeline_in_use(index: LogIndex) -> int:
@@ -97,7 +106,7 @@ def timeline_in_use(index: LogIndex) -> int:
             f"timeline {timeline}  {format_moment(spans[timeline][0])} .. {format_moment(spans[timeline][1])}"
             for timeline in sorted(spans)
         ],
-        hints=_pins(index),
+        hints=[*_pins(index), *_new_base(index)],
     )
 
 
@@ -140,6 +149,11 @@ def _why_unreachable(index: LogIndex, path: Path) -> Iterator[str]:
     lines = " and ".join(str(leg.timeline) for leg in path)
     bases = _numbers({base.timeline for base in index.state.bases})
     yield f"it runs over timeline {lines}, and the bases are on {bases}"
+
+
+def _new_base(index: LogIndex) -> list[str]:
+    """Return the command that makes a base of the server itself, while there is one: it is on the timeline in use."""
+    return [f"drkit backup {index.state.policy} --method base"]
 
 
 def _pins(index: LogIndex, without: int = 0) -> list[str]:

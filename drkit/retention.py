@@ -151,11 +151,11 @@ class _Planner:
 
     def _newest_of_lines(self) -> None:
         """Keep a way to the timeline in use: after a failover the newest bases may all be of the line that was left."""
-        for line in self.held.lines:
+        for timeline, line in self.held.lines.items():
             leading = next((item for item in self.order if item.artifact_id in line and self._counts(item)), None)
             if leading is not None:
                 self.leading.add(leading.artifact_id)
-                self._keep(leading.artifact_id, f"newest {leading.method} that leads to the timeline in use")
+                self._keep(leading.artifact_id, f"newest {leading.method} that leads to timeline {timeline}")
 
     def _heads_and_holds(self) -> None:
         for item in self.order:

@@ -73,7 +73,7 @@ class Holdings:
     ``obstacles`` are reasons for which nothing may be removed at all, such as a store that cannot be reached. ``gone``
     are artifacts that were there, and are not, without a tombstone that explains it; ``doubt`` says so. Where nothing
     more is known of one than that another names it, its method is empty and it needs the log from the beginning.
-    ``lines`` has, for each timeline that may be the one in use, the ids of the bases that lead to it.
+    ``lines`` has the timeline in use, or each that may be, with the ids of the bases that lead to it.
     """
 
     policy: str
@@ -81,7 +81,7 @@ class Holdings:
     log: Sequence[LogPiece] = ()
     obstacles: Sequence[str] = ()
     gone: Sequence[Candidate] = ()
-    lines: Sequence[Collection[str]] = ()
+    lines: Mapping[int, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

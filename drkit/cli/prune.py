@@ -40,8 +40,8 @@ def prune(ctx: click.Context, policy: str | None, dry_run: bool, confirmed: str 
     """Remove what the retention of POLICY does not want, or of every policy that has one; say the reasons.
 
     What goes is marked first, by a signed tombstone, and deleted by a later run once its time of grace is over. Until
-    then --undo takes it back. Exit codes: 0 done, or nothing to do; 4 another prune of it runs; 6 a store failed;
-    12 the plan needs to be confirmed by --plan.
+    then --undo takes it back. What a backup left that did not finish goes a week later. Exit codes: 0 done, or nothing
+    to do; 4 another prune of it runs; 6 a store failed; 12 the plan needs to be confirmed by --plan.
     """
     from drkit.app import open_app
     from drkit.errors import EXIT_PROBLEMS, ConfigError, DrkitError
@@ -99,7 +99,8 @@ def _lines(result: PruneResult, before: Reach, after: Reach) -> Iterator[str]:
         yield f"  {decision.name}  {manifest.method:<5}  {moment}  {size:>8}  {word}  {reasons}"
     yield from _log_lines(result)
     for orphan in result.stored.orphans:
-        yield f"  left over   {orphan} without a manifest; goes after {format_moment(orphan.goes_at)}"
+        if orphan not in result.removed_orphans:
+            yield f"  left over   {orphan} without a manifest; {_when_orphan(orphan, result)}"
     yield f"  before      {_reach(before)}"
     yield f"  after       {_reach(after)}"
     for reason in plan.suspended:
@@ -115,6 +116,12 @@ def _when(decision: Decision, result: PruneResult) -> str:
     if decision.delete_after is None:
         return "; marked by this run" if decision.name in result.marked else ""
     return f"; goes after {format_moment(decision.delete_after)}"
+
+
+def _when_orphan(orphan: Orphan, result: PruneResult) -> str:
+    if result.stored.gone:
+        return "stays, because an artifact is gone without a tombstone"
+    return f"goes after {format_moment(orphan.goes_at)}, when nothing holds up removal"
 
 
 def _log_lines(result: PruneResult) -> Iterator[str]:
@@ -146,6 +153,8 @@ def _outcome(result: PruneResult) -> str:
     if result.dry_run:
         return f"{number}: {total}; nothing was changed: this was a dry run"
     done = f"{len(result.marked)} marked, {len(result.removed)} deleted"
+    if result.removed_orphans:
+        done += f", {format_count(len(result.removed_orphans), 'unfinished backup')} cleared away"
     if result.revived:
         done += f", {len(result.revived)} wanted again"
     if result.marked_log or result.removed_log:
@@ -175,6 +184,7 @@ def _document(result: PruneResult, before: Reach, after: Reach) -> dict[str, Any
         "revived": list(result.revived),
         "marked_log": list(result.marked_log),
         "removed_log": list(result.removed_log),
+        "removed_orphans": [_orphan(item) for item in result.removed_orphans],
         "removed_bytes": result.removed_bytes,
         "notes": list(result.notes),
     }

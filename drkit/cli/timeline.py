@@ -64,7 +64,8 @@ def _drawn(found: Timeline, objective: timedelta | None) -> str:
     lines = [draw_timeline(picture)]
     if found.refusal:
         lines.append(f"refused    a restore that names no timeline: {found.refusal.message}")
-        lines += [f"           {line}" for line in (*found.refusal.details, *found.refusal.hints)]
+        lines += [f"           {line}" for line in found.refusal.details]
+        lines += [f"           hint: {hint}" for hint in found.refusal.hints]
     exposure = found.exposure
     if exposure is not None:
         seen = format_duration(found.now - exposure.seen_at)
@@ -152,7 +153,12 @@ def _document(found: Timeline) -> dict[str, Any]:
         **proofs_document(found),
         "exposure": exposure
         and exposure_document(exposure, flushed_lsn=exposure.flushed_lsn, stored_lsn=exposure.stored_lsn),
-        "refusal": found.refusal.message if found.refusal else None,
+        "refusal": found.refusal
+        and {
+            "message": found.refusal.message,
+            "details": list(found.refusal.details),
+            "hints": list(found.refusal.hints),
+        },
         "unsigned": list(found.unsigned),
         "doubts": list(found.doubts),
     }

@@ -129,7 +129,7 @@ def check_base_server(connection: psycopg.Connection[Any], endpoint: Endpoint) -
         superuser=superuser,
         in_recovery=in_recovery,
         settings=settings,
-        tablespaces=_tablespaces(connection),
+        tablespaces=_named_tablespaces(connection),
         databases=[DatabaseRecord(*record) for record in connection.execute(_DATABASES).fetchall()],
         config=config,
         warnings=[*_doubts(settings), *_missing_config(config, role)],
@@ -161,8 +161,8 @@ select datname::text, oid::bigint,
   from pg_database as d order by 1"""
 
 
-def _tablespaces(connection: psycopg.Connection[Any]) -> dict[int, str]:
-    """Return name by oid; raise SourceError for one inside the data folder, which PostgreSQL 15 itself leaves out."""
+def _named_tablespaces(connection: psycopg.Connection[Any]) -> dict[int, str]:
+    """Return name by oid; raise SourceError for one inside the data folder: with no link there, no backup has it."""
     rows = connection.execute(_TABLESPACES).fetchall()
     inside = [name for _, name, is_inside in rows if is_inside]
     if inside:
@@ -220,7 +220,7 @@ def read_end(connection: psycopg.Connection[Any]) -> EndFacts:
     row = connection.execute(_END).fetchone()
     assert row is not None
     databases = {record[1]: record[0] for record in connection.execute(_DATABASES).fetchall()}
-    return EndFacts(row[0], row[1], databases, _tablespaces(connection))
+    return EndFacts(row[0], row[1], databases, _named_tablespaces(connection))
 
 
 _END = """

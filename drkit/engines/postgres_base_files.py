@@ -100,14 +100,14 @@ def list_tablespace(location: Path, major: int) -> Listing:
     return listing.result()
 
 
-def refuse_unspeakable(tablespace: str, place: str) -> None:
+def refuse_not_utf8(tablespace: str, place: str) -> None:
     """Raise SourceError for a tablespace whose folder has a name that no manifest can say: it is not UTF-8."""
     raw = os.fsencode(place)
     said = raw.decode(errors="backslashreplace")
     if said.encode() != raw:
         raise SourceError(
             f"tablespace {tablespace} lies in a folder whose name is not UTF-8: {said}",
-            hints=["rename its folder while the server is stopped, and set its link in pg_tblspc anew"],
+            hints=["stop the server, rename the folder, and set its link anew: ln -sfn FOLDER DATA/pg_tblspc/OID"],
         )
 
 

@@ -33,7 +33,7 @@ from drkit.engines.postgres_base_files import (
     list_tablespace,
     no_files,
     readable,
-    refuse_unspeakable,
+    refuse_not_utf8,
 )
 from drkit.engines.postgres_base_manifest import OLDEST_VERSION_2_MAJOR, backup_manifest
 from drkit.engines.postgres_base_order import FileQueue, slowest_first, tried
@@ -117,7 +117,7 @@ class LocalBackup:
         roots = [("base", self._root, "", self._listing)]
         for oid, location in sorted(_links(self._root / "pg_tblspc").items()):
             self.locations[oid] = str(location)
-            refuse_unspeakable(self._facts.describe(oid)[1], str(location))
+            refuse_not_utf8(self._facts.tablespaces.get(oid, str(oid)), str(location))
             listing = list_tablespace(location, self._facts.major)
             if oid in self._facts.tablespaces and not listing.folders:
                 raise no_files(self._facts.tablespaces[oid], str(location))

@@ -17,7 +17,7 @@ from typing import Any
 
 from drkit.engines import BackupOptions, ParentBase, Part
 from drkit.engines.postgres_base_facts import SYSTEM_TAIL_DIGITS, BaseFacts
-from drkit.engines.postgres_base_files import no_files, refuse_unspeakable
+from drkit.engines.postgres_base_files import no_files, refuse_not_utf8
 from drkit.engines.postgres_base_incremental import (
     NOT_READY,
     check_incremental_server,
@@ -93,7 +93,7 @@ class StreamedBackup:
         self._start_lsn = self._started()
         self._archives = [_archive(row) for row in self._replication.next_rows()]
         for archive in self._archives:
-            refuse_unspeakable(self._facts.describe(archive.oid)[1], archive.location)
+            refuse_not_utf8(self._facts.tablespaces.get(archive.oid or 0, str(archive.oid)), archive.location)
         self._messages = self._typed_messages() if self._single_copy else self._copy_each()
 
     def _settle_parent(self, parent: ParentBase, timeline: int) -> None:

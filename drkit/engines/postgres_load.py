@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,8 @@ class ArchiveLoad:
         options = self._loading.options
         rows = RowsLoad(self._connect_for_rows, options.jobs * 2 if options.scratch else options.jobs)
         argv = [str(self._loading.pg_restore), "--section=data", f"--use-list={wanted}", "--file=-"]
-        with ExitStack() as stack:
-            stack.enter_context(self._explained())
-            if options.scratch:
-                stack.enter_context(self._unlogged())
-            stack.enter_context(rows.running())
-            consumer = stack.enter_context(self._consumer(argv, output=rows.output))
+        logged = self._unlogged() if options.scratch else nullcontext()
+        with self._explained(), logged, rows.running(), self._consumer(argv, output=rows.output) as consumer:
             rows.given()
             try:
                 _feed(consumer, self._head.chunks)
@@ -166,7 +162,8 @@ class ArchiveLoad:
 
         The log is for a restart after a crash, and a scratch server is never started again. It cannot be turned off for
         several connections into one table in any other way: `alter table set logged` would write every row once more.
-        Afterwards the catalog says what the archive said, before anything asks: publications and foreign keys do.
+        Afterwards the catalog says what the archive said, before anything asks: publications and foreign keys do. After
+        an error it need not, since the database is dropped.
         """
         with connect(self._loading.endpoint, self._database) as connection:
             connection.execute("set allow_system_table_mods = on")

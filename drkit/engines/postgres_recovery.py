@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from drkit.errors import DrkitError, IntegrityError, NoRoom, RecoveryGap, SourceError, is_full, says_full, shell_line
+from drkit.disks import is_full
+from drkit.errors import DrkitError, IntegrityError, NoRoom, RecoveryGap, SourceError, says_full, shell_line
 from drkit.units import MIB, When, format_moment
 
 AUTO_CONF = "postgresql.auto.conf"

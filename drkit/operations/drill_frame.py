@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drkit.credentials import Secret
+from drkit.disks import is_full
 from drkit.engines import Engine
 from drkit.errors import (
     ConfigError,
@@ -18,7 +19,6 @@ from drkit.errors import (
     NoRoom,
     RecoveryGap,
     SourceError,
-    is_full,
     shell_line,
 )
 from drkit.keys import KeyFile
@@ -34,7 +34,10 @@ _SHOWN_LINES = 10
 
 
 class DrillFrame:
-    """One drill in progress: whom it tells, what it has found, how long each phase took."""
+    """One drill in progress: whom it tells, what it has found, how long each phase took.
+
+    ``server_folder`` is where the scratch server of a dump lives, None before it is lent.
+    """
 
     def __init__(
         self, workplace: Workplace, outcome: DrillOutcome, identities: Sequence[KeyFile], reporter: Reporter
@@ -46,7 +49,7 @@ class DrillFrame:
         self.policy = outcome.policy
         self.wanted = LEVELS[: LEVELS.index(outcome.request.rule.level) + 1]
         self.began_s = time.monotonic()
-        self.scratch_folder: Path | None = None
+        self.server_folder: Path | None = None
 
     def tear_down(self, lent: ExitStack) -> None:
         """Take the server away; one that stays is a copy of somebody's data, and no drill with it has passed."""
@@ -91,8 +94,6 @@ class DrillFrame:
             # Damage that shows while loading is the artifact's, not the load's.
             self.failed("intact" if name == "loads" else name, error)
             raise
-        except NoRoom:
-            raise
         except (SourceError, RecoveryGap) as error:
             self._excuse_full_disk(error)
             self.failed(name, error)
@@ -107,9 +108,14 @@ class DrillFrame:
             self.reporter.line(f"{'':23}and {len(level.lines) - _SHOWN_LINES} more, all in the record")
 
     def _excuse_full_disk(self, error: DrkitError) -> None:
-        """Raise NoRoom when the scratch server's disk is full: it dies of that, and its artifact is not to blame."""
-        folder = self.scratch_folder
-        if folder is not None and is_full(folder):
+        """Raise NoRoom, with the disk and what to type, when an error comes of one that is full.
+
+        A scratch server dies of that without saying so, and its artifact is not to blame.
+        """
+        folder = self.server_folder
+        if isinstance(error, NoRoom) and (error.hints or folder is None):
+            raise error
+        if folder is not None and (isinstance(error, NoRoom) or is_full(folder)):
             raise NoRoom(
                 f"{error.message}: the disk that holds {folder} is full",
                 details=error.details,

@@ -28,7 +28,7 @@ def open_scratch(frame: DrillFrame, plan: RestorePlan, more_bytes: int = 0) -> I
     with ExitStack() as lent:  # an interrupt at any point in here takes the server away as well
         with frame.phase("provision"):
             server = lent.enter_context(sandbox.open(request, frame.workplace.catalog))
-        frame.scratch_folder = server.folder
+        frame.server_folder = server.folder
         frame.outcome.scratch = {"kind": sandbox.kind, "version": server.version}
         try:
             yield server

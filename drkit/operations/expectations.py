@@ -36,7 +36,7 @@ class Expectation:
 
     ``places`` are its stores, as far as the site is known. ``reading`` is the promise to read everything again; with
     ``shares_limit`` its limit for a day is the site's, for several policies together. ``kept_until`` tells of a method
-    and a moment until when the retention is known to keep an artifact.
+    and a moment until when the retention is known to keep an artifact. ``is_pruned`` says that the policy has one.
     """
 
     policy: str
@@ -47,6 +47,7 @@ class Expectation:
     places: tuple[StorePlace, ...] = ()
     reading: ReadingPromise | None = None
     shares_limit: bool = False
+    is_pruned: bool = False
     kept_until: Callable[[str, datetime], datetime] | None = field(default=None, compare=False)
 
 
@@ -69,6 +70,7 @@ def expectation_of(
         places=tuple(replace(place, extended_at=extended_at) for place in places),
         reading=rule.promise if rule else None,
         shares_limit=rule is not None and policy.verify is None,
+        is_pruned=policy.retention is not None,
         kept_until=partial(kept_until, policy),
     )
 

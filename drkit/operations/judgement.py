@@ -17,7 +17,7 @@ from drkit.operations.check import Observed
 from drkit.operations.damage import find_damage
 from drkit.operations.expectations import Expectation
 from drkit.operations.inventory import StoreInventory
-from drkit.operations.orphans import find_orphans, is_being_written
+from drkit.operations.orphans import find_orphans
 from drkit.operations.policy_facts import CLOCK_MARGIN, PolicyFacts, sort_facts
 from drkit.operations.promises import DrillFact, Missing, Standing, broken_promises, copy_rule, drill_fact, summarize
 from drkit.units import format_count, format_duration, format_moment, parse_utc
@@ -238,14 +238,19 @@ def _unlisted(facts: PolicyFacts) -> Iterator[Finding]:
 
 def _orphans(facts: PolicyFacts) -> Iterator[Finding]:
     """Find what an artifact left that never came to be; that a known one is gone is said elsewhere."""
-    for inventory in facts.inventories:
-        folders = {name: list(keys.values()) for name, keys in facts.folders[inventory.name].items()}
-        for orphan in find_orphans(inventory, folders, facts.remembered, facts.now):
-            if not is_being_written(orphan.artifact_id, [facts.last_run] if facts.last_run else []):
-                since = format_moment(orphan.newest_at)
-                message = f"{orphan} without a manifest: a backup that did not finish on {since}, or it was deleted"
-                hint = f"drkit prune {facts.policy} --dry-run   (says when it is taken away)"
-                yield Finding("orphan", orphan.artifact_id, message, hint)
+    inventories = {inventory.name: inventory for inventory in facts.inventories}
+    folders = {
+        store: {artifact_id: list(keys.values()) for artifact_id, keys in found.items()}
+        for store, found in facts.folders.items()
+    }
+    runs = [facts.last_run] if facts.last_run else []
+    hint = "drkit run list   (which backup was that?)"
+    if facts.expectation is not None and facts.expectation.is_pruned:
+        hint = f"drkit prune {facts.policy} --dry-run   (says when it is taken away)"
+    for orphan in find_orphans(inventories, folders, facts.remembered, runs, facts.now):
+        since = format_moment(orphan.newest_at)
+        message = f"{orphan} without a manifest: a backup that did not finish on {since}, or it was deleted"
+        yield Finding("orphan", orphan.artifact_id, message, hint)
 
 
 def _worst(findings: Sequence[Finding]) -> Finding | None:

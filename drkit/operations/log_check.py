@@ -51,7 +51,7 @@ def _wal_findings(found: Timeline) -> Iterator[Finding]:
             yield Finding("wal-gap", found.policy, message, f"drkit backup {found.policy} --method base")
     if found.refusal:
         message = f"a restore that names no timeline is refused: {found.refusal.message}"
-        yield Finding("wal-gap", found.policy, message, next(iter(found.refusal.hints), ""))
+        yield Finding("wal-gap", found.policy, message, f"drkit backup {found.policy} --method base")
     if found.exposure is not None:
         yield from found.exposure.findings
     elif found.seen_at is not None:

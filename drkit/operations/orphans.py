@@ -45,17 +45,27 @@ class Orphan:
 
 
 def find_orphans(
-    inventory: StoreInventory, folders: Mapping[str, Collection[str]], known: Collection[str], now: datetime
+    inventories: Mapping[str, StoreInventory],
+    folders: Mapping[str, Mapping[str, Collection[str]]],
+    known: Collection[str],
+    runs: Iterable[Run],
+    now: datetime,
 ) -> Iterator[Orphan]:
-    """Yield the orphans of one store among ``folders``, the keys by artifact id, but for artifacts that are known."""
-    for artifact_id, keys in sorted(folders.items()):
-        if artifact_id in known or any(bucket.parse_manifest_key(key) for key in keys):
-            continue
-        objects = [inventory.objects[key] for key in keys]
-        newest_at = max(item.modified_at for item in objects)
-        if newest_at <= now - ORPHAN_MARGIN:
-            size_bytes = sum(item.size_bytes for item in objects)
-            yield Orphan(inventory.name, artifact_id, tuple(sorted(keys)), size_bytes, newest_at)
+    """Yield the orphans among ``folders``, the keys by store and artifact id.
+
+    An artifact that is ``known``, has a manifest in any store, believed or not, or may be that of a backup among
+    ``runs`` that is still running has none.
+    """
+    every = [item for found in folders.values() for item in found.items()]
+    visible = {artifact_id for artifact_id, keys in every if any(map(bucket.parse_manifest_key, keys))}
+    running = [run for run in runs if run.kind == "backup" and run.state == "running"]
+    for store, found in folders.items():
+        for artifact_id in sorted(found.keys() - visible - set(known)):
+            objects = [inventories[store].objects[key] for key in found[artifact_id]]
+            newest_at = max(item.modified_at for item in objects)
+            if newest_at <= now - ORPHAN_MARGIN and not _is_of(artifact_id, running):
+                size_bytes = sum(item.size_bytes for item in objects)
+                yield Orphan(store, artifact_id, tuple(sorted(found[artifact_id])), size_bytes, newest_at)
 
 
 def folders_of(inventory: StoreInventory) -> dict[str, list[str]]:
@@ -68,11 +78,8 @@ def folders_of(inventory: StoreInventory) -> dict[str, list[str]]:
     return dict(folders)
 
 
-def is_being_written(artifact_id: str, runs: Iterable[Run]) -> bool:
-    """Tell whether an artifact may be that of a backup that runs: one of its parts can take longer than any margin."""
+def _is_of(artifact_id: str, running: Iterable[Run]) -> bool:
+    """Tell whether an artifact was begun by a backup that runs: one of its parts can take longer than any margin."""
     begun_at = moment_of_id(artifact_id)
     # The id has milliseconds, the run a finer clock.
-    return begun_at is not None and any(
-        run.kind == "backup" and run.state == "running" and begun_at >= run.started_at - timedelta(seconds=1)
-        for run in runs
-    )
+    return begun_at is not None and any(begun_at >= run.started_at - timedelta(seconds=1) for run in running)

@@ -14,6 +14,7 @@ from datetime import datetime
 from drkit import bucket
 from drkit.errors import ConfigError, StoreError
 from drkit.operations import Reporter, Workplace
+from drkit.operations.orphans import Orphan
 from drkit.operations.prune_facts import Stored, take_stock
 from drkit.operations.prune_locks import extend_locks, kept_by
 from drkit.operations.prune_reach import lines_of
@@ -40,7 +41,8 @@ class PruneResult:
     """What a prune decided and did.
 
     ``blocked`` says why a plan was not carried out. ``marked``, ``removed`` and ``revived`` are artifact ids,
-    ``removed_log`` keys of log manifests. ``notes`` are for people: what waits, and for what.
+    ``removed_log`` keys of log manifests, ``removed_orphans`` what backups had left that did not finish. ``notes`` are
+    for people: what waits, and for what.
     """
 
     policy: str
@@ -53,6 +55,7 @@ class PruneResult:
     revived: Sequence[str] = ()
     marked_log: Sequence[str] = ()
     removed_log: Sequence[str] = ()
+    removed_orphans: Sequence[Orphan] = ()
     removed_bytes: int = 0
     notes: Sequence[str] = field(default_factory=tuple)
 
@@ -93,6 +96,7 @@ def prune(workplace: Workplace, policy: Policy, reporter: Reporter, options: Pru
             "marked": len(result.marked),
             "removed": len(result.removed),
             "removed_log": len(result.removed_log),
+            "removed_orphans": len(result.removed_orphans),
             "removed_bytes": result.removed_bytes,
         }
         _tell(workplace, result, before)
@@ -184,6 +188,7 @@ def _result(plan: Plan, stored: Stored, pruning: Pruning, blocked: str) -> Prune
         revived=done.revived,
         marked_log=done.marked_log,
         removed_log=done.removed_log,
+        removed_orphans=done.removed_orphans,
         removed_bytes=done.removed_bytes,
         notes=done.notes,
     )

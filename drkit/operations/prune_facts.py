@@ -14,11 +14,11 @@ from functools import cached_property
 
 from drkit import bucket
 from drkit.catalog.holds import HoldEntry
-from drkit.model import Manifest, Tombstone
+from drkit.model import ArtifactEntry, Manifest, Tombstone
 from drkit.operations import Workplace
 from drkit.operations.holds import known_holds
 from drkit.operations.inventory import StoredArtifact, StoreInventory, take_inventory
-from drkit.operations.orphans import Orphan, find_orphans, folders_of, is_being_written
+from drkit.operations.orphans import Orphan, find_orphans, folders_of
 from drkit.operations.prune_doubts import clock_doubts, hold_doubts, manifest_doubts, strange_places, unread_stores
 from drkit.operations.prune_gone import gone_artifacts, log_span
 from drkit.operations.prune_log_pieces import log_pieces
@@ -44,8 +44,8 @@ class Stored:
 
     ``copies`` are the trusted manifests of each artifact. ``graves`` are their tombstones, ``log_graves`` those of the
     log, oldest first. ``known_holds`` are all that were ever placed, the released ones too. ``records`` are the signed
-    ones of drills and verifications. ``lines`` are those of `Holdings`. ``orphans`` are those of
-    backups that ended without a manifest, in any store.
+    ones of drills and verifications. ``lines`` are those of `Holdings`, empty until a plan is made. ``orphans``
+    are what backups left that ended without a manifest, in any store.
     """
 
     policy: Policy
@@ -59,8 +59,13 @@ class Stored:
     locks: Mapping[str, datetime] = field(default_factory=dict)
     gone: tuple[Candidate, ...] = ()
     records: Sequence[Dated] = ()
-    lines: Sequence[Collection[str]] = ()
+    lines: Mapping[int, Collection[str]] = field(default_factory=dict)
     orphans: Sequence[Orphan] = ()
+
+    @cached_property
+    def entries(self) -> list[ArtifactEntry]:
+        """Return the artifacts, without saying where they are."""
+        return [ArtifactEntry(copies[0].manifest, copies[0].sha256, ()) for copies in self.copies.values()]
 
     @cached_property
     def holds(self) -> list[HoldEntry]:
@@ -178,11 +183,14 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
     A store that cannot be reached, and is the policy's or had an artifact of it, is an obstacle: a hold may be in it.
     """
     name = policy.policy
-    known = workplace.catalog.artifacts(name)  # before the listing: what is committed meanwhile is not gone
-    known_ids = {entry.manifest.artifact_id for entry in known}
+    # Both before the listing: what is committed meanwhile is not gone, and what is begun meanwhile is no orphan.
+    known = workplace.catalog.artifacts(name)
+    runs = workplace.catalog.runs(policy=name, kind="backup", state="running")
     inventories = take_inventory(workplace.stores, workplace.signers, {name})
     remembered = {store for entry in known for store in entry.stores}
+    known_ids = {entry.manifest.artifact_id for entry in known}
     read = {key: item for key, item in inventories.items() if item.error is None}
+    folders = {key: folders_of(item) for key, item in read.items()}
     copies: dict[str, list[StoredArtifact]] = defaultdict(list)
     for inventory in read.values():
         for copy in inventory.artifacts:
@@ -202,7 +210,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
         gone=tuple(gone_artifacts(known, read.values(), [graves[name] for name in graves.keys() - held])),
         known_holds=entries,
-        orphans=list(_orphans(workplace, name, read, {*known_ids, *copies, *graves, *held})),
+        orphans=tuple(find_orphans(read, folders, {*known_ids, *graves, *held}, runs, workplace.clock())),
         records=list(dated_records(read.values(), workplace.catalog.evidence_entries(policy=name))),
         obstacles=(
             *obstacles,
@@ -213,24 +221,6 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
             *clock_doubts(read.values(), workplace.clock()),
         ),
     )
-
-
-def _orphans(
-    workplace: Workplace, policy: str, inventories: Mapping[str, StoreInventory], known: Collection[str]
-) -> Iterator[Orphan]:
-    """Yield what nobody's artifact has left; a manifest in any store, believed or not, makes it somebody's."""
-    visible = {
-        place[1]
-        for inventory in inventories.values()
-        for key in inventory.objects
-        if (place := bucket.parse_manifest_key(key)) is not None
-    }
-    runs = workplace.catalog.runs(policy=policy, kind="backup", state="running")
-    for inventory in inventories.values():
-        folders = folders_of(inventory)
-        for orphan in find_orphans(inventory, folders, {*known, *visible}, workplace.clock()):
-            if not is_being_written(orphan.artifact_id, runs):
-                yield orphan
 
 
 def _ends(entries: Iterable[HoldEntry]) -> dict[str, datetime]:

@@ -35,7 +35,7 @@ def reach_of(workplace: Workplace, stored: Stored, plan: Plan) -> tuple[Reach, R
     gone = {decision.name for decision in plan.removed}
     whole = [item.name for item in plan.artifacts]
     before, after = (_moments(stored, names) for names in (whole, [name for name in whole if name not in gone]))
-    entries = [ArtifactEntry(copies[0].manifest, copies[0].sha256, ()) for copies in stored.copies.values()]
+    entries = stored.entries
     left = [entry for entry in entries if entry.manifest.artifact_id not in gone]
     going = _stretches(decision.name for decision in plan.removed_log)
     windows: tuple[Windows, Windows] = (), ()
@@ -46,15 +46,18 @@ def reach_of(workplace: Workplace, stored: Stored, plan: Plan) -> tuple[Reach, R
     return Reach(before, windows[0]), Reach(after, windows[1])
 
 
-def lines_of(workplace: Workplace, stored: Stored) -> list[frozenset[str]]:
-    """Return `Holdings.lines`; nothing is read where the log has no more than one timeline."""
+def lines_of(workplace: Workplace, stored: Stored) -> dict[int, frozenset[str]]:
+    """Return `Holdings.lines`; the log is read, and only where it has more than one timeline to choose from.
+
+    A store that cannot be read has no say; that it cannot is an obstacle of its own.
+    """
     keys = (bucket.parse_log_key(key) for inventory in stored.inventories.values() for key in inventory.objects)
-    if len({place[1] for place in keys if place is not None}) < 2:
-        return []
+    timelines = {place[1] for place in keys if place is not None}
+    if len(timelines) < 2 or not any(entry.manifest.position for entry in stored.entries):
+        return {}
     policy = stored.policy.policy
     logs = read_logs(workplace, policy)
-    entries = [ArtifactEntry(copies[0].manifest, copies[0].sha256, ()) for copies in stored.copies.values()]
-    return leading_bases(log_state(logs, base_points(entries), signed_histories(logs), policy))
+    return leading_bases(log_state(logs, base_points(stored.entries), signed_histories(logs), policy))
 
 
 def _wal_windows(

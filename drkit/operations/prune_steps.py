@@ -16,6 +16,7 @@ from drkit.errors import Busy, DrkitError, IntegrityError, StoreError
 from drkit.model import ArtifactEntry, Run, Tombstone
 from drkit.operations import Reporter, Workplace
 from drkit.operations.holds import HoldChange, decision_stores, place_hold, release_holds
+from drkit.operations.orphans import Orphan
 from drkit.operations.prune_facts import Stored
 from drkit.operations.prune_log import LogPruning
 from drkit.operations.reader_lease import HELD_UP_AT_MOST, live_reader
@@ -43,6 +44,7 @@ class Done:
     revived: list[str] = field(default_factory=list)
     marked_log: list[str] = field(default_factory=list)
     removed_log: list[str] = field(default_factory=list)
+    removed_orphans: list[Orphan] = field(default_factory=list)
     removed_bytes: int = 0
     notes: list[str] = field(default_factory=list)
     failures: list[DrkitError] = field(default_factory=list)
@@ -303,24 +305,28 @@ class Pruning:
                 self.workplace.catalog.forget_artifact(artifact_id)
 
     def _sweep_orphans(self, reporter: Reporter) -> None:
-        """Take away what backups left that ended without a manifest, once it is old enough.
+        """Take away what backups left that ended without a manifest, once it is old enough and nothing locks it.
 
         Nothing, while an artifact is gone that no tombstone explains: an orphan may be what is left of it.
         """
-        due = [item for item in self.stored.orphans if item.goes_at <= self.stored.now and not self.stored.gone]
-        for orphan in due:
-            store = self.workplace.stores[orphan.store]
-            until = locked_until(store, orphan.keys)
-            if until is not None and until > self.stored.now:
-                continue
-            self.confirm_lease()
-            if self.attempt(partial(erase_all, store, orphan.keys)):
-                self.done.removed_bytes += orphan.size_bytes
-                facts = {"policy": self.policy.policy, "artifact_id": orphan.artifact_id, "store": orphan.store}
-                self.workplace.catalog.add_event(
-                    "orphan.removed", self.workplace.clock(), {**facts, "bytes": orphan.size_bytes}
-                )
-                reporter.line(f"  removed     {orphan} without a manifest")
+        if self.stored.gone:
+            return
+        for orphan in self.stored.orphans:
+            if orphan.goes_at <= self.stored.now:
+                self.confirm_lease()
+                self.attempt(partial(self._erase_orphan, orphan, reporter))
+
+    def _erase_orphan(self, orphan: Orphan, reporter: Reporter) -> None:
+        store, now = self.workplace.stores[orphan.store], self.workplace.clock()
+        until = locked_until(store, orphan.keys)
+        if until is not None and until > self.stored.now:
+            return
+        erase_all(store, orphan.keys)
+        facts = {"policy": self.policy.policy, "artifact_id": orphan.artifact_id, "store": orphan.store}
+        self.workplace.catalog.add_event("orphan.removed", now, {**facts, "bytes": orphan.size_bytes})
+        self.done.removed_orphans.append(orphan)
+        self.done.removed_bytes += orphan.size_bytes
+        reporter.line(f"  removed     {orphan} without a manifest")
 
     def _remember_marks(self) -> None:
         leaving = {item.name: item.delete_after for item in self.plan.removed if item.name not in self.done.removed}

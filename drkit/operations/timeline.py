@@ -25,7 +25,7 @@ from drkit.operations.selection import find_artifacts
 from drkit.operations.spool import Spool, spool_folder
 from drkit.operations.stored_log import base_points, log_state, read_logs, signed_histories
 from drkit.recovery_coverage import Coverage, measure_coverage
-from drkit.recovery_lines import refusal_without_pin
+from drkit.recovery_lines import why_refused
 from drkit.recovery_path import BasePoint
 from drkit.recovery_windows import Gap, Window, find_gaps, find_windows
 from drkit.units import format_moment, parse_utc, say_slow_clock
@@ -135,7 +135,7 @@ def read_timeline(workplace: Workplace, policy: str) -> Timeline:
         unreached=unreached,
         links=logs.links,
         damaged=list(damaged_stretches(workplace.catalog, policy)),
-        refusal=refusal_without_pin(state),
+        refusal=why_refused(state),
     )
 
 

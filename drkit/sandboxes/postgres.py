@@ -206,9 +206,9 @@ def _append(file: Path, text: str) -> None:
 def _tuning(plan: _Plan) -> dict[str, str]:
     """Return settings for a load at full speed; durability is worth nothing in a server that is thrown away.
 
-    What is logged all the same, such as large objects, stays short, so that its files are used again while the system
-    still has them in memory, and is written by its own process, out of large buffers of its own: that took a fifth off
-    the time of COPY while rows were logged. The shared buffers are small: loading and reading whole tables
+    The log, in which rows of tables have no part (`postgres_load`), stays short, so that its files are used again while
+    the system still has them in memory, and is written by its own process, out of large buffers of its own. The shared
+    buffers are small: loading and reading whole tables
     only pass through a few, and each page of more would have to be found and cleared first. 128 MB instead of 3 GB took
     7 % off a load.
     """

@@ -24,14 +24,12 @@ from drkit.units import format_bytes
 
 STOP_TIMEOUT_S = 30.0
 _COMM_CHARACTERS = 15  # that Linux keeps of a program's name (proc_pid_comm(5))
+ANOTHER_SCRATCH = "export DRKIT_SCRATCH=FOLDER   (on a larger disk, then try again)"
 
 
 def folder_name(scratch_id: str) -> str:
     """Return the name of a scratch's folder."""
     return f"drkit-{scratch_id}"
-
-
-ANOTHER_SCRATCH = "export DRKIT_SCRATCH=FOLDER   (on a larger disk, and drill again)"
 
 
 def check_room(folder: Path, need_bytes: int) -> None:

@@ -39,10 +39,15 @@ def test_a_disk_that_is_full_in_mid_load_is_not_the_backup(
         with monkeypatch.context() as patched:
             patched.setattr(ArchiveLoad, "load_objects", filled)
             drill = backed_up.call("drill", "shop", "--json")
+            (disk / "filler").unlink()
+            said = backed_up.call("drill", "shop").stdout
         (disk / "filler").unlink()
+        assert f"hint: df -h {disk}/" in said
+        assert "hint: export DRKIT_SCRATCH=FOLDER" in said
         document = document_of(drill)
         assert (drill.returncode, document["verdict"]) == (5, "inconclusive"), drill.stdout + drill.stderr
         assert "could not be loaded" in document["error"]
+        assert f"the disk that holds {disk}/" in document["error"]
         assert document["teardown"] == "nothing left behind"
         assert list(disk.iterdir()) == []
         again = backed_up.call("drill", "shop", "--json")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from drkit import bucket
+from drkit.cli.prune import _lines
 from drkit.model import Run
+from drkit.operations.prune_reach import reach_of
 from drkit.operations.running import new_id
 from tests.fixtures.pruning import DAY, HOUR, Locked, PruneWorld, prune_world
 from tests.fixtures.site import ReadySite
@@ -26,6 +28,12 @@ def leave(world: PruneWorld, store: str = "primary") -> str:
     for part in ("globals", "database-1"):
         world.stores[store].put(bucket.part_key("orders", artifact_id, part), [b"half"])
     return artifact_id
+
+
+def shown(world: PruneWorld, *, dry_run: bool = False) -> list[str]:
+    """Prune, and return what the command would print."""
+    result = world.prune(dry_run=dry_run)
+    return list(_lines(result, *reach_of(world.workplace, result.stored, result.plan)))
 
 
 def folders(world: PruneWorld, store: str = "primary") -> set[str]:
@@ -50,6 +58,17 @@ def test_what_a_killed_backup_left_goes_after_a_week(world: PruneWorld) -> None:
     assert result.removed_bytes >= 8
 
 
+def test_an_orphan_is_said_and_counted(world: PruneWorld) -> None:
+    left = leave(world)
+    world.back_up(4)
+    (before,) = [line for line in shown(world, dry_run=True) if "left over" in line]
+    assert f"left over   2 objects (8 B) of {left} in store primary without a manifest; goes after 20" in before
+    world.back_up(4)
+    lines = shown(world)
+    assert not [line for line in lines if "left over" in line]
+    assert "1 unfinished backup cleared away" in lines[-1]
+
+
 def test_what_may_be_somebodys_is_no_orphan(world: PruneWorld) -> None:
     """A backup that runs, a copy on its way, one whose manifest was changed, and one that the catalog knows."""
     leave(world)
@@ -64,8 +83,10 @@ def test_what_may_be_somebodys_is_no_orphan(world: PruneWorld) -> None:
         store.put(key, [b"{}"])
         for gone in (key := bucket.manifest_key("orders", known.manifest.artifact_id), bucket.signature_key(key)):
             store.delete(gone)
+    for entry in (copied, changed):
+        world.catalog.forget_artifact(entry.manifest.artifact_id)
     world.now += 10 * DAY
-    assert world.prune(dry_run=True).stored.orphans == []
+    assert world.prune(dry_run=True).stored.orphans == ()
 
 
 def test_an_orphan_stays_while_an_artifact_is_gone_without_an_explanation(world: PruneWorld) -> None:

@@ -393,7 +393,7 @@ def test_a_timeline_that_is_not_stored_is_refused() -> None:
 def test_a_timeline_whose_history_is_not_stored_is_refused_and_the_file_named() -> None:
     gap = refusal(replace(PROMOTED, histories={}), "latest")
     assert "00000002.history is not stored" in gap.message
-    assert gap.hints == ("drkit restore orders --timeline 1 --into DIR",)
+    assert gap.hints == ("drkit restore orders --timeline 1 --into DIR", "drkit backup orders --method base")
 
 
 def test_a_base_on_a_timeline_brings_that_far_without_its_history() -> None:
@@ -454,7 +454,8 @@ def test_a_clone_that_archives_beside_the_living_source_is_not_followed_in_silen
     state = log(CALM.bases[:1], [*run(range(1, 30)), *stray(130).files[-3:]], stray(130).histories)
     gap = refusal(state, "latest")
     assert gap.message == "timelines 1, 2 of orders were written to at the same time; say which one"
-    assert gap.hints == tuple(f"drkit restore orders --timeline {timeline} --into DIR" for timeline in (1, 2))
+    pins = [f"drkit restore orders --timeline {timeline} --into DIR" for timeline in (1, 2)]
+    assert gap.hints == (*pins, "drkit backup orders --method base")
     assert plan(state, "latest", timeline=1).last_commit_at == at(299)
 
 
