@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,12 +62,16 @@ def add_left(error: BaseException, left: str) -> None:
         error.details = (*error.details, left)
 
 
+_FULL = re.compile(rf"(: {os.strerror(errno.ENOSPC)}|HINT:  Check free disk space\.)$", re.MULTILINE)
+
+
 def says_full(words: str) -> bool:
     """Tell whether a tool's or a server's own words are that a disk is full.
 
-    A PostgreSQL server that could write a part of a page says how much it wrote, with this hint (md.c, mdextend).
+    A PostgreSQL server that could write a part of a page says how much it wrote, with a hint (md.c, mdextend). Rows
+    that it shows beside an error may hold any words, but not at the end of a line.
     """
-    return os.strerror(errno.ENOSPC) in words or "Check free disk space" in words
+    return _FULL.search(words) is not None
 
 
 def shell_line(*words: object) -> str:
@@ -119,7 +124,7 @@ class SourceError(DrkitError):
 
 
 class NoRoom(SourceError):
-    """A disk of this host has too little room, which says nothing of the backup."""
+    """A disk has too little room, which says nothing of the backup."""
 
 
 class StoreError(DrkitError):

@@ -100,7 +100,7 @@ def _lines(result: PruneResult, before: Reach, after: Reach) -> Iterator[str]:
     yield from _log_lines(result)
     for orphan in result.stored.orphans:
         if orphan not in result.removed_orphans:
-            yield f"  left over   {orphan} without a manifest; {_when_orphan(orphan, result)}"
+            yield f"  left over   {orphan} without a manifest; {_when_orphan(orphan)}"
     yield f"  before      {_reach(before)}"
     yield f"  after       {_reach(after)}"
     for reason in plan.suspended:
@@ -118,9 +118,9 @@ def _when(decision: Decision, result: PruneResult) -> str:
     return f"; goes after {format_moment(decision.delete_after)}"
 
 
-def _when_orphan(orphan: Orphan, result: PruneResult) -> str:
-    if result.stored.gone:
-        return "stays, because an artifact is gone without a tombstone"
+def _when_orphan(orphan: Orphan) -> str:
+    if orphan.goes_at is None:
+        return "stays: no failed backup of this host is known to have left it"
     return f"goes after {format_moment(orphan.goes_at)}, when nothing holds up removal"
 
 
@@ -207,7 +207,7 @@ def _orphan(orphan: Orphan) -> dict[str, Any]:
         "artifact_id": orphan.artifact_id,
         "store": orphan.store,
         "bytes": orphan.size_bytes,
-        "goes": format_utc(orphan.goes_at),
+        "goes": format_utc(orphan.goes_at) if orphan.goes_at else None,
     }
 
 

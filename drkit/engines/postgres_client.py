@@ -22,7 +22,7 @@ from psycopg import conninfo
 from psycopg.adapt import Loader
 
 from drkit.credentials import Secret
-from drkit.errors import ConfigError, SourceError
+from drkit.errors import ConfigError, NoRoom, SourceError
 
 APPLICATION = "drkit"
 SERVICE = "drkit"
@@ -173,7 +173,10 @@ class _AnyBytesLoader(Loader):
 
 @contextmanager
 def translated(endpoint: Endpoint, database: str | None = None) -> Iterator[None]:
-    """Turn psycopg's errors into SourceError that names host, port and database, and what to do about it."""
+    """Turn psycopg's errors into SourceError that names host, port and database, and what to do about it.
+
+    It is NoRoom where the server's disk is full.
+    """
     try:
         yield
     except psycopg.Error as error:
@@ -187,7 +190,8 @@ def _source_error(error: psycopg.Error, endpoint: Endpoint, database: str) -> So
     if error.diag.sqlstate is not None and not error.diag.sqlstate.startswith("57P"):
         hints = [error.diag.message_hint] if error.diag.message_hint else []
         details = [error.diag.message_detail] if error.diag.message_detail else []
-        return SourceError(f"{where}: {lines[0]}", details=details, hints=hints)
+        kind = NoRoom if isinstance(error, psycopg.errors.DiskFull) else SourceError
+        return kind(f"{where}: {lines[0]}", details=details, hints=hints)
     names = {
         "where": where,
         "server": endpoint.server,

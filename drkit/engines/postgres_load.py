@@ -215,6 +215,8 @@ def _refresh(connection: psycopg.Connection[Any], views: Sequence[tuple[str, str
     for view in views:
         try:
             connection.execute(sql.SQL("refresh materialized view {}").format(sql.Identifier(*view)))
+        except psycopg.errors.DiskFull:
+            raise
         except psycopg.Error as error:
             failures[view] = error.diag.message_primary or str(error)
     return failures

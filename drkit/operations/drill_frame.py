@@ -113,7 +113,7 @@ class DrillFrame:
         A scratch server dies of that without saying so, and its artifact is not to blame.
         """
         folder = self.server_folder
-        if isinstance(error, NoRoom) and (error.hints or folder is None):
+        if isinstance(error, NoRoom) and folder is None:
             raise error
         if folder is not None and (isinstance(error, NoRoom) or is_full(folder)):
             raise NoRoom(
@@ -165,6 +165,8 @@ class DrillFrame:
             part = _part_of(parts, check.database)
             try:
                 answer = engine.run_check(url, part, check.query)
+            except NoRoom:
+                raise
             except SourceError as error:
                 level.lines.append(f"{check.name}: {error.message}")
                 continue

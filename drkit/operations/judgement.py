@@ -246,7 +246,7 @@ def _orphans(facts: PolicyFacts) -> Iterator[Finding]:
     runs = [facts.last_run] if facts.last_run else []
     hint = "drkit run list   (which backup was that?)"
     if facts.expectation is not None and facts.expectation.is_pruned:
-        hint = f"drkit prune {facts.policy} --dry-run   (says when it is taken away)"
+        hint = f"drkit prune {facts.policy} --dry-run   (says whether it is taken away, and when)"
     for orphan in find_orphans(inventories, folders, facts.remembered, runs, facts.now):
         since = format_moment(orphan.newest_at)
         message = f"{orphan} without a manifest: a backup that did not finish on {since}, or it was deleted"

@@ -27,6 +27,7 @@ from drkit.policy import Policy
 from drkit.retention_documents import BuriedRun, LogTombstone
 from drkit.retention_facts import CLOCK_SKEW, Candidate, Holdings, State
 
+_MOST_RUNS = 10_000
 _STRANGE_DATE = timedelta(hours=24)
 """How far the moment in a manifest may be from when its store took it; more, and one of two clocks was wrong."""
 
@@ -45,7 +46,7 @@ class Stored:
     ``copies`` are the trusted manifests of each artifact. ``graves`` are their tombstones, ``log_graves`` those of the
     log, oldest first. ``known_holds`` are all that were ever placed, the released ones too. ``records`` are the signed
     ones of drills and verifications. ``lines`` are those of `Holdings`, empty until a plan is made. ``orphans``
-    are what backups left that ended without a manifest, in any store.
+    are what lies in its stores without a manifest.
     """
 
     policy: Policy
@@ -185,7 +186,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
     name = policy.policy
     # Both before the listing: what is committed meanwhile is not gone, and what is begun meanwhile is no orphan.
     known = workplace.catalog.artifacts(name)
-    runs = workplace.catalog.runs(policy=name, kind="backup", state="running")
+    runs = workplace.catalog.runs(policy=name, kind="backup", limit=_MOST_RUNS)
     inventories = take_inventory(workplace.stores, workplace.signers, {name})
     remembered = {store for entry in known for store in entry.stores}
     known_ids = {entry.manifest.artifact_id for entry in known}
@@ -201,6 +202,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
     held = {entry.artifact_id for entry in entries if entry.released_at is None}
     graves = {grave.artifact_id: grave for item in read.values() for grave in item.graves.get(name, ())}
     log_graves = {grave.tombstone_id: grave for item in read.values() for grave in item.log_graves.get(name, ())}
+    orphans = find_orphans(read, folders, {*known_ids, *graves, *held}, runs, workplace.clock())
     return Stored(
         policy=policy,
         now=workplace.clock(),
@@ -210,7 +212,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
         gone=tuple(gone_artifacts(known, read.values(), [graves[name] for name in graves.keys() - held])),
         known_holds=entries,
-        orphans=tuple(find_orphans(read, folders, {*known_ids, *graves, *held}, runs, workplace.clock())),
+        orphans=tuple(item for item in orphans if item.store in policy.stores),
         records=list(dated_records(read.values(), workplace.catalog.evidence_entries(policy=name))),
         obstacles=(
             *obstacles,

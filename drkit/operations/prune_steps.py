@@ -305,22 +305,18 @@ class Pruning:
                 self.workplace.catalog.forget_artifact(artifact_id)
 
     def _sweep_orphans(self, reporter: Reporter) -> None:
-        """Take away what backups left that ended without a manifest, once it is old enough and nothing locks it.
-
-        Nothing, while an artifact is gone that no tombstone explains: an orphan may be what is left of it.
-        """
-        if self.stored.gone:
-            return
+        """Take away what failed backups left, once it is old enough and nothing locks it."""
         for orphan in self.stored.orphans:
-            if orphan.goes_at <= self.stored.now:
+            if orphan.goes_at is not None and orphan.goes_at <= self.stored.now:
                 self.confirm_lease()
                 self.attempt(partial(self._erase_orphan, orphan, reporter))
 
     def _erase_orphan(self, orphan: Orphan, reporter: Reporter) -> None:
         store, now = self.workplace.stores[orphan.store], self.workplace.clock()
+        there = [item.key for item in store.list(bucket.artifact_prefix(self.policy.policy, orphan.artifact_id))]
         until = locked_until(store, orphan.keys)
-        if until is not None and until > self.stored.now:
-            return
+        if sorted(there) != list(orphan.keys) or (until is not None and until > self.stored.now):
+            return  # somebody has written to it since: it is looked at anew by the next prune
         erase_all(store, orphan.keys)
         facts = {"policy": self.policy.policy, "artifact_id": orphan.artifact_id, "store": orphan.store}
         self.workplace.catalog.add_event("orphan.removed", now, {**facts, "bytes": orphan.size_bytes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,16 +14,25 @@ from tests.fixtures.recovery import document_of, scratch_place
 from tests.fixtures.site import ReadySite
 
 
+@contextmanager
+def backup_of(site: ReadySite, server: PostgresServer, statements: str, more: str = "") -> Iterator[ReadySite]:
+    """Lend the site with a backup of a database that these statements make."""
+    name = server.create_database(statements=statements)
+    path = site.write_policy("shop", site.write_secret("url", server.url(name).reveal()), more=more)
+    path.write_text(path.read_text().replace("engine: postgres,", f"engine: postgres, databases: [{name}],"))
+    try:
+        assert site.call("backup", "shop").returncode == 0
+        yield site
+    finally:
+        server.drop_database(name)
+
+
 @pytest.fixture
 def backed_up(ready_site: ReadySite, postgres: PostgresServer) -> Iterator[ReadySite]:
     """Lend a site with a backup of a database of some forty mebibytes."""
     rows = "select g, repeat(md5(g::text), 30) as t from generate_series(1, 40000) as g"
-    name = postgres.create_database(statements=f"create table grown as {rows}")
-    path = ready_site.write_policy("shop", ready_site.write_secret("url", postgres.url(name).reveal()))
-    path.write_text(path.read_text().replace("engine: postgres,", f"engine: postgres, databases: [{name}],"))
-    assert ready_site.call("backup", "shop").returncode == 0
-    yield ready_site
-    postgres.drop_database(name)
+    with backup_of(ready_site, postgres, f"create table grown as {rows}") as site:
+        yield site
 
 
 def test_a_disk_that_is_full_in_mid_load_is_not_the_backup(
@@ -68,3 +78,44 @@ def test_a_disk_that_is_too_small_is_said_with_what_to_type(
     with scratch_place() as place:
         monkeypatch.setenv("DRKIT_SCRATCH", str(place))
         assert backed_up.call("drill", "shop").returncode == 0, "the hint was followed"
+
+
+SORTED = "select repeat(md5(g::text), 20) as t from generate_series(1, 1500000) as g order by 1 offset 1"
+SPILLING = f"select count(*) > 0 from ({SORTED}) as x where t <> ''"
+CHECK = f"""\
+drills:
+  - name: rehearsal
+    level: works
+    checks:
+      - {{name: large, sql: "{SPILLING}"}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("statements", "more"),
+    [("create table a (b integer)", CHECK), (f"create materialized view v as {SPILLING}", "")],
+    ids=["check", "materialized view"],
+)
+def test_a_disk_that_a_question_fills_for_a_moment_is_not_the_backup(
+    ready_site: ReadySite, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, statements: str, more: str
+) -> None:
+    """What a sort wrote is gone again by the time that anybody looks at the disk."""
+    source = backup_of(ready_site, postgres, statements, more)
+    with source as site, scratch_place() as place, small_disk(place, "600m") as disk:
+        monkeypatch.setenv("DRKIT_SCRATCH", str(disk))
+        document = document_of(site.call("drill", "shop", "--json"))
+        assert document["verdict"] == "inconclusive", document
+        assert f"the disk that holds {disk}/" in document["error"]
+
+
+@pytest.mark.parametrize("words", ["cp: No space left on device", "HINT:  Check free disk space."])
+def test_rows_that_speak_of_a_full_disk_are_no_full_disk(
+    ready_site: ReadySite, postgres: PostgresServer, words: str
+) -> None:
+    port = "select current_setting('port')"
+    statements = f"""create function here() returns boolean language sql as $$ select ({port}) = '{postgres.port}' $$;
+        create table log (message text check (here())); insert into log values ('{words}')"""
+    with backup_of(ready_site, postgres, statements) as site:
+        drill = site.call("drill", "shop", "--json")
+        assert (drill.returncode, document_of(drill)["verdict"]) == (11, "failed"), drill.stdout
+        assert words in drill.stdout

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,9 @@ from drkit import bucket
 from drkit.cli.prune import _lines
 from drkit.model import Run
 from drkit.operations.prune_reach import reach_of
-from drkit.operations.running import new_id
+from drkit.operations.prune_steps import Pruning
+from drkit.operations.running import new_id, recorded_run
+from drkit.stores.memory import MemoryStore
 from tests.fixtures.pruning import DAY, HOUR, Locked, PruneWorld, prune_world
 from tests.fixtures.site import ReadySite
 
@@ -24,9 +29,12 @@ def world(ready_site: ReadySite, tmp_path: Path) -> Iterator[PruneWorld]:
 
 def leave(world: PruneWorld, store: str = "primary") -> str:
     """Put what a backup leaves that is killed before its manifest; return its artifact's id."""
-    artifact_id = new_id(world.now)
-    for part in ("globals", "database-1"):
-        world.stores[store].put(bucket.part_key("orders", artifact_id, part), [b"half"])
+    clock = partial(getattr, world, "now")
+    with suppress(KeyError), recorded_run(world.catalog, clock, "backup", "orders") as running:
+        artifact_id = new_id(running.run.started_at)
+        for part in ("globals", "database-1"):
+            world.stores[store].put(bucket.part_key("orders", artifact_id, part), [b"half"])
+        raise KeyError("killed")
     return artifact_id
 
 
@@ -89,18 +97,43 @@ def test_what_may_be_somebodys_is_no_orphan(world: PruneWorld) -> None:
     assert world.prune(dry_run=True).stored.orphans == ()
 
 
-def test_an_orphan_stays_while_an_artifact_is_gone_without_an_explanation(world: PruneWorld) -> None:
-    """A catalog that was lost does not know it, and the chain does: the orphan may be what is left of it."""
-    gone, _, _ = world.back_up(3)
-    key = bucket.manifest_key("orders", gone.manifest.artifact_id)
+def test_what_no_failed_backup_left_stays(world: PruneWorld) -> None:
+    """A catalog that was lost does not know an artifact whose manifest was deleted, nor what another host began."""
+    deleted, _, _ = world.back_up(3)
+    key = bucket.manifest_key("orders", deleted.manifest.artifact_id)
     for store in world.stores.values():
         store.delete(key)
         store.delete(bucket.signature_key(key))
-    world.catalog.forget_artifact(gone.manifest.artifact_id)
+        store.put(bucket.part_key("orders", "README", "notes"), [b"somebody's"])
+    world.catalog.forget_artifact(deleted.manifest.artifact_id)
     world.back_up(12)
     result = world.prune()
-    assert {item.artifact_id for item in result.stored.orphans} == {gone.manifest.artifact_id}
-    assert gone.manifest.artifact_id in folders(world)
+    assert {item.artifact_id for item in result.stored.orphans} == {deleted.manifest.artifact_id, "README"}
+    assert {deleted.manifest.artifact_id, "README"} <= folders(world)
+    assert "stays: no failed backup of this host is known to have left it" in "\n".join(shown(world))
+
+
+def test_what_was_written_to_since_it_was_listed_stays(world: PruneWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = leave(world)
+    world.back_up(9)
+    sweep, key = Pruning._sweep_orphans, bucket.manifest_key("orders", left)
+
+    def late(self: Pruning, reporter: Any) -> None:
+        world.stores["primary"].put(key, [b"{}"])
+        sweep(self, reporter)
+
+    monkeypatch.setattr(Pruning, "_sweep_orphans", late)
+    assert world.prune().removed_orphans == []
+    assert left in folders(world)
+
+
+def test_another_store_of_the_site_is_not_swept(world: PruneWorld) -> None:
+    world.stores["archive"] = world.bucket.stores["archive"] = MemoryStore("archive", now=lambda: world.now)
+    world.bucket.__post_init__()
+    left = leave(world, "archive")
+    world.back_up(9, stores=["primary", "offsite"])
+    assert world.prune().stored.orphans == ()
+    assert left in folders(world, "archive")
 
 
 def test_an_orphan_that_is_locked_waits_for_its_end(world: PruneWorld) -> None:
