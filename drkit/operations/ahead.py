@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ from drkit.wal import Segment, classify
 LOOK_AHEAD = 8
 _WORKERS = min(max(os.cpu_count() or 1, 2), LOOK_AHEAD // 2)
 """As many as there are cores: with more of them the one that PostgreSQL waits for gets less of a core."""
+_APART = 0.8 / _WORKERS
+"""How far apart two files are begun, in the time that one takes: side by side they would be ready side by side, and
+PostgreSQL, which asks for one after the other, would wait long for the first of them. Less than an even share, so that
+no worker waits for its turn while there is work."""
+_MOST_APART_S = 0.1
 _LOOK_S = 0.25
 _AGAIN_S = 5.0
 
@@ -47,6 +53,8 @@ class LookAhead:
         self._reader: threading.Thread | None = None
         self._ended = False
         self._in_vain = ""
+        self._next_at_s = 0.0
+        self._took_s = 0.0
 
     def run(self, stopping: threading.Event) -> None:
         """Look out for what gets ready, until ``stopping``; a folder that cannot be read is tried again now and then.
@@ -124,11 +132,22 @@ class LookAhead:
             growing.give_up()
 
     def _ship(self, path: Path) -> None:
+        time.sleep(self._turn_s())
+        began_s = time.monotonic()
         try:
             with contextlib.suppress(DrkitError, OSError):
                 self._shipper.ship(path, keep_source=True)
         finally:
+            self._took_s = time.monotonic() - began_s
             self._done(path.name)
+
+    def _turn_s(self) -> float:
+        """Return for how long a worker waits until it begins a file."""
+        with self._lock:
+            now_s = time.monotonic()
+            wait_s = max(self._next_at_s - now_s, 0.0)
+            self._next_at_s = now_s + wait_s + min(_APART * self._took_s, _MOST_APART_S)
+            return wait_s
 
     def _done(self, name: str) -> None:
         with self._lock:

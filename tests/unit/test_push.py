@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from drkit import wal_client
 from drkit.errors import DrkitError, StoreUnavailable
 from drkit.operations import ahead as ahead_module
 from drkit.operations import push as push_module
-from drkit.operations.ahead import LOOK_AHEAD, looking_ahead, ready_names
+from drkit.operations.ahead import _WORKERS, LOOK_AHEAD, LookAhead, looking_ahead, ready_names
 from drkit.operations.growing import Growing
 from drkit.operations.push import PushServer
 from drkit.operations.ship import Shipper
@@ -335,3 +336,22 @@ def test_an_answer_that_comes_after_the_end_begins_nothing_more(wal: Path, shipp
         assert "growing" not in [thread.name for thread in threading.enumerate()]
     finally:
         ahead.end()
+
+
+def test_files_are_begun_one_after_the_other_so_that_they_are_ready_one_after_the_other(
+    shipper: ScriptedShipper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(ahead_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    with ThreadPoolExecutor(1) as pool:
+        ahead = LookAhead(cast("Shipper", shipper), cast("Any", None), pool)
+        assert [ahead._turn_s(), ahead._turn_s()] == [0, 0], "nobody knows how long one takes"
+        ahead._took_s = 0.04
+        waits_s = [ahead._turn_s() for _ in range(3)]
+        apart_s = 0.8 * 0.04 / _WORKERS
+        assert waits_s == pytest.approx([0, apart_s, 2 * apart_s])
+        now_s += 1
+        assert ahead._turn_s() == 0, "a worker that was busy waits for nobody"
+        ahead._took_s = 60.0
+        ahead._turn_s()
+        assert ahead._turn_s() <= 0.2, "a slow store makes nobody wait for long"
