@@ -35,6 +35,7 @@ from drkit.units import format_moment
 from drkit.wal import classify
 
 STOP_WITHIN_S = 15.0
+_NOTICED_WITHIN_S = 1.0
 _WHOLE_GROUP_WITHIN_S = STOP_WITHIN_S + 5
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
@@ -357,4 +358,6 @@ def serve(
 
     duties = [LogShippers(workplace, names, reporter, tell, health), *more]
     with running_duties(duties, tell, within_s, Group(health)):
-        stopping.wait()
+        # Python handles a signal when the main thread runs next, and one that came to another thread does not wake it.
+        while not stopping.wait(_NOTICED_WITHIN_S):
+            pass
