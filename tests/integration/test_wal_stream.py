@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -446,3 +448,12 @@ def test_a_full_spool_pauses_receiving_and_nobody_else(source: LogSite, logged: 
         source.gapless()
         assert source.events("wal.gap") == []
         assert not list((spool / "sealed").iterdir())
+
+
+def test_a_stop_that_the_system_tells_another_thread_is_noticed(source: LogSite) -> None:
+    process = source.start()
+    source.wait_for("receiving: ")
+    others = [int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir() if int(task.name) != process.pid]
+    assert ctypes.CDLL(None).tgkill(process.pid, others[0], signal.SIGTERM) == 0
+    assert process.wait(timeout=30) == 0
+    source.process = None
