@@ -44,9 +44,9 @@ class Stored:
     """What is stored of one policy, and what was decided over it before.
 
     ``copies`` are the trusted manifests of each artifact. ``graves`` are their tombstones, ``log_graves`` those of the
-    log, oldest first. ``known_holds`` are all that were ever placed, the released ones too. ``records`` are the signed
-    ones of drills and verifications. ``lines`` are those of `Holdings`, empty until a plan is made. ``orphans``
-    are what lies in its stores without a manifest.
+    log, oldest first. ``known_holds`` are all that were ever placed, the released ones too. ``folders`` are the keys by
+    store and artifact id. ``records`` are the signed ones of drills and verifications. ``lines`` are those of
+    `Holdings`, empty until a plan is made. ``orphans`` are what lies in its stores without a manifest.
     """
 
     policy: Policy
@@ -56,6 +56,7 @@ class Stored:
     graves: Mapping[str, Tombstone]
     log_graves: Sequence[LogTombstone]
     known_holds: Sequence[HoldEntry]
+    folders: Mapping[str, Mapping[str, Sequence[str]]]
     obstacles: tuple[str, ...] = ()
     locks: Mapping[str, datetime] = field(default_factory=dict)
     gone: tuple[Candidate, ...] = ()
@@ -85,11 +86,6 @@ class Stored:
     def holders(self, artifact_id: str) -> list[str]:
         """Return the stores that have an artifact's manifest."""
         return [copy.store for copy in self.copies.get(artifact_id, ())]
-
-    @cached_property
-    def folders(self) -> Mapping[str, Mapping[str, list[str]]]:
-        """Return store -> artifact id -> the keys in its folder."""
-        return {name: folders_of(inventory) for name, inventory in self.inventories.items()}
 
     @cached_property
     def log_manifests(self) -> Mapping[str, list[str]]:
@@ -212,6 +208,7 @@ def take_stock(workplace: Workplace, policy: Policy, obstacles: Sequence[str] = 
         log_graves=[log_graves[tombstone_id] for tombstone_id in sorted(log_graves)],
         gone=tuple(gone_artifacts(known, read.values(), [graves[name] for name in graves.keys() - held])),
         known_holds=entries,
+        folders=folders,
         orphans=tuple(item for item in orphans if item.store in policy.stores),
         records=list(dated_records(read.values(), workplace.catalog.evidence_entries(policy=name))),
         obstacles=(
